@@ -1,0 +1,141 @@
+"""Files and where they lie: project root, atomic writes, hashes, jsonl lines, room on the disk."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from telechat_kit.errors import DataError, KitError
+
+
+def project_root() -> Path:
+    """Folder that holds `notebooks/` and `params/`: the nearest one upward, else the one beside the package."""
+    start = Path.cwd()
+    beside_package = Path(__file__).resolve().parent.parent
+    for folder in (start, *start.parents, beside_package):
+        if (folder / "notebooks" / "01_setup.ipynb").is_file() and (folder / "params").is_dir():
+            return folder
+    return start
+
+
+def resolve(path: str | Path) -> Path:
+    """Absolute form of `path`; a relative one is relative to the project root, wherever the command started."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else project_root() / path
+
+
+def relative(path: str | Path) -> str:
+    """`path` as the project knows it: relative to the root if it lies below it."""
+    path = Path(path)
+    return str(path.relative_to(project_root())) if path.is_relative_to(project_root()) else str(path)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` and rename it to `path` at the end; on an error nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)  # noqa: PTH105  (a rename over an existing file, on every system)
+    except OSError as error:
+        raise KitError(f"cannot write {path}: {error.strerror or error}. Free space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as indented UTF-8 JSON, whole or not at all. NaN is refused: JSON has none."""
+    return write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; a missing or damaged one is a `DataError` that names the file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist. Run the step that writes it, or correct the path.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}. Remove it and run the step again.") from error
+
+
+def read_jsonl(path: Path, required: str) -> list[dict[str, Any]]:
+    """Objects of a jsonl file, one a line; blank lines are skipped.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is no JSON object with a text under `required`.
+    """
+    if not path.is_file():
+        raise DataError(f'{path} does not exist. Give a file of {{"{required}": "..."}} lines.')
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            rows.append(_parse_line(line, path, number, required))
+    if not rows:
+        raise DataError(f'{path} holds no lines. Give at least one {{"{required}": "..."}} line.')
+    return rows
+
+
+def _parse_line(line: str, path: Path, number: int, required: str) -> dict[str, Any]:
+    where = f"{path}, line {number}"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}). Correct the line.") from error
+    if not isinstance(row, dict) or not isinstance(row.get(required), str) or not row[required].strip():
+        raise DataError(f'{where}: expected an object with a non-empty text under "{required}", got {line[:80]}')
+    return row
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write one JSON object a line, whole or not at all."""
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()  # Python 3.10
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse to begin what cannot end: raise `KitError` if fewer than `needed` bytes are free under `folder`."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise KitError(
+            f"{purpose} needs {needed / 1e9:.2f} GB under {folder}, {free / 1e9:.2f} GB are free. "
+            "Free space or choose another folder."
+        )
