@@ -1,0 +1,49 @@
+"""The W8A8 linear as the network runs it: int8 weights, one static scale and offset for its input."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from telechat_kit.backends import backend_for
+
+#: Tensors of a W8A8 linear on disk that the arithmetic needs; `weight_scale`, `weight_offset`, `bias` are for readers.
+RUNTIME_TENSORS = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+
+
+def decode_scale(stored: Tensor) -> Tensor:
+    """float32 values of a `deq_scale` as stored: itself, or the float32 bit pattern in the low half of int64."""
+    if stored.dtype == torch.float32:
+        return stored
+    return (stored & 0xFFFFFFFF).to(torch.uint32).view(torch.float32)
+
+
+def encode_scale(scale: Tensor) -> Tensor:
+    """int64 form of float32 scales: the bit pattern read as int32 and widened (what msModelSlim writes)."""
+    return scale.float().view(torch.int32).to(torch.int64)
+
+
+class W8A8Linear(nn.Module):
+    """`y = (clamp(round(x / input_scale) + input_offset) . weight^T + quant_bias) * deq_scale`, product in int32."""
+
+    weight: Tensor  # int8 [out, in]
+    input_scale: Tensor  # float32 [1]
+    input_offset: Tensor  # float32 [1], an integer
+    quant_bias: Tensor  # int32 [out]; holds the bias and what the offset adds
+    deq_scale: Tensor  # float32 [out]
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("weight", tensors["weight"].contiguous())
+        self.register_buffer("input_scale", tensors["input_scale"].float())
+        self.register_buffer("input_offset", tensors["input_offset"].float())
+        self.register_buffer("quant_bias", tensors["quant_bias"])
+        self.register_buffer("deq_scale", decode_scale(tensors["deq_scale"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return backend_for(x.device.type).int8_linear(
+            x, self.weight, self.input_scale, self.input_offset, self.quant_bias, self.deq_scale
+        )
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"

@@ -1,0 +1,255 @@
+"""The TeleChat network for torch and transformers. Module names are those of the published checkpoints."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from telechat_kit.backends import backend_for
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.rotary import Rotary
+
+
+class TelechatRMSNorm(nn.Module):
+    """RMS norm. `bias` is None but in checkpoints whose outlier suppression shifted channels."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.register_parameter("bias", None)
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = backend_for(x.device.type).rms_norm(x, self.weight, self.epsilon)
+        return normed if self.bias is None else normed + self.bias
+
+
+class TelechatAttention(nn.Module):
+    """Multi-head attention; `key_value` gives key and value interleaved per head."""
+
+    def __init__(self, config: TelechatConfig, layer: int) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.n_head, self.head_dim, self.layer = config.n_head, config.head_dim, layer
+        self.query = nn.Linear(size, size, bias=False)
+        self.key_value = nn.Linear(size, 2 * size, bias=False)
+        self.dense = nn.Linear(size, size)
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
+    ) -> Tensor:
+        backend = backend_for(x.device.type)
+        batch, length, size = x.shape
+        query = self.query(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)
+        key_value = self.key_value(x).view(batch, length, self.n_head, 2 * self.head_dim).transpose(1, 2)
+        key, value = key_value.split(self.head_dim, dim=-1)
+        query, key = backend.rotate(query, *tables), backend.rotate(key, *tables)
+        if past is not None:
+            key, value = past.update(key, value, self.layer)
+        mixed = backend.attention(query, key, value, mask)
+        return self.dense(mixed.transpose(1, 2).reshape(batch, length, size))
+
+
+class TelechatMLP(nn.Module):
+    """SwiGLU feed-forward."""
+
+    def __init__(self, config: TelechatConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
+        self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class TelechatBlock(nn.Module):
+    """Attention, then feed-forward, each after a norm and added to the residual stream."""
+
+    def __init__(self, config: TelechatConfig, layer: int) -> None:
+        super().__init__()
+        size, epsilon = config.hidden_size, config.layer_norm_epsilon
+        self.input_layernorm = TelechatRMSNorm(size, epsilon)
+        self.self_attention = TelechatAttention(config, layer)
+        self.post_attention_layernorm = TelechatRMSNorm(size, epsilon)
+        self.mlp = TelechatMLP(config)
+        self.residual_after_norm = config.apply_residual_connection_post_layernorm
+
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
+    ) -> Tensor:
+        normed = self.input_layernorm(x)
+        x = self.self_attention(normed, tables, mask, past) + (normed if self.residual_after_norm else x)
+        normed = self.post_attention_layernorm(x)
+        return self.mlp(normed) + (normed if self.residual_after_norm else x)
+
+
+class TelechatPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of TeleChat to load, save and initialize it."""
+
+    config_class = TelechatConfig
+    base_model_prefix = "transformer"
+    _no_split_modules = ["TelechatBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+
+
+class TelechatModel(TelechatPreTrainedModel):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: TelechatConfig) -> None:
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.embed_layernorm:
+            self.word_embeddings_layernorm = TelechatRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.h = nn.ModuleList(TelechatBlock(config, layer) for layer in range(config.n_layer))
+        self.ln_f = TelechatRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.rotary = Rotary(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states `[B, T, H]` after the final norm for `input_ids [B, T]` on top of `past_key_values`.
+
+        `attention_mask` is `[B, past + T]`, 0 for padding. Positions are slots of the sequence, pads included,
+        as in the published code, so `position_ids` are not taken.
+        """
+        past = past_key_values
+        if past is None and (self.config.use_cache if use_cache is None else use_cache):
+            past = DynamicCache()
+        input_ids, new = self._whole_sequence_past_trained_length(input_ids, inputs_embeds, past)
+        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.config.embed_layernorm:
+            x = self.word_embeddings_layernorm(x)
+        start = past.get_seq_length() if past is not None else 0
+        tables = self.rotary.rows(start, start + x.shape[1], x)
+        mask = additive_mask(attention_mask, x, start)
+        states = [x]
+        for block in self.h:
+            x = block(x, tables, mask, past)
+            states.append(x)
+        x = self.ln_f(x)
+        states[-1] = x
+        return BaseModelOutputWithPast(
+            last_hidden_state=x[:, -new:],
+            past_key_values=past,
+            hidden_states=tuple(state[:, -new:] for state in states) if output_hidden_states else None,
+        )
+
+    def _whole_sequence_past_trained_length(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: Cache | None
+    ) -> tuple[Tensor | None, int]:
+        """The ids to run, and how many of their positions the caller asked for.
+
+        Past the trained length the rotary factor changes with every token and reaches all earlier hidden
+        states, so a cache cannot agree with the full forward: the sequence is run again from its ids, which
+        are kept with the cache. The published code stops with an IndexError there.
+        """
+        new = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
+        if past is None or input_ids is None:
+            return input_ids, new
+        start = past.get_seq_length()
+        if start:
+            known = getattr(past, "token_ids", None)
+            whole = torch.cat([known, input_ids], dim=1) if known is not None else input_ids
+            if start + new > self.config.training_seqlen:
+                if whole.shape[1] != start + new:
+                    raise ValueError("a cache without its token ids cannot go past the trained length")
+                past.crop(-start)
+                input_ids = whole
+        else:
+            whole = input_ids
+        past.token_ids = whole
+        return input_ids, new
+
+
+def additive_mask(attention_mask: Tensor | None, x: Tensor, start: int) -> Tensor | None:
+    """Additive mask `[B, 1, T, start + T]`, or None where causality alone decides and the backend sees to it.
+
+    Masked entries hold the lowest finite value, not -inf: rows of padding then attend uniformly instead of
+    giving NaN.
+    """
+    length = x.shape[1]
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    if not padded and (start == 0 or length == 1):
+        return None
+    total = start + length
+    allowed = torch.ones(length, total, dtype=torch.bool, device=x.device).tril(start)[None, None]
+    if padded and attention_mask is not None:
+        allowed = allowed & attention_mask[:, None, None, :total].bool()
+    return torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(~allowed, torch.finfo(x.dtype).min)
+
+
+class TelechatForCausalLM(TelechatPreTrainedModel, GenerationMixin):
+    """TeleChat with its head, tied to the embedding (7B) or not (12B)."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: TelechatConfig) -> None:
+        super().__init__(config)
+        self.transformer = TelechatModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits `[B, T or logits_to_keep, vocab]`; `labels [B, T]`, -100 to leave out, add the mean loss."""
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """transformers' own, and the cache is told its ids: beams may have been reordered since."""
+        past = kwargs.get("past_key_values")
+        if past is not None and (start := past.get_seq_length()):
+            past.token_ids = input_ids[:, :start]
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)

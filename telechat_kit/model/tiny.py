@@ -1,0 +1,60 @@
+"""A TeleChat of random weights and a byte tokenizer: a whole checkpoint in a second, for tests and dry runs."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from telechat_kit.files import atomic_folder, write_json
+from telechat_kit.model.checkpoint import ORIGIN
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.network import TelechatForCausalLM
+
+SPECIAL = ("<_unk>", "<_start>", "<_end>", "<_pad>", "<_user>", "<_bot>")
+
+
+def build_tiny(folder: Path, seed: int = 0) -> Path:
+    """Write a TeleChat checkpoint of 4 blocks with weights drawn by `seed`; its texts mean nothing."""
+    tokenizer = byte_tokenizer()
+    config = TelechatConfig(
+        architectures=["TelechatForCausalLM"],
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        n_layer=4,
+        n_head=4,
+        ffn_hidden_size=176,
+        training_seqlen=512,
+        seq_length=512,
+        base_seqlen=512,
+        initializer_range=0.15,
+        dtype="float32",
+    )
+    with atomic_folder(folder) as temporary:
+        _random_model(config, seed).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / ORIGIN, {"name": "random TeleChat", "license": "none (random numbers)", "seed": seed})
+    return folder
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the 256 bytes after TeleChat's special tokens; it encodes any text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<_unk>",
+        bos_token="<_start>",
+        eos_token="<_end>",
+        pad_token="<_pad>",
+        additional_special_tokens=["<_user>", "<_bot>"],
+    )
+
+
+def _random_model(config: TelechatConfig, seed: int) -> TelechatForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TelechatForCausalLM(config)
