@@ -1,0 +1,123 @@
+"""Int8 weights, the tensors of a W8A8 linear as on disk, and the plain integer linear that judges backends.
+
+The activation's scale and offset come from `observers`; fast products are the backends' business.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from telechat_kit.errors import CheckpointError
+from telechat_kit.model.int8 import decode_scale, encode_scale
+from telechat_kit.quantization.observers import EPS
+
+#: Largest bias in units of deq_scale: leaves int32 room for the products and offsets of 32768 inputs.
+BIAS_LIMIT = 2**30
+
+
+def weight_scale(weight: Tensor) -> Tensor:
+    """Symmetric scale of each output channel: `weight [out, in]` -> `[out, 1]`, in the weight's dtype.
+
+    The largest absolute value of a row lands on 127 (W8A8 of msModelSlim, mm_tensor=False).
+
+    Raises:
+        CheckpointError: the weight holds NaN or infinity.
+    """
+    scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=EPS)
+    if not torch.isfinite(scale).all():
+        raise CheckpointError(
+            "a weight to be quantized holds NaN or infinite values. Check the float checkpoint's files."
+        )
+    return scale
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 form of `weight [out, in]`: values `[out, in]` in -127..127, scale `[out, 1]` in its dtype."""
+    scale = weight_scale(weight)
+    return _to_int8(weight, scale), scale
+
+
+def fake_quantize_weight(weight: Tensor) -> Tensor:
+    """`weight [out, in]` rounded to its int8 grid, still in its dtype, as calibration multiplies with it.
+
+    As in msModelSlim the lower bound is -128 here and -127 in `quantize_weight`; 16-bit dtypes can tell.
+    """
+    scale = weight_scale(weight)
+    return torch.round(weight / scale).clamp(-128, 127) * scale
+
+
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, input_scale: Tensor, input_offset: Tensor
+) -> dict[str, Tensor]:
+    """Tensors of a W8A8 linear, named as on disk, from its float weight and the range of its input.
+
+    Args:
+        weight: `[out, in]`, already smoothed, in the model's dtype.
+        bias: `[out]` or None.
+        input_scale: `[1]`, from an observer.
+        input_offset: `[1]`, an integer stored as float.
+
+    Returns:
+        `weight` int8 `[out, in]`; `weight_scale`, `weight_offset` `[out, 1]`; `input_scale`, `input_offset`
+        `[1]`; `quant_bias` int32 `[out]`; `deq_scale` `[out]`, an int64 bit pattern, float32 for a bfloat16
+        weight; `bias` as given. The arithmetic is that of msModelSlim's saver.
+    """
+    scale = weight_scale(weight)
+    if bias is not None:
+        scale = torch.maximum(scale, _scale_for_bias(bias, input_scale).to(scale.dtype))
+    quantized, deq_scale = _to_int8(weight, scale), _product_scale(input_scale, scale)
+    packed = {
+        "weight": quantized,
+        "weight_scale": scale,
+        "weight_offset": torch.zeros_like(scale),
+        "input_scale": input_scale,
+        "input_offset": input_offset,
+        "quant_bias": _quant_bias(quantized, bias, deq_scale, input_offset),
+        "deq_scale": deq_scale if weight.dtype == torch.bfloat16 else encode_scale(deq_scale),
+    }
+    return packed if bias is None else {**packed, "bias": bias}
+
+
+def int8_accumulator(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
+    """Integer result of a W8A8 linear before its scaling: `x [..., in]` -> int32 `[..., out]`, on the CPU.
+
+    `clamp(round(x / input_scale) + input_offset, -128, 127) . weight^T + quant_bias`, rounding half to even.
+    """
+    scale, offset = packed["input_scale"].float(), packed["input_offset"].float()
+    x_q = (torch.round(x.float() / scale) + offset).clamp(-128, 127)
+    product = x_q.to(torch.int64) @ packed["weight"].to(torch.int64).T
+    return (product + packed["quant_bias"]).to(torch.int32)
+
+
+def int8_linear(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
+    """W8A8 linear of `x [..., in]` -> `[..., out]` in the dtype of `x`: slow, exact, judge of backends."""
+    return (int8_accumulator(x, packed) * decode_scale(packed["deq_scale"])).to(x.dtype)
+
+
+def _to_int8(weight: Tensor, scale: Tensor) -> Tensor:
+    return torch.round(weight / scale).clamp(-127, 127).to(torch.int8)
+
+
+def _scale_for_bias(bias: Tensor, input_scale: Tensor) -> Tensor:
+    """Smallest scale `[out, 1]` whose `quant_bias` fits int32, float32.
+
+    It matters for rows of zeros with a bias, whose scale is EPS; in the reference their bias overflows.
+    """
+    return (bias.float().abs() / (input_scale.float() * BIAS_LIMIT)).unsqueeze(1)
+
+
+def _product_scale(input_scale: Tensor, scale: Tensor) -> Tensor:
+    """float32 `[out]`: the product of both scales, in their own dtype unless float16 makes it vanish."""
+    product = (input_scale * scale).float()
+    return torch.where(product == 0, input_scale.float() * scale.float(), product).squeeze(1)
+
+
+def _quant_bias(quantized: Tensor, bias: Tensor | None, deq_scale: Tensor, input_offset: Tensor) -> Tensor:
+    """int32 `[out]`: the bias in units of `deq_scale`, less what the input's offset adds to every product.
+
+    In float32, not in integers: above 2^24 the reference's values are multiples of 2 to 16, and so are these.
+    """
+    correction = quantized.sum(dim=1).float() * input_offset.float()
+    scaled = torch.zeros_like(correction) if bias is None else bias.float() / deq_scale
+    return torch.round(scaled - correction).to(torch.int32)

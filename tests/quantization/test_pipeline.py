@@ -1,0 +1,168 @@
+"""Whole pipelines against those of the reference tool on small TeleChat-like models, and the folder they leave."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import telechat_kit
+from telechat_kit.errors import CheckpointError, DataError, ParameterError
+from telechat_kit.model import TelechatConfig, TelechatForCausalLM
+from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.quantization import int8_linear, quantize
+from telechat_kit.quantization.pipeline import Recipe, quantize_model
+
+GOLDEN = Path(__file__).parents[1] / "data" / "quantization"
+PIPELINES = sorted(path.stem for path in GOLDEN.glob("pipe_*.json") if "bf16" not in path.stem)
+
+
+def golden_model(name: str) -> TelechatForCausalLM:
+    shape = json.loads((GOLDEN / f"{name}.json").read_text())
+    config = TelechatConfig(
+        vocab_size=shape["vocab_size"],
+        hidden_size=shape["hidden_size"],
+        n_layer=shape["n_layer"],
+        n_head=shape["n_head"],
+        ffn_hidden_size=shape["ffn_hidden_size"],
+        training_seqlen=512,
+        base_seqlen=512,
+        rope_table_dtype="float32",
+        tie_word_embeddings=False,
+    )
+    model = TelechatForCausalLM(config)
+    model.load_state_dict(load_file(GOLDEN / f"{name}.safetensors"), strict=True)
+    return model.eval()
+
+
+def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool = False) -> Recipe:
+    return Recipe(level, anti_outlier, act_method, group_fallback, "golden", "", [], 0, "", "")
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipeline_gives_the_tensors_of_the_reference(name: str) -> None:
+    facts, golden = (
+        json.loads((GOLDEN / f"{name}.json").read_text()),
+        load_file(GOLDEN / f"{name}.safetensors"),
+    )
+    model = golden_model(f"model_{name.split('_')[1]}")
+    calibration = [golden[f"in.calib{i}"] for i in range(sum(key.startswith("in.calib") for key in golden))]
+
+    result = quantize_model(
+        model, calibration, recipe(facts["anti_method"] or "none", facts["act_method"], facts["disable_level"])
+    )
+
+    assert {linear.name for linear in result.float_linears} | {"lm_head"} == set(facts["rollback"])
+    saved = {key.removeprefix("saved."): value for key, value in golden.items() if key.startswith("saved.")}
+    assert {name for name in result.packed if f"{name}.quant_bias" in saved} == set(result.packed)
+    for linear, tensors in result.packed.items():
+        for part, tensor in tensors.items():
+            close_to_saved(part, tensor, saved[f"{linear}.{part}"])
+
+
+def close_to_saved(part: str, ours: torch.Tensor, saved: torch.Tensor) -> None:
+    assert (ours.dtype, ours.shape) == (saved.dtype, saved.shape), part
+    if part == "weight":  # another ulp in the smoothing scale may move a value over the edge of a step
+        assert (ours.int() - saved.int()).abs().max() <= 1
+        assert (ours != saved).float().mean() < 0.01
+    elif part == "deq_scale":
+        torch.testing.assert_close(
+            ours.int().view(torch.float32), saved.int().view(torch.float32), rtol=1e-5, atol=0
+        )
+    elif part == "quant_bias":  # sums of weights that may differ by one, times an offset of up to 128
+        assert (ours - saved).abs().max() <= 256
+    else:
+        torch.testing.assert_close(ours, saved, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized") / "w8a8"
+    quantize(tiny_folder, folder, level="L2", samples=4, tokens=48)
+    return folder
+
+
+def test_folder_stands_alone(quantized: Path, tiny_folder: Path) -> None:
+    names = {path.name for path in quantized.iterdir()}
+    assert names >= {
+        "config.json",
+        "generation_config.json",
+        "quantize.json",
+        "tokenizer.json",
+        "quant_model_weight_w8a8.safetensors",
+        "quant_model_description_w8a8.json",
+    }
+    assert "model.safetensors" not in names
+    config = json.loads((quantized / "config.json").read_text())
+    assert (config["quantize"], config["torch_dtype"]) == ("w8a8", "float32")
+    kept = json.loads((quantized / "quantize.json").read_text())
+    assert len(kept["float_linears"]) >= 2
+    assert len(kept["recipe"]["source_weights"]) == 64
+
+
+def test_loaded_model_runs_int8_weights_and_equals_the_integer_reference(quantized: Path) -> None:
+    model = telechat_kit.load_model(quantized)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, W8A8Linear)}
+    assert len(linears) == 4 * 6 - 2
+    assert all(linear.weight.dtype == torch.int8 for linear in linears.values())
+    tensors = load_file(quantized / "quant_model_weight_w8a8.safetensors")
+    name, linear = "h.1.mlp.gate_proj", linears["transformer.h.1.mlp.gate_proj"]
+    x = torch.randn(3, 5, 64)
+    packed = {key.rsplit(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    torch.testing.assert_close(linear(x), int8_linear(x, packed), rtol=1e-6, atol=1e-6)
+
+
+def test_w8a8_stays_near_the_float_model(quantized: Path, tiny_folder: Path) -> None:
+    ids = torch.arange(6, 70)[None]
+    with torch.inference_mode():
+        ours, float_logits = (
+            telechat_kit.load_model(folder)(ids).logits for folder in (quantized, tiny_folder)
+        )
+    assert (ours - float_logits).std() / float_logits.std() < 0.25  # unrelated logits give 1.4
+
+
+def test_equal_inputs_give_equal_bytes(quantized: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    quantize(tiny_folder, again, level="L2", samples=4, tokens=48)
+    for path in quantized.iterdir():
+        assert (
+            hashlib.sha256(path.read_bytes()).digest()
+            == hashlib.sha256((again / path.name).read_bytes()).digest()
+        )
+
+
+def test_linears_that_share_an_input_stay_in_float_together() -> None:
+    model = golden_model("model_A")
+    golden = load_file(GOLDEN / "pipe_A_m1_act1_L2.safetensors")
+    calibration = [golden[f"in.calib{i}"] for i in range(4)]
+    result = quantize_model(model, calibration, recipe("m1", 1, "L1", group_fallback=True))
+    names = [linear.name for linear in result.float_linears]
+    assert len(names) == 2
+    assert result.float_linears[1].reason == f"reads the same input as {names[0]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"level": "5"}, ParameterError, 'level "5" is unknown'),
+        ({"level": "L25"}, ParameterError, "the model has 24"),
+        ({"anti_outlier": "m9"}, ParameterError, "m9"),
+        ({"act_method": 4}, ParameterError, "4"),
+        ({"samples": 10**6}, DataError, "free blocks of 48 tokens"),
+        ({"checkpoint_path": "nowhere"}, CheckpointError, "nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(
+    change: dict[str, object], error: type[Exception], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = {"checkpoint_path": tiny_folder, "samples": 2, "tokens": 48} | change
+    with pytest.raises(error, match=message):
+        quantize(quant_path=tmp_path / "w8a8", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_folder_is_refused_as_float(quantized: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="quantized already"):
+        quantize(quantized, tmp_path / "w8a8", samples=2, tokens=48)
