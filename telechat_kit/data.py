@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from telechat_kit.errors import DataError
+from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_jsonl, relative, resolve
 
 #: The documentation topics that every CPython ships: a real English text of half a megabyte.
@@ -50,11 +50,15 @@ def load_text(source: str) -> Text:
 
 def _read_plain(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f'{path} does not exist. Give a text or .jsonl file, or "{PYDOC_TOPICS}".') from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder. Give a text or .jsonl file.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it.") from error
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it."
+        ) from error
     if not text.strip():
         raise DataError(f"{path} is empty. Give a text.")
     return text
@@ -69,7 +73,10 @@ def token_blocks(
 
     Raises:
         DataError: the text is too short for so many blocks.
+        ParameterError: no blocks are asked for, or blocks of no tokens.
     """
+    if length < 1 or count < 1:
+        raise ParameterError(f"{count} blocks of {length} tokens: both numbers must be at least 1.")
     ids = tokenizer("\n".join(text.lines), add_special_tokens=False, verbose=False)["input_ids"]
     starts = [
         start

@@ -1,5 +1,6 @@
 """Files and where they lie: project root, atomic writes, hashes, jsonl lines, room on the disk."""
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -36,32 +37,43 @@ def relative(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system has against writing `path`, as a `KitError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise KitError(
+            f"cannot write {path}: {error.strerror or error}. Free space or choose another folder."
+        ) from error
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` and rename it to `path` at the end; on an error nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)  # noqa: PTH105  (a rename over an existing file, on every system)
-    except OSError as error:
-        raise KitError(f"cannot write {path}: {error.strerror or error}. Free space or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)  # noqa: PTH105  (a rename over an existing file, on every system)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -79,9 +91,11 @@ def write_json(path: Path, value: Any) -> Path:
 def read_json(path: Path) -> Any:
     """Parse a JSON file; a missing or damaged one is a `DataError` that names the file and line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist. Run the step that writes it, or correct the path.") from error
+        raise DataError(
+            f"{path} does not exist. Run the step that writes it, or correct the path."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Remove it and run the step again.") from error
 
@@ -95,7 +109,8 @@ def read_jsonl(path: Path, required: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f'{path} does not exist. Give a file of {{"{required}": "..."}} lines.')
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    # not str.splitlines(): it also cuts at separators that may stand inside a JSON text, such as U+2028
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             rows.append(_parse_line(line, path, number, required))
     if not rows:
@@ -103,14 +118,21 @@ def read_jsonl(path: Path, required: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _parse_line(line: str, path: Path, number: int, required: str) -> dict[str, Any]:
+def _parse_line(line: bytes, path: Path, number: int, required: str) -> dict[str, Any]:
     where = f"{path}, line {number}"
     try:
-        row = json.loads(line)
+        text = line.decode("utf-8").strip()
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}). Correct the line.") from error
+        raise DataError(
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}). Correct the line."
+        ) from error
     if not isinstance(row, dict) or not isinstance(row.get(required), str) or not row[required].strip():
-        raise DataError(f'{where}: expected an object with a non-empty text under "{required}", got {line[:80]}')
+        raise DataError(
+            f'{where}: expected an object with a non-empty text under "{required}", got {text[:80]}'
+        )
     return row
 
 

@@ -20,7 +20,13 @@ class Backend(Protocol):
     def quantize(self, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor: ...
     def accumulate(self, x_q: Tensor, weight: Tensor) -> Tensor: ...
     def int8_linear(
-        self, x: Tensor, weight: Tensor, input_scale: Tensor, input_offset: Tensor, quant_bias: Tensor, deq_scale: Tensor
+        self,
+        x: Tensor,
+        weight: Tensor,
+        input_scale: Tensor,
+        input_offset: Tensor,
+        quant_bias: Tensor,
+        deq_scale: Tensor,
     ) -> Tensor: ...
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor: ...
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
@@ -52,7 +58,7 @@ def resolve_device(device: str) -> torch.device:
         raise DeviceError(f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}.')
     module = getattr(torch, kind, None)
     count = module.device_count() if module is not None and module.is_available() else 0
-    if not index.isdigit() and index or int(index or 0) >= count:
+    if (index and not index.isdigit()) or int(index or 0) >= count:
         raise DeviceError(
             f'device "{device}" asked for, but torch sees {count} {kind} device(s) here. '
             "Use device: auto, or install the driver and the torch build of that device."

@@ -34,7 +34,12 @@ def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
 
 
 def int8_linear(
-    x: Tensor, weight: Tensor, input_scale: Tensor, input_offset: Tensor, quant_bias: Tensor, deq_scale: Tensor
+    x: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    input_offset: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
 ) -> Tensor:
     """W8A8 linear of `x [..., K]`, `weight [N, K]` int8: the integer product of `accumulate`, scaled to `[..., N]`."""
     x_q = quantize(x, input_scale, input_offset).view(-1, weight.shape[1])

@@ -7,7 +7,14 @@ from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM, TelechatModel
 from telechat_kit.model.tokenization import load_tokenizer, register_tokenizers
 
-__all__ = ["TelechatConfig", "TelechatForCausalLM", "TelechatModel", "load_model", "load_tokenizer", "register"]
+__all__ = [
+    "TelechatConfig",
+    "TelechatForCausalLM",
+    "TelechatModel",
+    "load_model",
+    "load_tokenizer",
+    "register",
+]
 
 
 def register() -> None:

@@ -26,7 +26,9 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_model(folder: str | Path, device: str = "auto", dtype: torch.dtype | None = None) -> TelechatForCausalLM:
+def load_model(
+    folder: str | Path, device: str = "auto", dtype: torch.dtype | None = None
+) -> TelechatForCausalLM:
     """The TeleChat model of a float or W8A8 checkpoint folder, in eval mode on `device`.
 
     Args:
@@ -50,7 +52,9 @@ def load_model(folder: str | Path, device: str = "auto", dtype: torch.dtype | No
 def read_config(folder: Path) -> TelechatConfig:
     """The configuration of a TeleChat folder; anything else is a `CheckpointError`."""
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there.")
+        raise CheckpointError(
+            f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there."
+        )
     path = folder / "config.json"
     try:
         values = read_json(path)
@@ -58,7 +62,9 @@ def read_config(folder: Path) -> TelechatConfig:
         raise CheckpointError(f"{folder} is no checkpoint folder: {error}") from error
     model_type = values.get("model_type")
     if model_type != TelechatConfig.model_type:
-        raise CheckpointError(f'{path}: model_type is "{model_type}", expected "telechat". Give a TeleChat checkpoint.')
+        raise CheckpointError(
+            f'{path}: model_type is "{model_type}", expected "telechat". Give a TeleChat checkpoint.'
+        )
     return TelechatConfig.from_pretrained(folder)
 
 
@@ -116,11 +122,17 @@ def _load_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
             folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True
         )
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the weights cannot be read ({error}). Copy the checkpoint again.") from error
+        raise CheckpointError(
+            f"{folder}: the weights cannot be read ({error}). Copy the checkpoint again."
+        ) from error
     if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}. Copy it again.")
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}. Copy it again."
+        )
     if unexpected := sorted(info["unexpected_keys"]):
-        raise CheckpointError(f"{folder}: unexpected tensor {unexpected[0]}; config.json and weights do not belong together.")
+        raise CheckpointError(
+            f"{folder}: unexpected tensor {unexpected[0]}; config.json and weights do not belong together."
+        )
     return model
 
 
@@ -134,7 +146,9 @@ def _load_w8a8(folder: Path, config: TelechatConfig, dtype: torch.dtype) -> Tele
         _place_int8(model, kinds, tensors)
         _place_float(model, tensors, dtype)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / W8A8_WEIGHTS} does not fit config.json: {error}. Quantize again.") from error
+        raise CheckpointError(
+            f"{folder / W8A8_WEIGHTS} does not fit config.json: {error}. Quantize again."
+        ) from error
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
@@ -146,7 +160,9 @@ def _place_int8(model: TelechatForCausalLM, kinds: dict[str, str], tensors: dict
         if isinstance(linear, nn.Linear) and kinds.get(f"{stored}.weight") == "W8A8":
             parts = {part: tensors[f"{stored}.{part}"] for part in RUNTIME_TENSORS}
             if parts["weight"].shape != linear.weight.shape:
-                raise KeyError(f"{stored}.weight has shape {tuple(parts['weight'].shape)}, expected {tuple(linear.weight.shape)}")
+                raise KeyError(
+                    f"{stored}.weight has shape {tuple(parts['weight'].shape)}, expected {tuple(linear.weight.shape)}"
+                )
             model.set_submodule(name, W8A8Linear(parts))
 
 

@@ -122,7 +122,10 @@ def recast(reader: GGUFReader, config: TelechatConfig) -> Iterator[tuple[str, Te
         key = _split_halves(weight(f"{old}.attn_k"), kv_heads)
         yield f"{new}.input_layernorm.weight", weight(f"{old}.attn_norm")
         yield f"{new}.self_attention.query.weight", _split_halves(weight(f"{old}.attn_q"), config.n_head)
-        yield f"{new}.self_attention.key_value.weight", _interleave(key, weight(f"{old}.attn_v"), kv_heads, config)
+        yield (
+            f"{new}.self_attention.key_value.weight",
+            _interleave(key, weight(f"{old}.attn_v"), kv_heads, config),
+        )
         yield f"{new}.self_attention.dense.weight", weight(f"{old}.attn_output")
         yield f"{new}.self_attention.dense.bias", torch.zeros(size)
         yield f"{new}.post_attention_layernorm.weight", weight(f"{old}.ffn_norm")
@@ -147,7 +150,9 @@ def _interleave(key: Tensor, value: Tensor, kv_heads: int, config: TelechatConfi
     """`key_value [2H, H]`: each grouped head repeated for its query heads, key then value per head."""
     shape = (kv_heads, config.head_dim, config.hidden_size)
     pair = torch.cat([key.view(shape), value.view(shape)], dim=1)
-    return pair.repeat_interleave(config.n_head // kv_heads, dim=0).reshape(-1, config.hidden_size).contiguous()
+    return (
+        pair.repeat_interleave(config.n_head // kv_heads, dim=0).reshape(-1, config.hidden_size).contiguous()
+    )
 
 
 def _license() -> str:

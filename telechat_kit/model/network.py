@@ -17,6 +17,8 @@ from telechat_kit.model.rotary import Rotary
 class TelechatRMSNorm(nn.Module):
     """RMS norm. `bias` is None but in checkpoints whose outlier suppression shifted channels."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -114,7 +116,7 @@ class TelechatModel(TelechatPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.word_embeddings = value
 
     def forward(
@@ -164,19 +166,17 @@ class TelechatModel(TelechatPreTrainedModel):
         are kept with the cache. The published code stops with an IndexError there.
         """
         new = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
-        if past is None or input_ids is None:
+        if past is None:
             return input_ids, new
-        start = past.get_seq_length()
-        if start:
-            known = getattr(past, "token_ids", None)
-            whole = torch.cat([known, input_ids], dim=1) if known is not None else input_ids
-            if start + new > self.config.training_seqlen:
-                if whole.shape[1] != start + new:
-                    raise ValueError("a cache without its token ids cannot go past the trained length")
-                past.crop(-start)
-                input_ids = whole
-        else:
-            whole = input_ids
+        start, whole = past.get_seq_length(), input_ids
+        known = getattr(past, "token_ids", None)
+        if start and whole is not None and known is not None:
+            whole = torch.cat([known, whole], dim=1)
+        if start and start + new > self.config.training_seqlen:
+            if whole is None or whole.shape[1] != start + new:
+                raise ValueError("a cache without its token ids cannot go past the trained length")
+            past.crop(-start)
+            input_ids = whole
         past.token_ids = whole
         return input_ids, new
 
@@ -195,7 +195,9 @@ def additive_mask(attention_mask: Tensor | None, x: Tensor, start: int) -> Tenso
     allowed = torch.ones(length, total, dtype=torch.bool, device=x.device).tril(start)[None, None]
     if padded and attention_mask is not None:
         allowed = allowed & attention_mask[:, None, None, :total].bool()
-    return torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(~allowed, torch.finfo(x.dtype).min)
+    return torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(
+        ~allowed, torch.finfo(x.dtype).min
+    )
 
 
 class TelechatForCausalLM(TelechatPreTrainedModel, GenerationMixin):
@@ -247,9 +249,14 @@ class TelechatForCausalLM(TelechatPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """transformers' own, and the cache is told its ids: beams may have been reordered since."""
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """transformers' own, and the cache is told its ids: beams may have been reordered since.
+
+        After a prompt of embeddings `input_ids` holds the new ids only, so those of the cache are not known.
+        """
         past = kwargs.get("past_key_values")
         if past is not None and (start := past.get_seq_length()):
-            past.token_ids = input_ids[:, :start]
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+            past.token_ids = input_ids[:, :start] if input_ids.shape[1] > start else None
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)

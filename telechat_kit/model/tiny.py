@@ -33,7 +33,9 @@ def build_tiny(folder: Path, seed: int = 0) -> Path:
     with atomic_folder(folder) as temporary:
         _random_model(config, seed).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(temporary / ORIGIN, {"name": "random TeleChat", "license": "none (random numbers)", "seed": seed})
+        write_json(
+            temporary / ORIGIN, {"name": "random TeleChat", "license": "none (random numbers)", "seed": seed}
+        )
     return folder
 
 
