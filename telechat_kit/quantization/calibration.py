@@ -132,11 +132,12 @@ def _quantized_inputs(
 
 @contextlib.contextmanager
 def _quantized_weights(model: nn.Module, names: Mapping[str, float]) -> Iterator[None]:
-    originals: dict[str, Tensor] = {name: model.get_submodule(name).weight.data for name in names}
+    weights = {name: model.get_parameter(f"{name}.weight") for name in names}
+    originals = {name: weight.data for name, weight in weights.items()}
     try:
-        for name, weight in originals.items():
-            model.get_submodule(name).weight.data = fake_quantize_weight(weight)
+        for weight in weights.values():
+            weight.data = fake_quantize_weight(weight.data)
         yield
     finally:
-        for name, weight in originals.items():
-            model.get_submodule(name).weight.data = weight
+        for name, weight in weights.items():
+            weight.data = originals[name]

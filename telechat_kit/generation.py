@@ -1,0 +1,147 @@
+"""Prefill and greedy decode on a preallocated cache, timed token by token."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telechat_kit.backends import backend_for
+from telechat_kit.errors import DataError
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.network import TelechatForCausalLM
+
+
+class PreallocatedCache:
+    """Keys and values of one sequence batch, `[layer, 2, B, heads, capacity, d]`, allocated once.
+
+    It offers what the network uses of transformers' `Cache`.
+    """
+
+    def __init__(self, config: TelechatConfig, batch: int, capacity: int, like: Tensor) -> None:
+        shape = (config.n_layer, 2, batch, config.n_head, capacity, config.head_dim)
+        self.slots = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.length = 0
+        self.token_ids: Tensor | None = None
+
+    def get_seq_length(self) -> int:
+        """Number of positions filled in all layers."""
+        return self.length
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Store `[B, heads, T, d]` behind the filled positions of `layer`; give all of its keys and values."""
+        stop = self.length + key.shape[2]
+        keys, values = self.slots[layer, 0, :, :, :stop], self.slots[layer, 1, :, :, :stop]
+        keys[:, :, self.length :], values[:, :, self.length :] = key, value
+        if layer == len(self.slots) - 1:
+            self.length = stop
+        return keys, values
+
+    def crop(self, remove: int) -> None:
+        """Forget the last `-remove` positions (negative, as in transformers)."""
+        self.length += remove
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New ids of one greedy run, and when each was there: seconds after the start of the prefill."""
+
+    prompt_tokens: int
+    token_ids: list[int]
+    token_times: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the prefill to the last token."""
+        return self.token_times[-1]
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds from the start of the prefill to the first token."""
+        return self.token_times[0]
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """Mean seconds per token after the first one; None where there is only one."""
+        after_first = len(self.token_times) - 1
+        return (self.seconds - self.time_to_first_token) / after_first if after_first else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens generated per second of wall time, prefill included: the published tables' meaning."""
+        return len(self.token_ids) / self.seconds
+
+
+@torch.inference_mode()
+def generate(
+    model: TelechatForCausalLM,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    repetition_penalty: float = 1.0,
+    stop_ids: Sequence[int] = (),
+    on_token: Callable[[int], None] | None = None,
+) -> Generation:
+    """Greedy continuation of one prompt: up to `max_new_tokens` ids, the stop id included if one comes.
+
+    Raises:
+        DataError: the prompt is empty or holds an id outside the vocabulary.
+    """
+    _check_prompt(model.config, prompt_ids, max_new_tokens)
+    backend, ids = backend_for(model.device.type), torch.tensor([prompt_ids], device=model.device)
+    weight = model.get_input_embeddings().weight
+    cache = PreallocatedCache(model.config, 1, len(prompt_ids) + max_new_tokens, like=weight)
+    new_ids: list[int] = []
+    times: list[float] = []
+    backend.synchronize()
+    start, step = time.perf_counter(), ids
+    while len(new_ids) < max_new_tokens:
+        logits = model(step, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        step = penalized(logits, ids, repetition_penalty).argmax(-1, keepdim=True)
+        ids = torch.cat([ids, step], dim=1)
+        new_ids.append(int(step))
+        times.append(time.perf_counter() - start)
+        if on_token is not None:
+            on_token(new_ids[-1])
+        if new_ids[-1] in stop_ids:
+            break
+    return Generation(len(prompt_ids), new_ids, times)
+
+
+def penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """`logits [B, vocab]` with those of the `ids [B, T]` already there divided by `penalty` if positive, else multiplied.
+
+    The rule of CTRL (Keskar et al. 2019) as transformers applies it: once per distinct id.
+    """
+    if penalty == 1.0:
+        return logits
+    seen = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def chat_ids(tokenizer: Any, question: str) -> list[int]:
+    """Prompt ids of one question in the chat format of the model, up to where the answer begins."""
+    turns = [{"role": "user", "content": question}]
+    return list(
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    )
+
+
+def stop_ids(model: TelechatForCausalLM) -> tuple[int, ...]:
+    """Ids that end an answer, from the generation config, which wins over the model's own."""
+    eos = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def _check_prompt(config: TelechatConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+    if not prompt_ids or max_new_tokens < 1:
+        raise DataError(
+            f"{len(prompt_ids)} prompt tokens and {max_new_tokens} new tokens: both must be at least 1."
+        )
+    if max(prompt_ids) >= config.vocab_size:
+        raise DataError(
+            f"token id {max(prompt_ids)} is outside the model's vocabulary of {config.vocab_size}: "
+            "tokenizer and weights do not belong together."
+        )

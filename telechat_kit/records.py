@@ -1,0 +1,62 @@
+"""Records on disk: a dataclass to JSON and back, checked against its types."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from telechat_kit.errors import DataError
+from telechat_kit.files import read_json, resolve, write_json
+
+
+class Record(Protocol):
+    """A dataclass with a schema name such as `telechat-kit/quantize/1`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def schema(self) -> str: ...
+
+
+Kind = TypeVar("Kind")
+
+
+def record_path(run_folder: str | Path, schema: str) -> Path:
+    """Where a record of that schema lies in a run folder: `telechat-kit/quantize/1` -> `quantize.json`."""
+    return resolve(run_folder) / f"{schema.split('/')[1]}.json"
+
+
+def write_record(run_folder: str | Path, record: Record) -> Path:
+    """Write a record into its run folder, whole or not at all. Infinite and missing numbers become null."""
+    return write_json(record_path(run_folder, record.schema), _finite(asdict(record)))
+
+
+def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:
+    """The record of a run folder, as the dataclass `kind`.
+
+    Raises:
+        DataError: the file is missing, damaged, of another schema, or lacks a field.
+    """
+    path = record_path(run_folder, schema)
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("schema") != schema:
+        found = values.get("schema") if isinstance(values, dict) else type(values).__name__
+        raise DataError(f'{path} has schema "{found}", this kit reads "{schema}". Run the step again.')
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{path}: {key}: {first['msg']}. The record is damaged; run the step again."
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

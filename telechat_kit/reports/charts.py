@@ -1,0 +1,329 @@
+"""Charts of the notebooks and the report. The same color means the same thing in every one."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from telechat_kit.environment import SetupRecord
+from telechat_kit.performance import CaseResult, PerformanceRecord
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.statistics import Estimate
+
+#: Okabe-Ito colors: told apart by color-blind readers, and by their lightness in grey print
+COLORS = {"float": "#0072B2", "w8a8": "#E69F00", "published": "#7F7F7F", "kept in float": "#D55E00"}
+NAMES = {"float": "float", "w8a8": "W8A8"}
+#: The four inputs of a block's linears: label, a linear that reads it, marker, color
+INPUTS = (
+    ("query, key_value", "query", "o", "#0072B2"),
+    ("dense", "dense", "s", "#009E73"),
+    ("gate_proj, up_proj", "gate_proj", "^", "#CC79A7"),
+    ("down_proj", "down_proj", "D", "#E69F00"),
+)
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 180,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure and its words for those who cannot see it. JupyterLab shows it; `html()` embeds it in a page."""
+
+    figure: Figure
+    alt: str
+
+    def png(self) -> bytes:
+        """The figure as PNG."""
+        buffer = io.BytesIO()
+        self.figure.savefig(
+            buffer, format="png", bbox_inches="tight", facecolor="white", metadata={"Software": None}
+        )
+        return buffer.getvalue()
+
+    def html(self) -> Markup:
+        """An `<img>` that carries its data with it."""
+        data = base64.b64encode(self.png()).decode()
+        return Markup(f'<figure><img src="data:image/png;base64,{data}" alt="{escape(self.alt)}"></figure>')
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt}
+        return bundle, {"image/png": {"alt": self.alt}}
+
+
+def _axes(width: float = 8.6, height: float = 3.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _finish(figure: Figure, axes: Axes, title: str, x: str, y: str, alt: str) -> Chart:
+    axes.set_title(title, pad=12)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return Chart(figure, f"{title}. {alt}")
+
+
+@mpl.rc_context(STYLE)
+def checkpoint_parts(record: SetupRecord) -> Chart:
+    """Where the bytes of the float checkpoint lie."""
+    figure, axes = _axes(height=2.6)
+    parts = sorted(record.parts, key=lambda part: part.bytes)
+    total = sum(part.bytes for part in parts)
+    bars = axes.barh(
+        [part.part for part in parts], [part.bytes / 1e6 for part in parts], color=COLORS["float"]
+    )
+    axes.bar_label(
+        bars, [f"{part.bytes / 1e6:,.1f} MB, {part.bytes / total:.1%}" for part in parts], padding=4
+    )
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.22)
+    title = f"{parts[-1].part.capitalize()} holds {parts[-1].bytes / total:.0%} of the {total / 1e6:,.1f} MB of weights"
+    return _finish(
+        figure,
+        axes,
+        title,
+        "float weights, MB",
+        "",
+        "; ".join(f"{p.part} {p.bytes / 1e6:.1f} MB" for p in parts),
+    )
+
+
+@mpl.rc_context(STYLE)
+def sensitivity(record: QuantizeRecord) -> Chart:
+    """Score of every linear's input by block, those kept in float marked."""
+    figure, axes = _axes()
+    kept = {linear.name for linear in record.float_linears}
+    for label, kind, marker, color in INPUTS:
+        rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
+        axes.plot(range(len(rows)), [row.score for row in rows], marker, ms=4.5, color=color, label=label)
+    for linear in record.float_linears:
+        block, kind = _block_and_kind(linear.name)
+        axes.plot(block, linear.score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
+        axes.annotate(
+            f"{kind} {block}", (block, linear.score), (8, 4), textcoords="offset points", fontsize=8.5
+        )
+    axes.margins(y=0.18)
+    figure.legend(ncol=6, loc="outside lower center")
+    title = f"{len(kept)} of {len(record.linears)} linears stay in float: those with the largest outliers"
+    top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
+    return _finish(
+        figure, axes, title, "block", "sensitivity score\n(largest |x| / std)", f"Kept in float: {top}"
+    )
+
+
+@mpl.rc_context(STYLE)
+def activation_ranges(record: QuantizeRecord) -> Chart:
+    """Width of each int8 linear's input range by block: the step of the activations is a 255th of it."""
+    figure, axes = _axes()
+    for label, kind, marker, color in INPUTS:
+        rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
+        points = [
+            (i, row.high - row.low)
+            for i, row in enumerate(rows)
+            if row.low is not None and row.high is not None
+        ]
+        axes.plot(
+            [i for i, _ in points], [width for _, width in points], marker, ms=4.5, color=color, label=label
+        )
+    axes.set_yscale("log")
+    figure.legend(ncol=6, loc="outside lower center")
+    widths = [
+        (row.high - row.low, row.name)
+        for row in record.linears
+        if row.low is not None and row.high is not None
+    ]
+    widest = max(widths, default=(0.0, "none"))[1].removeprefix("transformer.")
+    return _finish(
+        figure,
+        axes,
+        f"The widest int8 input is that of {widest}",
+        "block",
+        "input range (high - low)",
+        f"{len(widths)} linears",
+    )
+
+
+def _block_and_kind(name: str) -> tuple[int, str]:
+    parts = name.removeprefix("transformer.").split(".")
+    return int(parts[1]), parts[-1]
+
+
+@mpl.rc_context(STYLE)
+def perplexity(record: PrecisionRecord) -> Chart:
+    """Perplexity of both, with 95 % intervals over sequences."""
+    figure, axes = _axes(height=2.4)
+    values = {"float": record.divergence.perplexity_float, "w8a8": record.divergence.perplexity_w8a8}
+    for row, (name, estimate) in enumerate(reversed(values.items())):
+        bar = axes.barh(NAMES[name], estimate.value, color=COLORS[name], height=0.55)
+        axes.errorbar(estimate.value, row, xerr=_error(estimate), color="#333333", capsize=4)
+        axes.bar_label(bar, [f"{estimate.value:.2f}"], label_type="center", color="white", fontweight="bold")
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    ratio = record.divergence.perplexity_ratio
+    verb = "raises" if ratio.value >= 1 else "lowers"
+    title = f"W8A8 {verb} perplexity by {abs(ratio.value - 1):.1%} (ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
+    x = f"perplexity on {record.divergence.tokens:,} tokens (lower is better), 95 % interval over sequences"
+    return _finish(figure, axes, title, x, "", f"float {values['float']}, W8A8 {values['w8a8']}")
+
+
+@mpl.rc_context(STYLE)
+def divergence_quantiles(record: PrecisionRecord) -> Chart:
+    """KL divergence at the quantiles of the positions: how bad the worst tokens are."""
+    figure, axes = _axes(height=3.0)
+    quantiles = record.divergence.kl_quantiles
+    labels = [f"{share} %" for share in quantiles]
+    axes.plot(labels, list(quantiles.values()), "o-", color=COLORS["w8a8"])
+    for label, value in zip(labels, quantiles.values(), strict=True):
+        axes.annotate(
+            f"{value:.3g}", (label, value), (0, 8), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.set_yscale("log")
+    axes.margins(y=0.2)
+    mean = record.divergence.kl_mean
+    title = f"KL divergence: mean {mean.value:.4f} nats per token, above {quantiles['99']:.3g} at 1 % of the positions"
+    return _finish(
+        figure, axes, title, "share of positions with at most this divergence", "KL(float || W8A8), nats",
+        ", ".join(f"{k} %: {v:.3g}" for k, v in quantiles.items()),
+    )  # fmt: skip
+
+
+def speed(record: PerformanceRecord) -> Chart:
+    """Tokens per second of every case, float beside W8A8."""
+    ratio = speed_ratio(record)
+    title = f"W8A8 generates {ratio:.2f} times the tokens per second of float (geometric mean of the cases)"
+    return _case_bars(record, "tokens_per_second", 1.0, "tokens/s, prefill included", title)
+
+
+def first_token(record: PerformanceRecord) -> Chart:
+    """Time to the first token of every case, float beside W8A8."""
+    ratio = 1 / _mean_ratio(record, "time_to_first_token")
+    title = f"Prefill: W8A8 has the first token {ratio:.2f} times as fast"
+    return _case_bars(record, "time_to_first_token", 1e3, "time to first token, ms", title)
+
+
+@mpl.rc_context(STYLE)
+def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit: str, title: str) -> Chart:
+    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
+    figure, axes = _axes(width=max(8.6, 0.9 * len(cases)))
+    for shift, name in ((-0.2, "float"), (0.2, "w8a8")):
+        rows = _rows(record, name, cases)
+        estimates: list[Estimate] = [getattr(row, figure_name) for row in rows]
+        places = [i + shift for i in range(len(cases))]
+        bars = axes.bar(
+            places, [e.value * factor for e in estimates], 0.38, color=COLORS[name], label=NAMES[name]
+        )
+        axes.errorbar(
+            places,
+            [e.value * factor for e in estimates],
+            yerr=_errors(estimates, factor),
+            fmt="none",
+            ecolor="#333333",
+            capsize=2,
+        )
+        axes.bar_label(bars, [_short(e.value * factor) for e in estimates], padding=5, fontsize=8)
+    axes.set_xticks(range(len(cases)), [f"{i} / {o}" for i, o in cases])
+    axes.margins(y=0.15)
+    figure.legend(ncol=2, loc="outside lower center")
+    return _finish(
+        figure, axes, title, "input / output tokens", unit, f"{len(cases)} cases in two precisions"
+    )
+
+
+def _rows(record: PerformanceRecord, name: str, cases: Sequence[tuple[int, int]]) -> list[CaseResult]:
+    found = {(row.input_tokens, row.output_tokens): row for row in record.cases if row.precision == name}
+    return [found[case] for case in cases]
+
+
+def speed_ratio(record: PerformanceRecord) -> float:
+    """Geometric mean over the cases of W8A8 tokens/s over float tokens/s."""
+    return _mean_ratio(record, "tokens_per_second")
+
+
+def _mean_ratio(record: PerformanceRecord, figure_name: str) -> float:
+    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
+    pairs = zip(_rows(record, "w8a8", cases), _rows(record, "float", cases), strict=True)
+    return geometric_mean(getattr(a, figure_name).value / getattr(b, figure_name).value for a, b in pairs)
+
+
+@mpl.rc_context(STYLE)
+def published(record: PerformanceRecord) -> Chart:
+    """The guide's figures for TeleChat-7B, by themselves: another model on other hardware."""
+    figure, axes = _axes(height=2.8)
+    labels = [
+        f"{case.input_tokens} / {case.output_tokens}" if case.input_tokens else "mean of 25"
+        for case in record.published
+    ]
+    for shift, name, values in (
+        (-0.2, "NPU 310P", [case.npu_310p for case in record.published]),
+        (0.2, "GPU A10", [case.gpu_a10 for case in record.published]),
+    ):
+        hatch = "" if name.startswith("NPU") else "///"
+        bars = axes.bar(
+            [i + shift for i in range(len(labels))],
+            values,
+            0.38,
+            color=COLORS["published"],
+            hatch=hatch,
+            edgecolor="white",
+            label=name,
+        )
+        axes.bar_label(bars, padding=2, fontsize=8.5)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.margins(y=0.15)
+    figure.legend(ncol=2, loc="outside lower center")
+    title = "Published, not measured here: TeleChat-7B int8, batch 1"
+    return _finish(figure, axes, title, "input / output tokens", "tokens/s", "the guide's table")
+
+
+@mpl.rc_context(STYLE)
+def file_sizes(record: QuantizeRecord) -> Chart:
+    """Size of the weight files, float and W8A8."""
+    figure, axes = _axes(height=2.0)
+    sizes = {"W8A8": record.w8a8_bytes, "float": record.float_bytes}
+    bars = axes.barh(
+        list(sizes),
+        [size / 1e6 for size in sizes.values()],
+        color=[COLORS["w8a8"], COLORS["float"]],
+        height=0.55,
+    )
+    axes.bar_label(bars, [f"{size / 1e6:,.1f} MB" for size in sizes.values()], padding=4)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.14)
+    share = record.w8a8_bytes / record.float_bytes
+    return _finish(
+        figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", ""
+    )
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _error(estimate: Estimate) -> list[list[float]]:
+    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+
+
+def _errors(estimates: Sequence[Estimate], factor: float) -> list[list[float]]:
+    return [[(e.value - e.low) * factor for e in estimates], [(e.high - e.value) * factor for e in estimates]]

@@ -1,0 +1,85 @@
+"""The look of every page: layout and style without network or script, tables that fit a narrow screen."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from bs4 import BeautifulSoup, Tag
+from markupsafe import Markup
+
+import telechat_kit
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_NUMBER = re.compile(
+    r"[(\[<>≤≥≈~]*[-+−±]?\d[\d.,:\s×/()\[\]±…–−+-]*(?:e[-+]?\d+)?\s?[%°µ\w/]{0,12}[)\]]?", re.I
+)
+_NO_VALUE = {"", "-", "–", "—", "n/a", "nan", "none", "<na>", "null"}
+
+
+def render_page(template_name: str, **values: Any) -> str:
+    """Render a template of the `templates` folder; text is escaped unless it is `markupsafe.Markup`.
+
+    A template that extends `layout.html.j2` needs `title`; `links`, `here` (its own address) are optional.
+    """
+    return _environment().get_template(template_name).render(page_values(**values))
+
+
+@cache
+def page_css() -> str:
+    """The style of every page."""
+    return (TEMPLATES / "page.css").read_text(encoding="utf-8")
+
+
+def page_values(**values: Any) -> dict[str, Any]:
+    shared = {"css": Markup(page_css()), "version": telechat_kit.__version__, "links": (), "here": None}
+    return shared | values
+
+
+def dress_tables(html: str) -> Markup:
+    """Give every table a box to scroll in, and its columns of numbers and of long text a class each."""
+    if "<table" not in html:
+        return Markup(html)
+    soup = BeautifulSoup(html, "html.parser")
+    for style in soup.find_all("style", scoped=True):  # pandas' own, which turns every heading to the right
+        style.decompose()
+    # Colors of a pandas Styler are chosen for black on white, so in the dark such a table keeps white paper.
+    colored = any("background" in style.get_text() for style in soup.find_all("style"))
+    for table in soup.find_all("table"):
+        _mark_columns(table)
+        table.wrap(soup.new_tag("div", attrs={"class": "table-box white-paper" if colored else "table-box"}))
+    return Markup(str(soup))
+
+
+def _mark_columns(table: Tag) -> None:
+    rows = [row.find_all("td") for row in table.find_all("tr")]
+    width = max((len(row) for row in rows), default=0)
+    body = [row for row in rows if len(row) == width]
+    # Counted from the end, since row labels stand in front and one label can span several rows.
+    kinds = {i: _column_kind([row[i].get_text(strip=True) for row in body]) for i in range(-width, 0)}
+    for row in table.find_all("tr"):
+        cells = row.find_all(["td", "th"])
+        if len(cells) >= width and not row.find(colspan=True):
+            for i, kind in kinds.items():
+                cells[i]["class"] = " ".join([*filter(None, cells[i].get_attribute_list("class")), kind])
+
+
+def _column_kind(texts: list[str]) -> str:
+    if _is_numeric(texts):
+        return "number"
+    return "long" if max(map(len, texts), default=0) > 40 else "short"
+
+
+def _is_numeric(texts: list[str]) -> bool:
+    values = [text for text in texts if text.lower() not in _NO_VALUE]
+    return bool(values) and all(_NUMBER.fullmatch(text) for text in values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )

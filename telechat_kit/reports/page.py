@@ -1,0 +1,134 @@
+"""`report.html`: the four records of a run as one page for readers, without code."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from telechat_kit.environment import SCHEMA as SETUP
+from telechat_kit.environment import SetupRecord
+from telechat_kit.files import resolve, write_text
+from telechat_kit.performance import SCHEMA as PERFORMANCE
+from telechat_kit.performance import PerformanceRecord
+from telechat_kit.precision import SCHEMA as PRECISION
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
+from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.records import read_record
+from telechat_kit.reports import charts, tables
+from telechat_kit.reports.html import dress_tables, render_page
+
+#: Pages of a run, in the order of its steps
+PAGES = (
+    ("Report", "report.html"),
+    ("1 Set-up", "01_setup.html"),
+    ("2 Quantize", "02_quantize.html"),
+    ("3 Precision", "03_precision.html"),
+    ("4 Performance", "04_performance.html"),
+    ("5 Summary", "05_report.html"),
+)
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """The four records of a finished run."""
+
+    setup: SetupRecord
+    quantize: QuantizeRecord
+    precision: PrecisionRecord
+    performance: PerformanceRecord
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: heading, a sentence or two, and what is shown under them."""
+
+    title: str
+    text: str
+    shown: Sequence[Markup]
+
+
+def read_run(run_folder: str | Path) -> RunRecords:
+    """The records of a run folder; a `DataError` names the first that is missing or damaged."""
+    return RunRecords(
+        read_record(run_folder, SetupRecord, SETUP),
+        read_record(run_folder, QuantizeRecord, QUANTIZE),
+        read_record(run_folder, PrecisionRecord, PRECISION),
+        read_record(run_folder, PerformanceRecord, PERFORMANCE),
+    )
+
+
+def verdict(run: RunRecords) -> str:
+    """One sentence: what int8 cost, what it brought, on what."""
+    ratio, top1 = run.precision.divergence.perplexity_ratio, run.precision.divergence.top1_agreement
+    change = f"{'raises' if ratio.value >= 1 else 'lowers'} perplexity by {abs(ratio.value - 1):.1%}"
+    speed, size = charts.speed_ratio(run.performance), run.quantize.w8a8_bytes / run.quantize.float_bytes
+    return (
+        f"W8A8 at level {run.quantize.recipe.level} {change}, agrees with float on the most likely token at "
+        f"{top1.value:.1%} of the positions, takes {size:.0%} of the file size and generates {speed:.2f} times the "
+        f"tokens per second, on {run.performance.conditions.device_name}."
+    )
+
+
+def model_name(run: RunRecords) -> str:
+    """Name of the model, from its origin or else its folder."""
+    return str(run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name)
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write `report.html` into the run folder from its records, whole or not at all."""
+    run = read_run(run_folder)
+    page = render_page(
+        "report.html.j2",
+        title=f"{model_name(run)}: float against W8A8",
+        links=PAGES,
+        here="report.html",
+        verdict=verdict(run),
+        sections=_sections(run),
+    )
+    return write_text(resolve(run_folder) / "report.html", page)
+
+
+def _sections(run: RunRecords) -> list[Section]:
+    def table(style: tables.Styler) -> Markup:
+        return dress_tables(style.to_html())
+
+    precision, performance, quantized = run.precision, run.performance, run.quantize
+    origin_note = run.setup.origin.get("note", "")
+    return [
+        Section(
+            "At a glance",
+            f"The model: {model_name(run)}, licence {run.setup.origin.get('license', 'not recorded')}. {origin_note}",
+            [table(tables.headline(precision, performance, quantized))],
+        ),
+        Section(
+            "What int8 costs",
+            f"Both models read the same {precision.divergence.tokens:,} tokens of {precision.text_source}, none of which "
+            "was used for calibration. Intervals are bootstrapped over sequences.",
+            [charts.perplexity(precision).html(), charts.divergence_quantiles(precision).html(), table(tables.divergence(precision))],
+        ),
+        Section(
+            "Answers side by side",
+            f"Greedy, repetition penalty {precision.repetition_penalty}, at most {precision.max_new_tokens} new tokens.",
+            [table(tables.answers(precision))],
+        ),
+        Section(
+            "Speed",
+            f"{tables.interval_note(performance)} The limit is read bandwidth ({performance.read_bandwidth / 1e9:.1f} GB/s, "
+            f"{performance.read_bandwidth_basis}) over the bytes that one token reads.",
+            [charts.speed(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
+        ),
+        Section(
+            "Published figures",
+            "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware "
+            "than above, so they stand beside our figures and are not compared with them.",
+            [table(tables.published(performance))],
+        ),
+        Section(
+            "How it was quantized",
+            "Per-channel int8 weights, one static scale and offset for each linear's input.",
+            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.float_linears(quantized))],
+        ),
+        Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
+    ]  # fmt: skip

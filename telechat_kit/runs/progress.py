@@ -1,0 +1,65 @@
+"""What a run says while it works: which notebook, which cell, what share of the cell is done."""
+
+import re
+import sys
+import time
+from typing import Any, TextIO
+
+_BAR = re.compile(r"(?P<what>[^\r\n:]*): +(?P<share>\d+)%\|")
+_HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+
+
+class StepProgress:
+    """Follows one notebook: cells as they start, progress bars from its stderr.
+
+    In a terminal one line is written over; in a log each cell gets a line, and each further fifth of long work.
+    """
+
+    def __init__(self, label: str, cells: int, stream: TextIO | None = None) -> None:
+        self.label, self.cells = label, cells
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.start = time.monotonic()
+        self.cell, self.heading = 0, ""
+        self._last = ""
+        self._fifth: tuple[str, int] = ("", 0)
+
+    def cell_started(self, cell: Any, cell_index: int) -> None:
+        """Called by nbclient for every cell. A markdown heading names what its code cells do."""
+        if cell.cell_type == "markdown":
+            heading = _HEADING.search(cell.source)
+            self.heading = heading[1] if heading else self.heading
+            return
+        self.cell = cell_index + 1
+        self._show(self.heading)
+
+    def write(self, text: str) -> int:
+        """Called by papermill with what the notebook writes to stderr; progress bars are picked out of it."""
+        bars = list(_BAR.finditer(text))
+        if bars:
+            self._share(bars[-1]["what"].strip(), int(bars[-1]["share"]))
+        return len(text)
+
+    def flush(self) -> None:
+        """Part of the file interface."""
+        self.stream.flush()
+
+    def finish(self, outcome: str) -> None:
+        """End the step's line."""
+        self._show(f"{outcome} in {time.monotonic() - self.start:.1f} s", end="\n")
+
+    def _share(self, what: str, percent: int) -> None:
+        fifth = (what, percent // 20)
+        if self.live or (fifth != self._fifth and percent > 0):
+            self._show(f"{what} {percent} %")
+        self._fifth = fifth
+
+    def _show(self, what: str, end: str = "") -> None:
+        seconds = time.monotonic() - self.start
+        text = f"{self.label}  cell {self.cell}/{self.cells}  {seconds:5.0f} s  {what}"
+        if self.live:
+            self.stream.write(f"\r\x1b[2K{text}{end}")
+        elif text != self._last:
+            self.stream.write(f"{text}\n")
+        self._last = text
+        self.stream.flush()

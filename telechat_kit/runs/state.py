@@ -1,0 +1,113 @@
+"""`run.json`: the state of every step of a run, written at each change."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from telechat_kit.errors import DataError
+from telechat_kit.files import read_json, write_json
+
+SCHEMA = "telechat-kit/run/1"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A notebook as a step of a run: what decides its result and what it leaves.
+
+    `reads` and `makes` name parameters that hold paths; `needs` and `writes` are files of the run folder.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+STEPS = (
+    Step("01_setup", reads=("checkpoint_path",), makes=("checkpoint_path",), writes=("setup.json",)),
+    Step(
+        "02_quantize",
+        reads=("checkpoint_path", "calibration_path", "jsonl_path"),
+        makes=("quant_path",),
+        writes=("quantize.json",),
+    ),
+    Step(
+        "03_precision",
+        reads=("model_path", "quant_path", "jsonl_path", "text_path"),
+        writes=("precision.json", "answers.jsonl", "infer_float.jsonl", "infer_w8a8.jsonl"),
+    ),
+    Step(
+        "04_performance",
+        reads=("model_path", "quant_path", "text_path"),
+        writes=("performance.json", "samples.jsonl"),
+    ),
+    Step(
+        "05_report",
+        needs=("setup.json", "quantize.json", "precision.json", "performance.json"),
+        writes=("report.html",),
+    ),
+)
+
+
+@dataclass
+class Failure:
+    """Where and why a step failed."""
+
+    notebook: str
+    cell: int | None
+    error: str
+    message: str
+
+
+@dataclass
+class StepState:
+    """State of one step: pending, running, completed, failed, interrupted or skipped."""
+
+    name: str
+    status: str = "pending"
+    started: str | None = None
+    seconds: float | None = None
+    key: str | None = None
+    failure: Failure | None = None
+
+
+@dataclass
+class RunState:
+    """State of a run. `save` writes it; `load_state` reads what an earlier run left."""
+
+    schema: str
+    profile: str
+    parameters: dict[str, Any]
+    versions: dict[str, str]
+    steps: list[StepState] = field(default_factory=lambda: [StepState(step.name) for step in STEPS])
+
+    def save(self, folder: Path) -> None:
+        """Write `run.json`, whole or not at all."""
+        write_json(folder / "run.json", asdict(self))
+
+    def step(self, name: str) -> StepState:
+        """State of the step `name`."""
+        return next(step for step in self.steps if step.name == name)
+
+
+def load_state(folder: Path) -> RunState | None:
+    """The state that an earlier run left in `folder`; None if there is none.
+
+    Raises:
+        DataError: `run.json` is damaged or of another version of the kit.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    try:
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f'schema "{values.get("schema")}"')
+        return TypeAdapter(RunState).validate_python(values)
+    except (AttributeError, ValueError, ValidationError) as error:
+        raise DataError(
+            f"{path} is damaged or of another version of the kit. Remove it to run all steps again."
+        ) from error
