@@ -1,6 +1,11 @@
 """telechat-kit: TeleChat W8A8 inference, measured and written down."""
 
-from telechat_kit.model import load_model, load_tokenizer, register
+import warnings
+
+# transformers asks tqdm for notebook widgets; the kit's bars are text, which also reads well in a log and a page
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+from telechat_kit.model import load_model, load_tokenizer, register  # noqa: E402
 
 __all__ = ["load_model", "load_tokenizer"]
 __version__ = "0.1.0"

@@ -131,7 +131,8 @@ def chat_ids(tokenizer: Any, question: str) -> list[int]:
 
 def stop_ids(model: TelechatForCausalLM) -> tuple[int, ...]:
     """Ids that end an answer, from the generation config, which wins over the model's own."""
-    eos = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    eos = model.config.eos_token_id if eos is None else eos
     return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
@@ -140,8 +141,9 @@ def _check_prompt(config: TelechatConfig, prompt_ids: Sequence[int], max_new_tok
         raise DataError(
             f"{len(prompt_ids)} prompt tokens and {max_new_tokens} new tokens: both must be at least 1."
         )
-    if max(prompt_ids) >= config.vocab_size:
+    outside = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
+    if outside:
         raise DataError(
-            f"token id {max(prompt_ids)} is outside the model's vocabulary of {config.vocab_size}: "
+            f"token id {outside[0]} is outside the model's vocabulary of {config.vocab_size}: "
             "tokenizer and weights do not belong together."
         )

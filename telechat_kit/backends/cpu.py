@@ -42,9 +42,9 @@ def int8_linear(
     deq_scale: Tensor,
 ) -> Tensor:
     """W8A8 linear of `x [..., K]`, `weight [N, K]` int8: the integer product of `accumulate`, scaled to `[..., N]`."""
-    x_q = quantize(x, input_scale, input_offset).view(-1, weight.shape[1])
+    x_q = quantize(x, input_scale, input_offset).reshape(-1, weight.shape[1])
     scaled = accumulate(x_q, weight).add_(quant_bias).float().mul_(deq_scale)
-    return scaled.to(x.dtype).view(*x.shape[:-1], -1)
+    return scaled.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
 
 
 def synchronize() -> None:

@@ -1,5 +1,6 @@
 """Checkpoint folders, float and W8A8: what a folder holds, whether it is whole, and the model in it."""
 
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -56,16 +57,26 @@ def read_config(folder: Path) -> TelechatConfig:
             f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there."
         )
     path = folder / "config.json"
-    try:
-        values = read_json(path)
-    except DataError as error:
-        raise CheckpointError(f"{folder} is no checkpoint folder: {error}") from error
-    model_type = values.get("model_type")
+    model_type = _read_object(path).get("model_type")
     if model_type != TelechatConfig.model_type:
         raise CheckpointError(
             f'{path}: model_type is "{model_type}", expected "telechat". Give a TeleChat checkpoint.'
         )
-    return TelechatConfig.from_pretrained(folder)
+    try:
+        return TelechatConfig.from_pretrained(folder)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{path} describes no TeleChat: {error}. Copy the file again.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; a `CheckpointError` if there is none."""
+    try:
+        values = read_json(path)
+    except DataError as error:
+        raise CheckpointError(f"{path.parent} is no checkpoint folder: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object. Copy the file again.")
+    return values
 
 
 def is_w8a8(folder: Path) -> bool:
@@ -92,7 +103,10 @@ def weight_files(folder: Path) -> list[Path]:
 def _float_files(folder: Path) -> list[Path]:
     for index in _INDEXES:
         if (folder / index).is_file():
-            return [folder / name for name in sorted(set(read_json(folder / index)["weight_map"].values()))]
+            weight_map = _read_object(folder / index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise CheckpointError(f"{folder / index} lists no weight files. Copy the file again.")
+            return [folder / name for name in sorted(set(weight_map.values()))]
     for single in _SINGLE:
         if (folder / single).is_file():
             return [folder / single]
@@ -121,7 +135,12 @@ def _load_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
         model, info = TelechatForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True
         )
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{folder}: a .bin file holds more than tensors and could run code, so it is refused. "
+            "Get the checkpoint from its publisher."
+        ) from error
+    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the weights cannot be read ({error}). Copy the checkpoint again."
         ) from error
@@ -138,7 +157,7 @@ def _load_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
 
 def _load_w8a8(folder: Path, config: TelechatConfig, dtype: torch.dtype) -> TelechatForCausalLM:
     weight_files(folder)
-    kinds: dict[str, str] = read_json(folder / W8A8_DESCRIPTION)
+    kinds: dict[str, str] = _read_object(folder / W8A8_DESCRIPTION)
     tensors = load_file(folder / W8A8_WEIGHTS)
     with torch.device("meta"):
         model = TelechatForCausalLM(config)

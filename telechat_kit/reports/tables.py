@@ -101,7 +101,7 @@ def divergence(record: PrecisionRecord) -> Styler:
 
 def _estimate(estimate: Estimate, pattern: str) -> tuple[str, str]:
     low, high = pattern.format(estimate.low), pattern.format(estimate.high)
-    return pattern.format(estimate.value), f"{low} to {high}"
+    return pattern.format(estimate.value), f"{low} – {high}"
 
 
 def answers(record: PrecisionRecord) -> Styler:
@@ -128,7 +128,7 @@ def cases(record: PerformanceRecord) -> Styler:
             case.output_tokens,
             NAMES[case.precision],
             case.tokens_per_second.value,
-            f"{case.tokens_per_second.low:.1f} to {case.tokens_per_second.high:.1f}",
+            f"{case.tokens_per_second.low:.1f}–{case.tokens_per_second.high:.1f}",
             case.time_to_first_token.value * 1e3,
             case.time_per_output_token.value * 1e3 if case.time_per_output_token else None,
             case.limit_tokens_per_second,

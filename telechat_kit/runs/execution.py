@@ -18,16 +18,19 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from telechat_kit.files import project_root, relative, resolve, write_text
+from telechat_kit.files import project_root, relative, resolve, write_text, writing
 from telechat_kit.provenance import code_hash, combined_hash, file_hash, versions
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.page import PAGES
-from telechat_kit.runs.profile import Profile, notebook_path
+from telechat_kit.runs.profile import Profile, default_values, notebook_path
 from telechat_kit.runs.progress import StepProgress
 from telechat_kit.runs.state import SCHEMA, STEPS, Failure, RunState, Step, StepState, load_state
 
-#: Kernel and client talk through files of this user, not through open TCP ports
-_KERNEL = Config({} if sys.platform == "win32" else {"KernelManager": {"transport": "ipc"}})
+#: Kernel and client talk through files of this user, not through open TCP ports. A kernel that has done its work
+#: is ended at once: asked to end by itself, it can take seconds and log an interrupt that was none.
+_KERNEL = Config({"NotebookClient": {"shutdown_kernel": "immediate"}})
+if sys.platform != "win32":
+    _KERNEL.KernelManager.transport = "ipc"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def run_profile(profile: Profile, fresh: bool = False) -> Outcome:
     records. A failed step leaves `STEP.failed.ipynb` and `.html`; what an earlier run left stays.
     """
     folder = resolve(profile.run_folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     earlier = None if fresh else load_state(folder)
     state = RunState(SCHEMA, relative(profile.path), profile.values, versions())
     write_text(folder / "params.yaml", yaml.safe_dump(profile.values, allow_unicode=True, sort_keys=False))
@@ -88,15 +92,16 @@ def _reuse(step: Step, profile: Profile, folder: Path, current: StepState, earli
 
 
 def content_key(step: Step, profile: Profile, folder: Path) -> str:
-    """Hash of all that decides a step's result: notebook, code, declared parameters, content of the files it reads."""
-    values = profile.for_notebook(step.name)
+    """Hash of all that decides a step's result: notebook, code, parameters, content of the files it reads.
+
+    What the step made itself belongs to it: another run may have put something else in its place.
+    """
+    values = default_values(step.name) | profile.for_notebook(step.name)
     parts = [file_hash(notebook_path(step.name)), code_hash()]
     parts += [f"{key}={values[key]!r}" for key in sorted(values)]
-    inputs = [resolve(values[key]) for key in step.reads if values.get(key)] + [
-        folder / name for name in step.needs
-    ]
-    parts += [f"{path.name} {_content(path)}" for path in inputs]
-    parts += ["made" for key in step.makes if key in values and resolve(values[key]).exists()]
+    paths = [resolve(values[key]) for key in (*step.reads, *step.makes) if values.get(key)]
+    paths += [folder / name for name in step.needs]
+    parts += [f"{path.name} {_content(path)}" for path in paths]
     return combined_hash(parts)
 
 
@@ -196,11 +201,10 @@ def _publish(step: Step, running: Path, folder: Path, current: StepState) -> Non
 
 
 def _running_cell(notebook: Path) -> int | None:
-    """Number of the cell that was running when the kernel died, by papermill's marks."""
-    for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells, start=1):
-        if cell.metadata.get("papermill", {}).get("status") == "running":
-            return number
-    return None
+    """Number of the last cell that was started; papermill's own status calls all completed after a dead kernel."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    started = [i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
+    return max(started, default=None)
 
 
 def _links(name: str, step: Step) -> Sequence[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Profiles: one flat YAML file of parameters, checked against what the notebooks declare."""
 
+import ast
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def load_profile(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Profi
     values, lines = _read_yaml(path)
     places = {key: f"{relative(path)}, line {line}" for key, line in lines.items()}
     for key, text in overrides:
-        values[key] = yaml.safe_load(text)
+        values[key] = _read_override(key, text)
         places[key] = f"-p {key}"
     known = all_parameters()
     for key, value in values.items():
@@ -90,6 +91,12 @@ def all_parameters() -> dict[str, Parameter]:
     return found
 
 
+def default_values(name: str) -> dict[str, Any]:
+    """What a notebook takes for the parameters that a profile leaves out."""
+    declared = declared_parameters(notebook_path(name))
+    return {key: ast.literal_eval(entry["default"]) for key, entry in declared.items()}
+
+
 @cache
 def declared_parameters(path: Path) -> Mapping[str, Mapping[str, str]]:
     """Parameters of one notebook as papermill reads them from its parameters cell."""
@@ -97,20 +104,44 @@ def declared_parameters(path: Path) -> Mapping[str, Mapping[str, str]]:
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values and line numbers of a flat YAML mapping."""
+    """Values and line numbers of a flat YAML mapping, under its keys as written."""
     try:
-        text = path.read_text(encoding="utf-8")
-        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        entries = node.value if isinstance(node, yaml.MappingNode) else None
+        found = [(key, loader.construct_object(value, deep=True)) for key, value in entries or ()]
     except FileNotFoundError as error:
         known = ", ".join(sorted(relative(file) for file in (project_root() / "params").glob("*.yaml")))
         raise ParameterError(f"profile {path} does not exist. Profiles here: {known}.") from error
-    except yaml.YAMLError as error:
-        raise ParameterError(
-            f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the line."
-        ) from error
-    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"profile {path} cannot be read: {error}. Give a UTF-8 text file.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f"{path} is not valid YAML: {_one_line(error)}. Correct the line.") from error
+    if entries is None:
         raise ParameterError(f"{path} is no flat list of `key: value` lines.")
-    return values, {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    return {str(key.value): value for key, value in found}, _line_numbers(path, [key for key, _ in found])
+
+
+def _line_numbers(path: Path, keys: Sequence[yaml.Node]) -> dict[str, int]:
+    lines: dict[str, int] = {}
+    for key in keys:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            where = f"{relative(path)}, line {line}"
+            raise ParameterError(f'{where}: "{name}" stands in line {lines[name]} already. Keep one of them.')
+        lines[name] = line
+    return lines
+
+
+def _read_override(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f'-p {key}: "{text}" is not valid YAML: {_one_line(error)}.') from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check(place: str, key: str, value: Any, known: Mapping[str, Parameter]) -> None:

@@ -106,8 +106,11 @@ def load_state(folder: Path) -> RunState | None:
     try:
         if values.get("schema") != SCHEMA:
             raise ValueError(f'schema "{values.get("schema")}"')
-        return TypeAdapter(RunState).validate_python(values)
+        state = TypeAdapter(RunState).validate_python(values)
+        if [step.name for step in state.steps] != [step.name for step in STEPS]:
+            raise ValueError("other steps")
     except (AttributeError, ValueError, ValidationError) as error:
         raise DataError(
             f"{path} is damaged or of another version of the kit. Remove it to run all steps again."
         ) from error
+    return state

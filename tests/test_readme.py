@@ -1,0 +1,48 @@
+"""The README is true: its code runs, its commands, files and parameters exist, both languages say the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from telechat_kit.cli import cli
+from telechat_kit.runs.profile import all_parameters
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_python_example_runs(tiny_w8a8_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks("README.md", "python")
+    assert '"models/smollm2-135m-telechat-w8a8"' in example
+    exec(example.replace("models/smollm2-135m-telechat-w8a8", str(tiny_w8a8_folder)), {})
+    assert "tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_commands_and_files_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"\bmake ([a-z]+)", text)) - {"PYTHON"} <= set(targets)
+    assert set(re.findall(r"bin/telechat-kit (\w+)", text)) <= set(cli.commands)
+    for path in re.findall(r"\b((?:params|notebooks|environment|docs)/[\w./-]+\.\w+)", text):
+        assert (ROOT / path).is_file() or path == "environment/my-constraints.txt", path
+    for _, target in re.findall(r"\[([^\]]*)\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).is_file(), target
+    known = all_parameters()
+    assert set(re.findall(r"-p (\w+)", text)) | set(re.findall(r"--(\w+_path)", text)) <= set(known)
+
+
+def test_both_languages_hold_the_same_commands_and_tables() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in READMES)
+
+    def shape(text: str) -> tuple[int, ...]:
+        return tuple(len(re.findall(pattern, text, re.M)) for pattern in (r"^## ", r"^\|", r"^```", r"^!\["))
+
+    assert shape(english) == shape(chinese)
+    commands = re.compile(r"^(?:make|\.venv/bin/\S+) [^#\n]*", re.M)
+    assert [c.strip() for c in commands.findall(english)] == [c.strip() for c in commands.findall(chinese)]
