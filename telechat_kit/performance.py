@@ -126,10 +126,12 @@ def measure_performance(
     text: str = "pydoc_data.topics",
     device: str = "auto",
 ) -> PerformanceRecord:
-    """Time every case `repeats` times in float and W8A8, in turn, and write each sample to `samples_path` as it comes.
+    """Time every case `repeats` times in float and W8A8, in turn, and keep each sample in `samples_path`.
 
     Prompts are the first tokens of `text`; stop tokens are ignored, so that a case generates exactly what it says.
     """
+    if repeats < 1:
+        raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
     pair = Pair(model_path, quant_path, device)
     cases = grid(input_lengths, output_lengths, pair.models["float"].config.training_seqlen)
     prompt = _prompt(pair, text, max(input_lengths))
@@ -168,14 +170,20 @@ def _collect(
 ) -> list[Sample]:
     for name in pair.models:
         generate(pair.models[name], prompt[: cases[0][0]], min(8, cases[0][1]))  # warm-up, not counted
-    samples_path.parent.mkdir(parents=True, exist_ok=True)
-    samples = []
-    with samples_path.open("w", encoding="utf-8") as file:
+    samples, part = [], partial_samples(samples_path)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("w", encoding="utf-8") as file:
         for sample in _timed(pair, cases, prompt, repeats):
             file.write(json.dumps(asdict(sample)) + "\n")
             file.flush()
             samples.append(sample)
+    part.replace(samples_path)
     return samples
+
+
+def partial_samples(samples_path: Path) -> Path:
+    """Where samples stand until all are there: a run that is broken off keeps them, and an earlier run's too."""
+    return samples_path.with_name(f"{samples_path.name}.part")
 
 
 def _timed(pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int) -> Iterator[Sample]:

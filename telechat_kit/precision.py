@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.data import Block, load_text, token_blocks
-from telechat_kit.errors import CheckpointError, DataError
+from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import read_json, read_jsonl, relative, resolve, write_jsonl
 from telechat_kit.generation import chat_ids, generate, stop_ids
 from telechat_kit.model.checkpoint import load_model
@@ -101,6 +101,10 @@ class Pair:
 
 def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: int) -> list[Block]:
     """Blocks of the text that the W8A8 model was not calibrated on, as its `quantize.json` tells."""
+    if length < 2:
+        raise ParameterError(
+            f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
+        )
     text = load_text(source)
     path = pair.w8a8_folder / "quantize.json"
     recipe = read_json(path).get("recipe", {}) if path.is_file() else {}

@@ -144,16 +144,16 @@ class TelechatModel(TelechatPreTrainedModel):
         start = past.get_seq_length() if past is not None else 0
         tables = self.rotary.rows(start, start + x.shape[1], x)
         mask = additive_mask(attention_mask, x, start)
-        states = [x]
+        states = []
         for block in self.h:
+            if output_hidden_states:
+                states.append(x[:, -new:])
             x = block(x, tables, mask, past)
-            states.append(x)
-        x = self.ln_f(x)
-        states[-1] = x
+        x = self.ln_f(x)[:, -new:]
         return BaseModelOutputWithPast(
-            last_hidden_state=x[:, -new:],
+            last_hidden_state=x,
             past_key_values=past,
-            hidden_states=tuple(state[:, -new:] for state in states) if output_hidden_states else None,
+            hidden_states=(*states, x) if output_hidden_states else None,
         )
 
     def _whole_sequence_past_trained_length(

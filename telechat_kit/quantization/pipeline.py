@@ -12,7 +12,14 @@ from telechat_kit.backends import backend_for
 from telechat_kit.data import load_text, token_blocks
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import relative, resolve
-from telechat_kit.model.checkpoint import is_w8a8, linear_names, load_model, read_config, weight_files
+from telechat_kit.model.checkpoint import (
+    W8A8_DESCRIPTION,
+    is_w8a8,
+    linear_names,
+    load_model,
+    read_config,
+    weight_files,
+)
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import Conditions, conditions, tokenizer_hash, weights_hash
@@ -199,6 +206,8 @@ def _check_request(source: Path, target: Path, level: str, anti_outlier: str) ->
         raise CheckpointError(
             f"quant_path is checkpoint_path ({source}). Give the W8A8 weights a folder of their own."
         )
+    if target.exists() and not (target / W8A8_DESCRIPTION).is_file() and any(target.iterdir()):
+        raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
     parse_level(level, 6 * config.n_layer)
     if anti_outlier not in ("none", *METHODS):
         known = ", ".join(("none", *METHODS))

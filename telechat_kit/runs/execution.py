@@ -65,7 +65,7 @@ def run_profile(profile: Profile, fresh: bool = False) -> Outcome:
     for number, step in enumerate(STEPS, start=1):
         current = state.step(step.name)
         if stopped is not None:
-            current.status = "skipped"
+            _skip(step, current, earlier)
         elif not _reuse(step, profile, folder, current, earlier):
             _run_step(f"[{number}/{len(STEPS)}] {step.name:<14}", step, profile, folder, state)
             stopped = current if current.status != "completed" else None
@@ -73,10 +73,22 @@ def run_profile(profile: Profile, fresh: bool = False) -> Outcome:
     return Outcome(folder, stopped)
 
 
+def _skip(step: Step, current: StepState, earlier: RunState | None) -> None:
+    """Leave a step out after a failure; what an earlier run made stays valid under its key."""
+    current.status = "skipped"
+    if earlier is not None:
+        done = earlier.step(step.name)
+        current.key, current.started, current.seconds = done.key, done.started, done.seconds
+
+
 def _reuse(step: Step, profile: Profile, folder: Path, current: StepState, earlier: RunState | None) -> bool:
     """Take over an earlier result if the step's content key is unchanged and all that it left is there."""
     done = earlier.step(step.name) if earlier else None
-    if done is None or done.status != "completed" or done.key != content_key(step, profile, folder):
+    if (
+        done is None
+        or done.status not in ("completed", "skipped")
+        or done.key != content_key(step, profile, folder)
+    ):
         return False
     left = [folder / name for name in (*step.writes, f"{step.name}.ipynb", f"{step.name}.html")]
     if not all(path.exists() for path in left):

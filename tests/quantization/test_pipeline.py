@@ -51,7 +51,9 @@ def test_pipeline_gives_the_tensors_of_the_reference(name: str) -> None:
     calibration = [golden[f"in.calib{i}"] for i in range(sum(key.startswith("in.calib") for key in golden))]
 
     result = quantize_model(
-        model, calibration, recipe(facts["anti_method"] or "none", facts["act_method"], facts["disable_level"])
+        model,
+        calibration,
+        recipe(facts["anti_method"] or "none", facts["act_method"], facts["disable_level"]),
     )
 
     assert {linear.name for linear in result.float_linears} | {"lm_head"} == set(facts["rollback"])
@@ -166,3 +168,11 @@ def test_bad_input_is_named_and_leaves_nothing(
 def test_a_quantized_folder_is_refused_as_float(quantized: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="quantized already"):
         quantize(quantized, tmp_path / "w8a8", samples=2, tokens=48)
+
+
+def test_a_folder_with_other_files_is_not_overwritten(tiny_folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("years of work")
+    with pytest.raises(CheckpointError, match="holds other files"):
+        quantize(tiny_folder, tmp_path, samples=2, tokens=48)
+    assert precious.read_text() == "years of work"

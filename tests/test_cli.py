@@ -1,0 +1,120 @@
+"""The command line as a user meets it: help with examples, and wrong input told in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import nbformat
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import telechat_kit
+from telechat_kit.cli import cli, main
+from telechat_kit.runs.profile import all_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = str(ROOT / "params" / "tiny.yaml")
+
+
+def call(
+    *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `telechat-kit` with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["telechat-kit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_the_help_of_every_command_says_what_it_does_and_shows_an_example(name: str) -> None:
+    shown = CliRunner().invoke(cli, [name, "--help"])
+    assert shown.exit_code == 0
+    assert f"telechat-kit {name}" in shown.output.split("Example", 1)[1]
+    command = cli.commands[name]
+    assert command.help
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_the_help_lists_the_commands_and_the_exit_codes() -> None:
+    shown = CliRunner().invoke(cli, ["--help"]).output
+    assert all(f"  {name} " in shown for name in cli.commands)
+    assert "Exit codes: 0 done, 1 a step failed, 2 wrong input, 130 interrupted." in shown
+    assert CliRunner().invoke(cli, ["-h"]).output == shown
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert (
+        CliRunner().invoke(cli, ["--version"]).output == f"telechat-kit, version {telechat_kit.__version__}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no.yaml"], "profile no.yaml does not exist. Profiles here: "),
+        (
+            ["run", TINY, "-p", "quant_pth", "x"],
+            'no notebook has a parameter "quant_pth". Did you mean "quant_path"?',
+        ),
+        (["run", TINY, "-p", "repeats", "many"], '-p repeats: "repeats" must be int'),
+        (["run", TINY, "-p", "repeats", "[1"], '-p repeats: "[1" is not valid YAML'),
+        (["run", TINY, "-p", "run_folder", f"{__file__}/below"], f"cannot write {__file__}/below: "),
+        (["html", "no.ipynb"], "no.ipynb cannot be read as a notebook"),
+    ],
+)
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("Error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_argument_is_told_with_the_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call("run", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert "Missing argument 'PROFILE'" in err
+
+
+def test_the_installed_command_says_a_wrong_path_without_a_traceback(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("telechat-kit")
+    done = subprocess.run(
+        [command, "run", "no.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: profile no.yaml does not exist. Profiles here: ")
+    assert "params/tiny.yaml" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_params_lists_every_parameter_with_type_default_help_and_notebooks() -> None:
+    shown = CliRunner().invoke(cli, ["params"])
+    assert shown.exit_code == 0
+    for parameter in all_parameters().values():
+        assert f"{parameter.name}: {parameter.type_name} = {parameter.default}\n" in shown.output
+        assert f"    {parameter.help}  [{', '.join(parameter.notebooks)}]\n" in shown.output
+
+
+@pytest.mark.parametrize("page", [None, "elsewhere/page.html"])
+def test_html_turns_a_notebook_into_a_page(tmp_path: Path, page: str | None) -> None:
+    output = new_output("execute_result", {"text/plain": "42"}, execution_count=1)
+    cells = [new_markdown_cell("# The answer"), new_code_cell("6 * 7", execution_count=1, outputs=[output])]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "out.ipynb")
+    target = tmp_path / (page or "out.html")
+    arguments = ["html", str(tmp_path / "out.ipynb"), *([str(target)] if page else [])]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0
+    assert shown.output == f"{target}\n"
+    text = target.read_text(encoding="utf-8")
+    assert "<title>The answer" in text
+    assert "42" in text

@@ -1,0 +1,222 @@
+"""Files: whole or not at all, found from anywhere, and errors that name file and line."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from telechat_kit import files
+from telechat_kit.errors import DataError, KitError
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder that looks like the project from inside."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_setup.ipynb").write_text("{}")
+    (tmp_path / "params" / "data").mkdir(parents=True)
+    return tmp_path
+
+
+def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = files.write_text(tmp_path / "record.json", "old")
+    with pytest.raises(RuntimeError, match="stop"), files.atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("stop")
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["record.json"]
+
+
+def test_a_system_error_while_writing_says_which_file_and_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    with (
+        pytest.raises(KitError, match=r"No space left on device. Free space") as caught,
+        files.atomic_path(path) as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(28, os.strerror(28))
+    assert str(path) in str(caught.value)
+    assert listing(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(KitError, match=r"cannot write .*results.*choose another folder"):
+        files.write_text(tmp_path / "results" / "demo" / "record.json", "text")
+    with (
+        pytest.raises(KitError, match=r"cannot write .*results.*choose another folder"),
+        files.atomic_folder(tmp_path / "results" / "demo"),
+    ):
+        pass
+
+
+def test_writing_makes_the_folders_above(tmp_path: Path) -> None:
+    path = files.write_text(tmp_path / "a" / "b" / "c.txt", "电信")
+    assert path.read_text(encoding="utf-8") == "电信"
+
+
+def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old.bin").write_text("old")
+    with files.atomic_folder(folder) as temporary:
+        (temporary / "new.bin").write_text("new")
+        assert listing(folder) == ["old.bin"]
+    assert listing(folder) == ["new.bin"]
+    assert listing(tmp_path) == ["model"]
+
+
+def test_an_error_while_filling_a_folder_keeps_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old.bin").write_text("old")
+    with pytest.raises(RuntimeError), files.atomic_folder(folder) as temporary:
+        (temporary / "new.bin").write_text("half")
+        raise RuntimeError("stop")
+    assert listing(folder) == ["old.bin"]
+    assert listing(tmp_path) == ["model"]
+
+
+def test_a_full_disk_while_filling_a_folder_is_one_clear_error(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with pytest.raises(KitError, match=r"No space left on device. Free space"), files.atomic_folder(folder):
+        raise OSError(28, os.strerror(28))
+    assert listing(tmp_path) == []
+
+
+def test_json_comes_back_as_written(tmp_path: Path) -> None:
+    value = {"text": "电信\u2028", "numbers": [1, 2.5, None], "nested": {"true": True}}
+    assert files.read_json(files.write_json(tmp_path / "value.json", value)) == value
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = files.write_json(tmp_path / "value.json", {"old": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"new": float("nan")})
+    assert files.read_json(path) == {"old": 1}
+
+
+def test_damaged_json_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    path.write_text('{"a": 1,\n"b": }')
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON: .*line 2.*run the step again"):
+        files.read_json(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe{}", b"\x00\x01"])
+def test_a_json_file_of_other_bytes_is_a_data_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "value.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON"):
+        files.read_json(path)
+
+
+def test_missing_json_says_which_step_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"value\.json does not exist. Run the step that writes it"):
+        files.read_json(tmp_path / "value.json")
+
+
+def test_jsonl_lines_come_back_as_written(tmp_path: Path) -> None:
+    rows = [{"input": "一\u2028二\x85三"}, {"input": "b\nc", "other": 1}]
+    path = files.write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert files.read_jsonl(path, "input") == rows
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_jsonl_tolerates_blank_lines_a_byte_order_mark_and_crlf(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"input": "a"}\r\n\r\n  \r\n{"input": "b"}')
+    assert files.read_jsonl(path, "input") == [{"input": "a"}, {"input": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"input": "b"', "not valid JSON"),
+        ("not json", "not valid JSON"),
+        ('{"question": "b"}', 'non-empty text under "input", got {"question": "b"}'),
+        ('{"input": ""}', "non-empty text"),
+        ('{"input": "  "}', "non-empty text"),
+        ('{"input": 3}', "non-empty text"),
+        ('{"input": null}', "non-empty text"),
+        ('["input"]', "expected an object"),
+        ('"input"', "expected an object"),
+    ],
+)
+def test_a_wrong_jsonl_line_is_named_by_file_and_line(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"input": "a"}}\n\n{line}\n{{"input": "c"}}\n')
+    with pytest.raises(DataError) as caught:
+        files.read_jsonl(path, "input")
+    assert str(caught.value).startswith(f"{path}, line 3: ")
+    assert reason in str(caught.value)
+
+
+def test_a_jsonl_file_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"input": "a"}\n' + '{"input": "电信"}\n'.encode("gb18030"))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: not UTF-8"):
+        files.read_jsonl(path, "input")
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_jsonl_file_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"rows\.jsonl holds no lines. Give at least one"):
+        files.read_jsonl(path, "input")
+
+
+def test_a_missing_jsonl_file_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'rows\.jsonl does not exist. Give a file of {"input": "..."} lines'):
+        files.read_jsonl(tmp_path / "rows.jsonl", "input")
+
+
+@pytest.mark.parametrize("below", [".", "params/data", "notebooks"])
+def test_relative_paths_are_relative_to_the_project_from_any_folder_of_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    monkeypatch.chdir(project / below)
+    assert files.project_root() == project
+    assert files.resolve("results/demo") == project / "results" / "demo"
+    assert files.relative(project / "results" / "demo") == str(Path("results", "demo"))
+
+
+def test_outside_a_project_the_one_beside_the_package_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert files.project_root() == Path(__file__).resolve().parents[1]
+    assert files.relative(tmp_path / "x") == str(tmp_path / "x")
+
+
+def test_absolute_paths_and_home_stay(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert files.resolve("/data/models") == Path("/data/models")
+    assert files.resolve("~/models") == Path("/home/someone/models")
+
+
+def test_the_hash_is_sha256_of_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_too_little_space_is_refused_beforehand_with_both_figures(tmp_path: Path) -> None:
+    missing = tmp_path / "not" / "there"
+    files.require_space(missing, 1, "a byte")
+    with pytest.raises(KitError, match=r"the model needs 1000000000.00 GB under .*there, .* GB are free"):
+        files.require_space(missing, 10**18, "the model")
+    assert not missing.exists()
+
+
+def test_jsonl_is_one_compact_object_a_line(tmp_path: Path) -> None:
+    path = files.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": "二"}])
+    assert [json.loads(line)["a"] for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == [1, "二"]
+    assert "二" in path.read_text(encoding="utf-8")
