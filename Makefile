@@ -22,12 +22,12 @@ lint: $(VENV)/.installed-dev  ## style, types, notebooks without outputs
 	$(BIN)/ruff check telechat_kit tests notebooks
 	$(BIN)/ruff format --check telechat_kit tests
 	$(BIN)/mypy
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 format: $(VENV)/.installed-dev  ## format code, strip outputs from the notebooks
 	$(BIN)/ruff check --fix telechat_kit tests notebooks
 	$(BIN)/ruff format telechat_kit tests
-	$(BIN)/nbstripout notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 
 notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quickest look at everything
 	$(BIN)/telechat-kit run params/tiny.yaml
