@@ -23,6 +23,27 @@ def encode_scale(scale: Tensor) -> Tensor:
     return scale.float().view(torch.int32).to(torch.int64)
 
 
+def product_scale(input_scale: Tensor, scale: Tensor) -> Tensor:
+    """float32 `[out]`: the product of both scales, in their own dtype unless float16 makes it vanish."""
+    product = (input_scale * scale).float()
+    return torch.where(product == 0, input_scale.float() * scale.float(), product).squeeze(1)
+
+
+def quantized_bias(quantized: Tensor, bias: Tensor | None, deq_scale: Tensor, input_offset: Tensor) -> Tensor:
+    """int32 `[out]`: the bias in units of `deq_scale`, less what the input's offset adds to every product.
+
+    In float32, not in integers: above 2^24 the reference's values are multiples of 2 to 16, and so are these.
+    """
+    correction = offset_correction(quantized, input_offset)
+    scaled = torch.zeros_like(correction) if bias is None else bias.float() / deq_scale
+    return torch.round(scaled - correction).to(torch.int32)
+
+
+def offset_correction(quantized: Tensor, input_offset: Tensor) -> Tensor:
+    """float32 `[out]`: what the offset of the input adds to the products of int8 weights `[out, in]`."""
+    return quantized.sum(dim=1).float() * input_offset.float()
+
+
 class W8A8Linear(nn.Module):
     """`y = (clamp(round(x / input_scale) + input_offset) . weight^T + quant_bias) * deq_scale`, product in int32."""
 

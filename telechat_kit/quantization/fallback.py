@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from telechat_kit.errors import ParameterError
+from telechat_kit.model.w8a8 import SHARED_INPUTS
 from telechat_kit.quantization.sensitivity import rank
-
-#: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.
-SHARED_INPUTS = (("self_attention.query", "self_attention.key_value"), ("mlp.gate_proj", "mlp.up_proj"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.int8 import decode_scale, encode_scale
+from telechat_kit.model.int8 import decode_scale, encode_scale, product_scale, quantized_bias
 from telechat_kit.quantization.observers import EPS
 
 #: Largest bias in units of deq_scale: leaves int32 room for the products and offsets of 32768 inputs.
@@ -66,14 +66,14 @@ def pack_linear(
     scale = weight_scale(weight)
     if bias is not None:
         scale = torch.maximum(scale, _scale_for_bias(bias, input_scale).to(scale.dtype))
-    quantized, deq_scale = _to_int8(weight, scale), _product_scale(input_scale, scale)
+    quantized, deq_scale = _to_int8(weight, scale), product_scale(input_scale, scale)
     packed = {
         "weight": quantized,
         "weight_scale": scale,
         "weight_offset": torch.zeros_like(scale),
         "input_scale": input_scale,
         "input_offset": input_offset,
-        "quant_bias": _quant_bias(quantized, bias, deq_scale, input_offset),
+        "quant_bias": quantized_bias(quantized, bias, deq_scale, input_offset),
         "deq_scale": deq_scale if weight.dtype == torch.bfloat16 else encode_scale(deq_scale),
     }
     return packed if bias is None else {**packed, "bias": bias}
@@ -105,19 +105,3 @@ def _scale_for_bias(bias: Tensor, input_scale: Tensor) -> Tensor:
     It matters for rows of zeros with a bias, whose scale is EPS; in the reference their bias overflows.
     """
     return (bias.float().abs() / (input_scale.float() * BIAS_LIMIT)).unsqueeze(1)
-
-
-def _product_scale(input_scale: Tensor, scale: Tensor) -> Tensor:
-    """float32 `[out]`: the product of both scales, in their own dtype unless float16 makes it vanish."""
-    product = (input_scale * scale).float()
-    return torch.where(product == 0, input_scale.float() * scale.float(), product).squeeze(1)
-
-
-def _quant_bias(quantized: Tensor, bias: Tensor | None, deq_scale: Tensor, input_offset: Tensor) -> Tensor:
-    """int32 `[out]`: the bias in units of `deq_scale`, less what the input's offset adds to every product.
-
-    In float32, not in integers: above 2^24 the reference's values are multiples of 2 to 16, and so are these.
-    """
-    correction = quantized.sum(dim=1).float() * input_offset.float()
-    scaled = torch.zeros_like(correction) if bias is None else bias.float() / deq_scale
-    return torch.round(scaled - correction).to(torch.int32)

@@ -1,0 +1,113 @@
+"""Dictionaries of tensors in `.npy` files, read without running anything that the file may hold.
+
+NumPy stores a dictionary as a pickle, and a pickle can name any function to be called. Here only tensors, dicts,
+lists, tuples, texts and numbers come in; every other name stops the reading before it is looked up.
+"""
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telechat_kit.errors import CheckpointError
+
+
+class _Known:
+    """A function that a pickle may call. It cannot be changed by the pickle: BUILD asks `__setstate__` first."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("it tries to change a function")
+
+
+def _object_array(*_: object) -> np.ndarray:
+    return np.empty((), dtype=object)
+
+
+def _object_dtype(name: str, *_: object) -> np.dtype:
+    if name != "O8":
+        raise pickle.UnpicklingError(f"it holds an array of {name!r}")
+    return np.dtype("O", copy=True)
+
+
+def _storage(content: bytes) -> Any:
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.storage.TypedStorage | torch.UntypedStorage):
+        raise pickle.UnpicklingError(f"it holds {type(storage).__name__} for a storage")
+    return storage
+
+
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage | torch.UntypedStorage):
+        raise pickle.UnpicklingError("it builds a tensor of something else than a storage")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
+
+
+def _parameter(data: Tensor, *_: object) -> Tensor:
+    return data
+
+
+#: What torch and NumPy write for a dictionary of tensors, and what is called instead
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _object_array,
+    ("numpy", "dtype"): _object_dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _object_array,
+    ("numpy._core.multiarray", "_reconstruct"): _object_array,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): lambda *_: {},
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> _Known:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return _Known(_KNOWN[module, name])
+
+
+def read_dictionary(path: Path) -> dict[str, Tensor]:
+    """The dictionary of tensors in a `.npy` file that `numpy.save` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds anything but tensors and plain containers.
+    """
+    try:
+        with path.open("rb") as stream:
+            _skip_header(stream)
+            content = _TensorUnpickler(stream).load()
+        values = content.item() if isinstance(content, np.ndarray) else content
+    # a damaged pickle may raise anything: the bytes are instructions
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({error}). "
+            "Get the file from its publisher."
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no dictionary of tensors. Get the file from its publisher.")
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {name!r} is no tensor. Get the file from its publisher.")
+    return values
+
+
+def _skip_header(stream: BinaryIO) -> None:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if shape != () or dtype != np.dtype("O"):
+        raise ValueError(f"an array of {dtype} with shape {shape}")

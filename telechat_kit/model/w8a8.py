@@ -1,0 +1,199 @@
+"""Tensors of a quantized TeleChat, whichever file format they came from: checked, then placed into the network.
+
+The readers of the formats end in a `W8A8Weights`; here is what all of them must satisfy.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from telechat_kit.errors import CheckpointError
+from telechat_kit.model.folder import (
+    ASCEND_DESCRIPTION,
+    W8A8_DESCRIPTION,
+    load_tensors,
+    read_object,
+    weight_files,
+)
+from telechat_kit.model.int8 import RUNTIME_TENSORS, W8A8Linear
+from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
+
+#: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.
+SHARED_INPUTS = (("self_attention.query", "self_attention.key_value"), ("mlp.gate_proj", "mlp.up_proj"))
+#: The norm that each of these pairs reads
+PAIR_NORMS = ("input_layernorm", "post_attention_layernorm")
+#: Every tensor that a quantized linear may have on disk
+LINEAR_TENSORS = (*RUNTIME_TENSORS, "weight_scale", "weight_offset", "bias")
+
+
+@dataclass(frozen=True)
+class W8A8Weights:
+    """Tensors of a quantized model by stored name, the names of its int8 linears, and the file that errors name."""
+
+    tensors: dict[str, Tensor]
+    linears: frozenset[str]
+    path: Path
+
+    def refuse(self, problem: str) -> NoReturn:
+        raise CheckpointError(f"{self.path} does not fit config.json: {problem}. Quantize again.")
+
+    def tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            self.refuse(f"tensor {name} is missing")
+        return self.tensors[name]
+
+    def checked(self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
+        """The tensor `name`, which must have `shape` and one of `dtypes` (any float if none are given)."""
+        value = self.tensor(name)
+        if tuple(value.shape) != shape:
+            self.refuse(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+        if value.dtype not in dtypes if dtypes else not value.is_floating_point():
+            expected = " or ".join(map(str, dtypes)) or "float"
+            self.refuse(f"{name} holds {value.dtype}, expected {expected}")
+        return value
+
+
+def stored_name(name: str, model: TelechatForCausalLM) -> str:
+    """Name in the file of the module or tensor `name`: a tied head (the 7B layout) goes without prefix."""
+    return name.removeprefix("transformer.") if model.config.tie_word_embeddings else name
+
+
+def linear_names(model: TelechatForCausalLM, keep: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """Names of the block linears of a model, in the order of the network, without the head."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | W8A8Linear) and name != "lm_head" and keep(name)
+    ]
+
+
+def norm_names(model: TelechatForCausalLM) -> list[str]:
+    """Stored names of the norms."""
+    return [
+        stored_name(name, model) for name, norm in model.named_modules() if isinstance(norm, TelechatRMSNorm)
+    ]
+
+
+def read_described(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
+    """The weights of a folder with msModelSlim's description, of the older ("safetensors") or newer form ("ascendV1")."""
+    old = folder / W8A8_DESCRIPTION
+    path = (
+        old if old.is_file() or not (folder / ASCEND_DESCRIPTION).is_file() else folder / ASCEND_DESCRIPTION
+    )
+    first, kinds = weight_files(folder)[0], read_object(path)
+    # what has no dot is about the whole model: version, model_quant_type ...
+    kinds = {stored_name(name, model): kind for name, kind in kinds.items() if "." in name}
+    tensors = {stored_name(name, model): value for name, value in load_tensors(folder).items()}
+    _check_description(path, kinds, model)
+    linears = frozenset(name for name in _stored_linears(model) if kinds.get(f"{name}.weight") == "W8A8")
+    weights = W8A8Weights(tensors, linears, first)
+    for name in kinds:
+        weights.tensor(name)
+    return _with_folded_norms(weights, model)
+
+
+def _stored_linears(model: TelechatForCausalLM) -> list[str]:
+    return [stored_name(name, model) for name in linear_names(model)]
+
+
+def _check_description(path: Path, kinds: Mapping[str, object], model: TelechatForCausalLM) -> None:
+    known = {stored_name(name, model) for name, _ in model.named_parameters()} | {"lm_head.weight"}
+    known |= {f"{name}.{part}" for name in _stored_linears(model) for part in LINEAR_TENSORS}
+    known |= {
+        f"{name}{part}" for name in norm_names(model) for part in (".bias", ".module.weight", ".module.bias")
+    }
+    for name, kind in kinds.items():
+        if name not in known:
+            raise CheckpointError(
+                f"{path} names {name}, which this model does not have. Copy the folder again, with its config.json."
+            )
+        if kind not in ("W8A8", "FLOAT"):
+            raise CheckpointError(
+                f'{path}: {name} is "{kind}", only W8A8 with static activations and FLOAT can be read.'
+            )
+
+
+def _with_folded_norms(weights: W8A8Weights, model: TelechatForCausalLM) -> W8A8Weights:
+    """`weights` with each block norm as its readers need it.
+
+    msModelSlim of 2024-08 keeps the original norm for float linears, whose weights it leaves as they were, and
+    puts the folded one under `.module` for int8 linears. Later versions write the folded norm in both places.
+    """
+    tensors = dict(weights.tensors)
+    for block in range(model.config.n_layer):
+        prefix = stored_name(f"transformer.h.{block}", model)
+        for norm, pair in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
+            name, readers = f"{prefix}.{norm}", {f"{prefix}.{reader}" for reader in pair}
+            folded = tensors.get(f"{name}.module.weight")
+            if folded is None or torch.equal(folded, weights.tensor(f"{name}.weight")):
+                continue
+            if readers & weights.linears and readers - weights.linears:
+                weights.refuse(
+                    f"{name} and {name}.module differ, but of {' and '.join(sorted(readers))} one is int8 and one float"
+                )
+            if readers <= weights.linears:
+                tensors[f"{name}.weight"] = folded
+                tensors[f"{name}.bias"] = weights.tensor(f"{name}.module.bias")
+    return W8A8Weights(tensors, weights.linears, weights.path)
+
+
+def place(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) -> None:
+    """Fill `model`, which lies on the meta device, with `weights`; float tensors become `dtype`."""
+    _place_int8(model, weights)
+    _check_shared_inputs(model, weights)
+    _place_float(model, weights, dtype)
+
+
+def _place_int8(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
+    for name in linear_names(model):
+        if (stored := stored_name(name, model)) in weights.linears:
+            out, size = model.get_submodule(name).weight.shape
+            parts = {
+                "weight": weights.checked(f"{stored}.weight", (out, size), (torch.int8,)),
+                "input_scale": weights.checked(f"{stored}.input_scale", (1,)),
+                "input_offset": weights.checked(f"{stored}.input_offset", (1,), _OFFSET_DTYPES),
+                "quant_bias": weights.checked(f"{stored}.quant_bias", (out,), (torch.int32,)),
+                "deq_scale": weights.checked(f"{stored}.deq_scale", (out,), (torch.int64, torch.float32)),
+            }
+            model.set_submodule(name, W8A8Linear(parts))
+
+
+#: vllm-ascend declares the offset as int8, msModelSlim writes it as a float
+_OFFSET_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32)
+
+
+def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
+    """Loaders fuse the linears of a pair and keep one scale: both must carry the same (MindIE refuses others too)."""
+    for block in range(model.config.n_layer):
+        prefix = stored_name(f"transformer.h.{block}", model)
+        for pair in SHARED_INPUTS:
+            first, second = (f"{prefix}.{linear}" for linear in pair)
+            if {first, second} <= weights.linears:
+                for part in ("input_scale", "input_offset"):
+                    one, other = (weights.tensor(f"{linear}.{part}") for linear in (first, second))
+                    if not torch.equal(one, other):
+                        weights.refuse(
+                            f"{first}.{part} and {second}.{part} differ ({one.item()}, {other.item()}), "
+                            "but both read the same input"
+                        )
+
+
+def _place_float(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) -> None:
+    """Fill what is still on the meta device, tie the head, and give norms the bias of shifted channels."""
+    for name, norm in model.named_modules():
+        bias = weights.tensors.get(f"{stored_name(name, model)}.bias")
+        if isinstance(norm, TelechatRMSNorm) and bias is not None and bool(bias.any()):
+            norm.bias = nn.Parameter(bias.to(dtype))
+    values = {
+        name: nn.Parameter(
+            weights.checked(stored_name(name, model), tuple(value.shape)).to(dtype), requires_grad=False
+        )
+        for name, value in model.named_parameters()
+        if value.device.type == "meta"
+    }
+    model.load_state_dict(values, strict=False, assign=True)
+    model.tie_weights()
