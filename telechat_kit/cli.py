@@ -8,6 +8,8 @@ import click
 import telechat_kit
 from telechat_kit.errors import KitError
 from telechat_kit.files import relative
+from telechat_kit.quantization.conversion import FORMATS
+from telechat_kit.quantization.conversion import export as export_folder
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.runs.execution import run_profile
 from telechat_kit.runs.profile import all_parameters, load_profile
@@ -83,6 +85,35 @@ def html(notebook: Path, page: Path | None) -> None:
       telechat-kit html out.ipynb
     """
     click.echo(export_notebook(notebook, page or notebook.with_suffix(".html")))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    required=True,
+    help="File format to write; safetensors and ascendV1 are msModelSlim's, numpy its dictionaries of 2024.",
+)
+@click.option(
+    "--model-path",
+    type=click.Path(path_type=Path),
+    help="The float checkpoint that was quantized (numpy), or the one beside .npy dictionaries.",
+)
+def export(folder: Path, target: Path, form: str, model_path: Path | None) -> None:
+    """Write the quantized FOLDER in another file format into the new folder TARGET; its logits stay the same.
+
+    \b
+    Examples:
+      telechat-kit export build/demo-w8a8 build/demo-ascend --format ascendV1
+      telechat-kit export build/demo-w8a8 build/demo-npy --format numpy --model-path build/demo
+    """
+    record = export_folder(folder.absolute(), target.absolute(), form, model_path and model_path.absolute())
+    click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
+    for note in record.notes:
+        click.echo(f"    {note}")
 
 
 def main() -> None:

@@ -34,7 +34,9 @@ def read_numpy(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> 
     linears = frozenset(dictionaries["input_scale"])
     stored = {stored_name(name, model) for name in linear_names(model)}
     for part, values in dictionaries.items():
-        _check_names(folder / FILES[part], part, values, linears, stored)
+        _check_known(folder / FILES[part], part, values, stored)
+    for part in RUNTIME_TENSORS:
+        _check_whole(folder / FILES[part], dictionaries[part], linears, stored)
     _check_weights(folder / FILES["weight"], dictionaries["weight"], linears, model)
     tensors = {stored_name(name, model): value for name, value in load_tensors(float_folder).items()}
     tensors |= {
@@ -59,24 +61,21 @@ def _read_norms(path: Path, model: TelechatForCausalLM) -> dict[str, Tensor]:
     return norms
 
 
-def _check_names(
-    path: Path, part: str, values: dict[str, Tensor], linears: frozenset[str], stored: set[str]
-) -> None:
-    """Refuse linears that the model does not have, and gaps. `quant_weight` may hold what is not a linear too."""
-    unknown = set() if part == "weight" else set(values) - stored
-    if unknown:
+def _check_known(path: Path, part: str, values: dict[str, Tensor], stored: set[str]) -> None:
+    """Refuse linears that the model does not have. msModelSlim's `quant_weight` may hold other modules too."""
+    if part != "weight" and (unknown := set(values) - stored):
         raise CheckpointError(
             f"{path} names {min(unknown)}, which is no linear of this model. Give the float folder that belongs to it."
         )
-    if part not in RUNTIME_TENSORS:
-        return
-    if missing := sorted(linears - set(values)):
-        raise CheckpointError(f"{path} holds nothing for {missing[0]}. Copy the folder again.")
-    # of a linear in float, the master branch keeps the float weight or bias here
+
+
+def _check_whole(path: Path, values: dict[str, Tensor], linears: frozenset[str], stored: set[str]) -> None:
+    if missing := linears - set(values):
+        raise CheckpointError(f"{path} holds nothing for {min(missing)}. Copy the folder again.")
+    # of a linear in float, the master branch keeps the float weight or bias in quant_weight
     if extra := [name for name in stored & set(values) - linears if not values[name].is_floating_point()]:
-        raise CheckpointError(
-            f"{path.with_name(FILES['input_scale'])} holds nothing for {min(extra)}. Copy the folder again."
-        )
+        scales = path.with_name(FILES["input_scale"])
+        raise CheckpointError(f"{scales} holds nothing for {min(extra)}. Copy the folder again.")
 
 
 def _check_weights(

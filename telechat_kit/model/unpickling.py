@@ -33,14 +33,23 @@ class _Known:
         raise pickle.UnpicklingError("it tries to change a function")
 
 
-def _object_array(*_: object) -> np.ndarray:
-    return np.empty((), dtype=object)
+class _ObjectArray:
+    """Stands in for NumPy's array of no axes: a real one would take raw bytes of the file as its objects."""
+
+    content: object = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, _, _, values = state
+        if shape != () or not isinstance(values, list) or len(values) != 1:
+            raise pickle.UnpicklingError(f"it holds an array of shape {shape}")
+        self.content = values[0]
 
 
-def _object_dtype(name: str, *_: object) -> np.dtype:
-    if name != "O8":
-        raise pickle.UnpicklingError(f"it holds an array of {name!r}")
-    return np.dtype("O", copy=True)
+class _Placeholder:
+    """Stands in for NumPy's array class and dtype, which only describe the array above."""
+
+    def __setstate__(self, state: object) -> None:
+        """Leave out what the file says of it."""
 
 
 def _storage(content: bytes) -> Any:
@@ -62,10 +71,10 @@ def _parameter(data: Tensor, *_: object) -> Tensor:
 
 #: What torch and NumPy write for a dictionary of tensors, and what is called instead
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _object_array,
-    ("numpy", "dtype"): _object_dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _object_array,
-    ("numpy._core.multiarray", "_reconstruct"): _object_array,
+    ("numpy", "ndarray"): lambda *_: _Placeholder(),
+    ("numpy", "dtype"): lambda *_: _Placeholder(),
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _ObjectArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _ObjectArray(),
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -90,7 +99,7 @@ def read_dictionary(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as stream:
             _skip_header(stream)
             content = _TensorUnpickler(stream).load()
-        values = content.item() if isinstance(content, np.ndarray) else content
+        values = content.content if isinstance(content, _ObjectArray) else content
     # a damaged pickle may raise anything: the bytes are instructions
     except Exception as error:
         raise CheckpointError(

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from telechat_kit.files import atomic_folder, read_json, require_space, write_json
 from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, W8A8_WEIGHTS, stored_name
+from telechat_kit.model.folder import ASCEND_DESCRIPTION
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: What stands beside the weights in a checkpoint folder and is copied as it is
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")
-_OWN_FILES = ("config.json", "quantize.json", W8A8_DESCRIPTION)
+_OWN_FILES = ("config.json", "quantize.json", "export.json", W8A8_DESCRIPTION, ASCEND_DESCRIPTION)
 
 
 def checkpoint_tensors(
@@ -66,14 +67,19 @@ def save_w8a8(
     tensors, kinds = checkpoint_tensors(model, packed)
     require_space(folder, sum(tensor.nbytes for tensor in tensors.values()), "the W8A8 checkpoint")
     with atomic_folder(folder) as temporary:
-        for path in source.iterdir():
-            if path.is_file() and path.name not in _OWN_FILES and not path.name.endswith(_WEIGHT_ENDINGS):
-                shutil.copyfile(path, temporary / path.name)
+        copy_beside(source, temporary)
         save_file(tensors, temporary / W8A8_WEIGHTS, metadata={"format": "pt"})
         write_json(temporary / W8A8_DESCRIPTION, kinds)
         write_json(temporary / "config.json", w8a8_config(source, model))
         write_json(temporary / "quantize.json", recipe)
     return folder
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copy into `folder` what stands beside the weights in `source`: tokenizer, generation config, license ..."""
+    for path in source.iterdir():
+        if path.is_file() and path.name not in _OWN_FILES and not path.name.endswith(_WEIGHT_ENDINGS):
+            shutil.copyfile(path, folder / path.name)
 
 
 def w8a8_config(source: Path, model: TelechatForCausalLM) -> dict[str, Any]:
