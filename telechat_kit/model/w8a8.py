@@ -159,7 +159,18 @@ def _place_int8(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
                 "quant_bias": weights.checked(f"{stored}.quant_bias", (out,), (torch.int32,)),
                 "deq_scale": weights.checked(f"{stored}.deq_scale", (out,), (torch.int64, torch.float32)),
             }
+            _check_rest(stored, weights, out)
             model.set_submodule(name, W8A8Linear(parts))
+
+
+def _check_rest(linear: str, weights: W8A8Weights, out: int) -> None:
+    """What the arithmetic does not need but another format may, and a scale that cannot divide."""
+    for part, shape in (("weight_scale", (out, 1)), ("bias", (out,))):
+        if f"{linear}.{part}" in weights.tensors:
+            weights.checked(f"{linear}.{part}", shape)
+    scale = weights.tensor(f"{linear}.input_scale").item()
+    if not 0 < scale < float("inf"):
+        weights.refuse(f"{linear}.input_scale is {scale}")
 
 
 #: vllm-ascend declares the offset as int8, msModelSlim writes it as a float
@@ -185,9 +196,10 @@ def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> No
 def _place_float(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) -> None:
     """Fill what is still on the meta device, tie the head, and give norms the bias of shifted channels."""
     for name, norm in model.named_modules():
-        bias = weights.tensors.get(f"{stored_name(name, model)}.bias")
-        if isinstance(norm, TelechatRMSNorm) and bias is not None and bool(bias.any()):
-            norm.bias = nn.Parameter(bias.to(dtype))
+        bias = f"{stored_name(name, model)}.bias"
+        if isinstance(norm, TelechatRMSNorm) and bias in weights.tensors:
+            shift = weights.checked(bias, tuple(norm.weight.shape))
+            norm.bias = nn.Parameter(shift.to(dtype)) if bool(shift.any()) else None
     values = {
         name: nn.Parameter(
             weights.checked(stored_name(name, model), tuple(value.shape)).to(dtype), requires_grad=False

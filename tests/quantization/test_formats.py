@@ -370,6 +370,34 @@ def test_descriptions_that_do_not_fit_are_refused(
     assert expected in error_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        (
+            "h.0.mlp.up_proj.weight_scale",
+            lambda value: value[:5].clone(),
+            "has shape (5, 1), expected (176, 1)",
+        ),
+        ("h.0.mlp.up_proj.input_scale", lambda value: value * float("nan"), "is nan"),
+        (
+            "h.0.mlp.up_proj.quant_bias",
+            lambda value: value.float(),
+            "holds torch.float32, expected torch.int32",
+        ),
+        ("h.0.input_layernorm.bias", lambda value: value[:3].clone(), "has shape (3,), expected (64,)"),
+        ("ln_f.weight", lambda value: value[:5].clone(), "has shape (5,), expected (64,)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    name: str, change: Callable[[Tensor], Tensor], expected: str, exported: Callable[[str], Path]
+) -> None:
+    folder = exported("ascendV1")
+    change_tensors(folder / WEIGHTS, lambda tensors: tensors.update({name: change(tensors[name])}))
+    message = error_of(folder)
+    assert f"{name} {expected}" in message
+    assert str(folder / WEIGHTS) in message
+
+
 def test_dictionaries_that_name_unknown_linears_are_refused(exported: Callable[[str], Path]) -> None:
     folder = exported("numpy")
     change_dictionary(folder / "input_scale.npy", lambda values: values.update({"h.9.x": torch.ones(1)}))
