@@ -3,7 +3,6 @@
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +174,7 @@ def _load_w8a8(folder: Path, config: TelechatConfig, dtype: torch.dtype) -> Tele
 
 def _place_int8(model: TelechatForCausalLM, kinds: dict[str, str], tensors: dict[str, Tensor]) -> None:
     for name, linear in list(model.named_modules()):
-        stored = stored_name(name, model)
+        stored = stored_name(name, model.config)
         if isinstance(linear, nn.Linear) and kinds.get(f"{stored}.weight") == "W8A8":
             parts = {part: tensors[f"{stored}.{part}"] for part in RUNTIME_TENSORS}
             if parts["weight"].shape != linear.weight.shape:
@@ -188,11 +187,11 @@ def _place_int8(model: TelechatForCausalLM, kinds: dict[str, str], tensors: dict
 def _place_float(model: TelechatForCausalLM, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Fill what is still on the meta device, tie the head, and give norms the bias of shifted channels."""
     for name, norm in model.named_modules():
-        bias = tensors.get(f"{stored_name(name, model)}.bias")
+        bias = tensors.get(f"{stored_name(name, model.config)}.bias")
         if getattr(norm, "epsilon", None) is not None and bias is not None and bool(bias.any()):
             norm.bias = nn.Parameter(bias.to(dtype))
     values = {
-        name: nn.Parameter(tensors[stored_name(name, model)].to(dtype), requires_grad=False)
+        name: nn.Parameter(tensors[stored_name(name, model.config)].to(dtype), requires_grad=False)
         for name, value in model.named_parameters()
         if value.device.type == "meta"
     }
@@ -200,15 +199,15 @@ def _place_float(model: TelechatForCausalLM, tensors: dict[str, Tensor], dtype: 
     model.tie_weights()
 
 
-def stored_name(name: str, model: TelechatForCausalLM) -> str:
+def stored_name(name: str, config: TelechatConfig) -> str:
     """Name in the file of the module or tensor `name`: a tied head (the 7B layout) goes without prefix."""
-    return name.removeprefix("transformer.") if model.config.tie_word_embeddings else name
+    return name.removeprefix("transformer.") if config.tie_word_embeddings else name
 
 
-def linear_names(model: TelechatForCausalLM, keep: Callable[[str], bool] = lambda _: True) -> list[str]:
-    """Names of the block linears of a model, in the order of the network, without the head."""
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of the linears of a model or of one block, in the order of the network, without the head."""
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | W8A8Linear) and name != "lm_head" and keep(name)
+        if isinstance(module, nn.Linear | W8A8Linear) and name != "lm_head"
     ]
