@@ -19,14 +19,14 @@ test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a ti
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev  ## style, types, notebooks without outputs
-	$(BIN)/ruff check telechat_kit tests notebooks
-	$(BIN)/ruff format --check telechat_kit tests
+	$(BIN)/ruff check telechat_kit tests benchmarks notebooks
+	$(BIN)/ruff format --check telechat_kit tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 format: $(VENV)/.installed-dev  ## format code, strip outputs from the notebooks
-	$(BIN)/ruff check --fix telechat_kit tests notebooks
-	$(BIN)/ruff format telechat_kit tests
+	$(BIN)/ruff check --fix telechat_kit tests benchmarks notebooks
+	$(BIN)/ruff format telechat_kit tests benchmarks
 	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 
 notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quickest look at everything

@@ -56,11 +56,11 @@ def read_compressed(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
     config = read_object(path)["quantization_config"]
     _check_scheme(path, config)
     first = weight_files(folder)[0]
-    tensors = {stored_name(name, model): value for name, value in load_tensors(folder).items()}
+    tensors = {stored_name(name, model.config): value for name, value in load_tensors(folder).items()}
     quantized = [
         name for name in linear_names(model) if not _ignored(name, config.get("ignore") or [], model)
     ]
-    weights = W8A8Weights(tensors, frozenset(stored_name(name, model) for name in quantized), first)
+    weights = W8A8Weights(tensors, frozenset(stored_name(name, model.config) for name in quantized), first)
     for name in sorted(weights.linears):
         tensors |= _runtime_tensors(name, weights, _check_shapes(name, weights, model))
         tensors.pop(f"{name}.input_zero_point")
@@ -117,7 +117,7 @@ def _check_scheme(path: Path, config: Mapping[str, Any]) -> None:
 
 def _ignored(name: str, ignore: list[str], model: TelechatForCausalLM) -> bool:
     """Whether the format's `ignore`, names or `re:` patterns, leaves the linear in float."""
-    names = (name, stored_name(name, model))
+    names = (name, stored_name(name, model.config))
     return any(
         re.match(entry[3:], known) is not None if entry.startswith("re:") else entry == known
         for entry in ignore

@@ -32,13 +32,13 @@ def read_numpy(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> 
     """The weights of `.npy` dictionaries in `folder` and the float weights after suppression in `float_folder`."""
     dictionaries = {part: _read(folder / name, model) for part, name in FILES.items()}
     linears = frozenset(dictionaries["input_scale"])
-    stored = {stored_name(name, model) for name in linear_names(model)}
+    stored = {stored_name(name, model.config) for name in linear_names(model)}
     for part, values in dictionaries.items():
         _check_known(folder / FILES[part], part, values, stored)
     for part in RUNTIME_TENSORS:
         _check_whole(folder / FILES[part], dictionaries[part], linears, stored)
     _check_weights(folder / FILES["weight"], dictionaries["weight"], linears, model)
-    tensors = {stored_name(name, model): value for name, value in load_tensors(float_folder).items()}
+    tensors = {stored_name(name, model.config): value for name, value in load_tensors(float_folder).items()}
     tensors |= {
         f"{name}.{part}": values[name]
         for part, values in dictionaries.items()
@@ -50,7 +50,7 @@ def read_numpy(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> 
 def _read(path: Path, model: TelechatForCausalLM) -> dict[str, Tensor]:
     """The dictionary in `path` by stored names; the reference writes no file for an empty one."""
     values = read_dictionary(path) if path.is_file() else {}
-    return {stored_name(name, model): value for name, value in values.items()}
+    return {stored_name(name, model.config): value for name, value in values.items()}
 
 
 def _read_norms(path: Path, model: TelechatForCausalLM) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def _check_weights(
 ) -> None:
     """Refuse the files of msModelSlim's master branch: there the bias of a linear takes the place of its weight."""
     for name in linear_names(model):
-        stored = stored_name(name, model)
+        stored = stored_name(name, model.config)
         if stored in linears and values[stored].is_floating_point() and values[stored].ndim == 1:
             raise CheckpointError(
                 f"{path} holds the bias of {stored} in place of its int8 weight (msModelSlim's master branch writes "

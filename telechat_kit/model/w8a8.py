@@ -3,7 +3,7 @@
 The readers of the formats end in a `W8A8Weights`; here is what all of them must satisfy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import (
     ASCEND_DESCRIPTION,
     W8A8_DESCRIPTION,
@@ -57,24 +58,26 @@ class W8A8Weights:
         return value
 
 
-def stored_name(name: str, model: TelechatForCausalLM) -> str:
+def stored_name(name: str, config: TelechatConfig) -> str:
     """Name in the file of the module or tensor `name`: a tied head (the 7B layout) goes without prefix."""
-    return name.removeprefix("transformer.") if model.config.tie_word_embeddings else name
+    return name.removeprefix("transformer.") if config.tie_word_embeddings else name
 
 
-def linear_names(model: TelechatForCausalLM, keep: Callable[[str], bool] = lambda _: True) -> list[str]:
-    """Names of the block linears of a model, in the order of the network, without the head."""
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of the linears of a model or of one block, in the order of the network, without the head."""
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | W8A8Linear) and name != "lm_head" and keep(name)
+        if isinstance(module, nn.Linear | W8A8Linear) and name != "lm_head"
     ]
 
 
 def norm_names(model: TelechatForCausalLM) -> list[str]:
     """Stored names of the norms."""
     return [
-        stored_name(name, model) for name, norm in model.named_modules() if isinstance(norm, TelechatRMSNorm)
+        stored_name(name, model.config)
+        for name, norm in model.named_modules()
+        if isinstance(norm, TelechatRMSNorm)
     ]
 
 
@@ -86,8 +89,8 @@ def read_described(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
     )
     first, kinds = weight_files(folder)[0], read_object(path)
     # what has no dot is about the whole model: version, model_quant_type ...
-    kinds = {stored_name(name, model): kind for name, kind in kinds.items() if "." in name}
-    tensors = {stored_name(name, model): value for name, value in load_tensors(folder).items()}
+    kinds = {stored_name(name, model.config): kind for name, kind in kinds.items() if "." in name}
+    tensors = {stored_name(name, model.config): value for name, value in load_tensors(folder).items()}
     _check_description(path, kinds, model)
     linears = frozenset(name for name in _stored_linears(model) if kinds.get(f"{name}.weight") == "W8A8")
     weights = W8A8Weights(tensors, linears, first)
@@ -97,11 +100,11 @@ def read_described(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
 
 
 def _stored_linears(model: TelechatForCausalLM) -> list[str]:
-    return [stored_name(name, model) for name in linear_names(model)]
+    return [stored_name(name, model.config) for name in linear_names(model)]
 
 
 def _check_description(path: Path, kinds: Mapping[str, object], model: TelechatForCausalLM) -> None:
-    known = {stored_name(name, model) for name, _ in model.named_parameters()} | {"lm_head.weight"}
+    known = {stored_name(name, model.config) for name, _ in model.named_parameters()} | {"lm_head.weight"}
     known |= {f"{name}.{part}" for name in _stored_linears(model) for part in LINEAR_TENSORS}
     known |= {
         f"{name}{part}" for name in norm_names(model) for part in (".bias", ".module.weight", ".module.bias")
@@ -125,7 +128,7 @@ def _with_folded_norms(weights: W8A8Weights, model: TelechatForCausalLM) -> W8A8
     """
     tensors = dict(weights.tensors)
     for block in range(model.config.n_layer):
-        prefix = stored_name(f"transformer.h.{block}", model)
+        prefix = stored_name(f"transformer.h.{block}", model.config)
         for norm, pair in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
             name, readers = f"{prefix}.{norm}", {f"{prefix}.{reader}" for reader in pair}
             folded = tensors.get(f"{name}.module.weight")
@@ -150,7 +153,7 @@ def place(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) 
 
 def _place_int8(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
     for name in linear_names(model):
-        if (stored := stored_name(name, model)) in weights.linears:
+        if (stored := stored_name(name, model.config)) in weights.linears:
             out, size = model.get_submodule(name).weight.shape
             parts = {
                 "weight": weights.checked(f"{stored}.weight", (out, size), (torch.int8,)),
@@ -180,7 +183,7 @@ _OFFSET_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torc
 def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
     """Loaders fuse the linears of a pair and keep one scale: both must carry the same (MindIE refuses others too)."""
     for block in range(model.config.n_layer):
-        prefix = stored_name(f"transformer.h.{block}", model)
+        prefix = stored_name(f"transformer.h.{block}", model.config)
         for pair in SHARED_INPUTS:
             first, second = (f"{prefix}.{linear}" for linear in pair)
             if {first, second} <= weights.linears:
@@ -196,13 +199,14 @@ def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> No
 def _place_float(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) -> None:
     """Fill what is still on the meta device, tie the head, and give norms the bias of shifted channels."""
     for name, norm in model.named_modules():
-        bias = f"{stored_name(name, model)}.bias"
+        bias = f"{stored_name(name, model.config)}.bias"
         if isinstance(norm, TelechatRMSNorm) and bias in weights.tensors:
             shift = weights.checked(bias, tuple(norm.weight.shape))
             norm.bias = nn.Parameter(shift.to(dtype)) if bool(shift.any()) else None
     values = {
         name: nn.Parameter(
-            weights.checked(stored_name(name, model), tuple(value.shape)).to(dtype), requires_grad=False
+            weights.checked(stored_name(name, model.config), tuple(value.shape)).to(dtype),
+            requires_grad=False,
         )
         for name, value in model.named_parameters()
         if value.device.type == "meta"

@@ -124,7 +124,7 @@ def _room(source: _Source, format: str) -> int:
 
 def _float_names(source: _Source) -> list[str]:
     """Stored names of the parameters that no int8 linear owns."""
-    names = (stored_name(name, source.model) for name, _ in source.model.named_parameters())
+    names = (stored_name(name, source.model.config) for name, _ in source.model.named_parameters())
     return [name for name in names if name.rpartition(".")[0] not in source.weights.linears]
 
 
@@ -136,7 +136,7 @@ def _packed(source: _Source, linear: str) -> dict[str, Tensor]:
 def _config(source: _Source) -> dict[str, Any]:
     """The source's config.json without what only its own format says, the dtype under both of its names."""
     config = read_json(source.beside / "config.json")
-    embedding = source.weights.tensors[stored_name("transformer.word_embeddings.weight", source.model)]
+    embedding = source.weights.tensors[stored_name("transformer.word_embeddings.weight", source.model.config)]
     dtype = str(embedding.dtype).removeprefix("torch.")
     dropped = ("quantize", "quantization_config")
     kept = {key: value for key, value in config.items() if key not in dropped}
@@ -180,7 +180,7 @@ def _write_compressed(source: _Source, folder: Path, record: ExportRecord) -> Ex
     kept = [
         name
         for name in linear_names(source.model)
-        if stored_name(name, source.model) not in source.weights.linears
+        if stored_name(name, source.model.config) not in source.weights.linears
     ]
     copy_beside(source.beside, folder)
     _save(folder / "model.safetensors", tensors)
@@ -204,7 +204,7 @@ def _complete(source: _Source, linear: str) -> dict[str, Tensor]:
 
 
 def _parameters(source: _Source) -> set[str]:
-    return {stored_name(name, source.model) for name, _ in source.model.named_parameters()}
+    return {stored_name(name, source.model.config) for name, _ in source.model.named_parameters()}
 
 
 def _shifts(source: _Source) -> dict[str, Tensor]:

@@ -1,88 +1,156 @@
 """The W8A8 checkpoint folder: safetensors and description with msModelSlim's names, beside config and tokenizer."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from telechat_kit.files import atomic_folder, read_json, require_space, write_json
+from telechat_kit.errors import CheckpointError
+from telechat_kit.files import read_json, replace_folder, require_space, write_json, writing
 from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, W8A8_WEIGHTS, stored_name
 from telechat_kit.model.folder import ASCEND_DESCRIPTION
-from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
+from telechat_kit.model.shards import EMBEDDING, HEAD, Shards
+from telechat_kit.quantization.blocks import Block
+from telechat_kit.quantization.partial import Pass
+from telechat_kit.quantization.tensor_file import Entry, file_entries, tensor_entry, write_tensor_file
 
 #: What stands beside the weights in a checkpoint folder and is copied as it is
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")
 _OWN_FILES = ("config.json", "quantize.json", "export.json", W8A8_DESCRIPTION, ASCEND_DESCRIPTION)
 
+Put = Callable[[str, Tensor, str], None]
 
-def checkpoint_tensors(
-    model: TelechatForCausalLM, packed: Mapping[str, Mapping[str, Tensor]]
+
+def as_stored(name: str, value: Tensor, shards: Shards) -> Tensor:
+    """A float tensor in the dtype that the checkpoint itself has for `name`."""
+    stored = value.to(shards.tensors[name].dtype)
+    if not torch.isfinite(stored).all():
+        raise CheckpointError(
+            f"{name} holds NaN or infinite values, or {stored.dtype} cannot hold it after outlier suppression. "
+            "Check the float checkpoint, or use another anti_outlier."
+        )
+    return stored
+
+
+def block_tensors(
+    block: Block, packed: Mapping[str, Mapping[str, Tensor]], shards: Shards
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors as on disk, and the type of each ("W8A8" or "FLOAT").
+    """Tensors of one block as on disk, and the type of each ("W8A8" or "FLOAT").
 
-    `packed` maps the module names of the int8 linears to their tensors. Norms of the blocks and the final one
-    get a zero bias, and the block norms a `.module` copy, as msModelSlim's loaders expect after outlier suppression.
+    `packed` maps the names of the int8 linears to their tensors. Norms get a zero bias and a `.module` copy, as
+    msModelSlim's loaders expect after outlier suppression.
     """
     tensors: dict[str, Tensor] = {}
-    kinds: dict[str, str] = {"model_quant_type": "W8A8"}
+    kinds: dict[str, str] = {}
 
     def put(name: str, value: Tensor, kind: str) -> None:
-        tensors[name] = value.detach().contiguous().cpu()
-        kinds[name] = kind
+        name = stored_name(name, shards.config)
+        tensors[name], kinds[name] = value, kind
 
-    for name, value in model.named_parameters():
+    for local, value in block.module.named_parameters():
+        name = block.prefix + local
         module, _, part = name.rpartition(".")
         if module not in packed:
-            put(stored_name(name, model), value, "FLOAT")
-        elif part == "weight":
-            for key, tensor in packed[module].items():
-                put(f"{stored_name(module, model)}.{key}", tensor, "FLOAT" if key == "bias" else "W8A8")
-    _put_norm_biases(model, put)
+            put(name, as_stored(name, value, shards), "FLOAT")
+            if module.endswith("layernorm"):
+                _put_norm_copies(module, tensors[stored_name(name, shards.config)], put)
+        elif part == "bias":
+            put(name, as_stored(name, value, shards), "FLOAT")
+        else:
+            _put_packed(module, packed[module], put)
     return tensors, kinds
 
 
-def _put_norm_biases(model: TelechatForCausalLM, put: Callable[[str, Tensor, str], None]) -> None:
-    for module, norm in model.named_modules():
-        if isinstance(norm, TelechatRMSNorm):
-            bias = norm.bias if norm.bias is not None else torch.zeros_like(norm.weight)
-            name = stored_name(module, model)
-            put(f"{name}.bias", bias, "FLOAT")
-            if "layernorm" in name:
-                put(f"{name}.module.weight", norm.weight.clone(), "W8A8")
-                put(f"{name}.module.bias", bias.clone(), "W8A8")
+def _put_packed(module: str, packed: Mapping[str, Tensor], put: Put) -> None:
+    for part, tensor in packed.items():
+        if part != "bias":
+            put(f"{module}.{part}", tensor, "W8A8")
 
 
-def save_w8a8(
-    folder: Path,
-    source: Path,
-    model: TelechatForCausalLM,
-    packed: Mapping[str, Mapping[str, Tensor]],
-    recipe: Mapping[str, Any],
-) -> Path:
-    """Write a W8A8 folder that stands alone: weights, description, config, `quantize.json`, and the tokenizer of `source`."""
-    tensors, kinds = checkpoint_tensors(model, packed)
-    require_space(folder, sum(tensor.nbytes for tensor in tensors.values()), "the W8A8 checkpoint")
-    with atomic_folder(folder) as temporary:
-        copy_beside(source, temporary)
-        save_file(tensors, temporary / W8A8_WEIGHTS, metadata={"format": "pt"})
-        write_json(temporary / W8A8_DESCRIPTION, kinds)
-        write_json(temporary / "config.json", w8a8_config(source, model))
-        write_json(temporary / "quantize.json", recipe)
+def _put_norm_copies(norm: str, weight: Tensor, put: Put) -> None:
+    """The zero bias of a norm and, but for the final one, what outlier suppression's wrapper holds."""
+    put(f"{norm}.bias", torch.zeros_like(weight), "FLOAT")
+    if norm.endswith("layernorm"):
+        put(f"{norm}.module.weight", weight.clone(), "W8A8")
+        put(f"{norm}.module.bias", torch.zeros_like(weight), "W8A8")
+
+
+def _outer_entries(shards: Shards) -> Iterator[tuple[Entry, str]]:
+    """What stands outside the blocks, and its kind: matrices as they are, norms with their copies."""
+    for name, stored in shards.tensors.items():
+        if name in (EMBEDDING, HEAD):
+            file_name, chunks = stored_name(name, shards.config), partial(shards.chunks, name)
+            yield tensor_entry(file_name, stored.dtype, stored.shape, chunks), "FLOAT"
+        elif not name.startswith("transformer.h."):
+            yield from _outer_norm_entries(name.removesuffix(".weight"), shards)
+
+
+def _outer_norm_entries(norm: str, shards: Shards) -> Iterator[tuple[Entry, str]]:
+    name = f"{norm}.weight"
+    tensors: dict[str, tuple[Tensor, str]] = {}
+
+    def put(name: str, value: Tensor, kind: str) -> None:
+        tensors[stored_name(name, shards.config)] = value, kind
+
+    put(name, as_stored(name, shards.read([name], torch.device("cpu"))[name], shards), "FLOAT")
+    _put_norm_copies(norm, tensors[stored_name(name, shards.config)][0], put)
+    for file_name, (value, kind) in tensors.items():
+        raw = value.view(torch.uint8).numpy().tobytes()
+        yield tensor_entry(file_name, value.dtype, value.shape, partial(iter, [raw])), kind
+
+
+def needed_bytes(shards: Shards) -> int:
+    """Room for the parts and the whole made of them: int8 blocks twice, and what stands outside once."""
+    blocks = sum(
+        stored.shape.numel() for name, stored in shards.tensors.items() if name.startswith("transformer.h.")
+    )
+    outer = sum(shards.tensors[name].nbytes for name in (EMBEDDING, HEAD) if name in shards.tensors)
+    return 2 * blocks + outer
+
+
+def write_w8a8_folder(target: Path, shards: Shards, blocks: Pass, details: Mapping[str, Any]) -> None:
+    """Assemble the W8A8 folder from the finished `blocks`; it takes its place at `target` when it is whole.
+
+    It stands alone: weights, description, config, `quantize.json`, and the tokenizer of the source.
+    """
+    paths = [blocks.path(index) for index in range(shards.config.n_layer)]
+    outer = list(_outer_entries(shards))
+    entries = [*(entry for path in paths for entry in file_entries(path)), *(entry for entry, _ in outer)]
+    kinds = {"model_quant_type": "W8A8"}
+    for index in range(shards.config.n_layer):
+        kinds |= blocks.details(index)["kinds"]
+    kinds |= {entry.name: kind for entry, kind in outer}
+    require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
+    with writing(target):
+        folder = _fresh(blocks.folder / "result")
+        copy_beside(shards.folder, folder)
+        write_tensor_file(folder / W8A8_WEIGHTS, entries)
+        write_json(folder / W8A8_DESCRIPTION, kinds)
+        write_json(folder / "config.json", w8a8_config(shards))
+        write_json(folder / "quantize.json", details)
+        replace_folder(folder, target)
+
+
+def _fresh(folder: Path) -> Path:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
     return folder
 
 
 def copy_beside(source: Path, folder: Path) -> None:
-    """Copy into `folder` what stands beside the weights in `source`: tokenizer, generation config, license ..."""
+    """Copy tokenizer, generation settings and texts: all but weights and what is written anew."""
     for path in source.iterdir():
         if path.is_file() and path.name not in _OWN_FILES and not path.name.endswith(_WEIGHT_ENDINGS):
             shutil.copyfile(path, folder / path.name)
 
 
-def w8a8_config(source: Path, model: TelechatForCausalLM) -> dict[str, Any]:
+def w8a8_config(shards: Shards) -> dict[str, Any]:
     """The source's config plus what loaders look for: `quantize`, and the dtype under its older name too."""
-    dtype = str(model.dtype).removeprefix("torch.")
-    return {**read_json(source / "config.json"), "quantize": "w8a8", "torch_dtype": dtype, "dtype": dtype}
+    dtype = str(shards.dtype).removeprefix("torch.")
+    config = read_json(shards.folder / "config.json")
+    return {**config, "quantize": "w8a8", "torch_dtype": dtype, "dtype": dtype}

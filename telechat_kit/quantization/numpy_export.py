@@ -21,7 +21,7 @@ def save_dictionaries(
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Write one file a kind of tensor, int8 linears only, and the norms of the blocks; none is empty."""
-    modules = {stored_name(name, model): name for name in linear_names(model)}
+    modules = {stored_name(name, model.config): name for name in linear_names(model)}
     for part, file in FILES.items():
         values = {modules[name]: parts[part] for name, parts in packed.items() if part in parts}
         if values or part == "weight":  # by this file the folder is known
@@ -30,7 +30,7 @@ def save_dictionaries(
     for block in range(model.config.n_layer):
         for norm in PAIR_NORMS:
             name = f"transformer.h.{block}.{norm}"
-            norms[f"{name}.weight"] = tensors[stored_name(f"{name}.weight", model)]
+            norms[f"{name}.weight"] = tensors[stored_name(f"{name}.weight", model.config)]
             norms[f"{name}.bias"] = torch.zeros_like(norms[f"{name}.weight"])
     _save(folder / NORMS, norms)
 
@@ -53,7 +53,7 @@ def float_tensors(
     does not round to the int8 weight (another method changed it) or without `original` it is int8 times scale.
     """
     source = {} if original is None else load_tensors(original)
-    source = {stored_name(name, model): value for name, value in source.items()}
+    source = {stored_name(name, model.config): value for name, value in source.items()}
     result: dict[str, Tensor] = {}
     dequantized = []
     for name, parts in packed.items():

@@ -1,65 +1,40 @@
 """Float checkpoint -> W8A8 checkpoint: suppress outliers, choose the float linears, calibrate, pack, save."""
 
+import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from telechat_kit.backends import backend_for
+from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.data import load_text, token_blocks
-from telechat_kit.errors import CheckpointError, ParameterError
-from telechat_kit.files import relative, resolve
-from telechat_kit.model.checkpoint import (
-    W8A8_DESCRIPTION,
-    is_w8a8,
-    linear_names,
-    load_model,
-    read_config,
-    weight_files,
-)
-from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.errors import CheckpointError, DataError, ParameterError
+from telechat_kit.files import relative, require_space, resolve
+from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, is_w8a8, read_config, weight_files
+from telechat_kit.model.shards import Shards
 from telechat_kit.model.tokenization import load_tokenizer
-from telechat_kit.provenance import Conditions, conditions, tokenizer_hash, weights_hash
-from telechat_kit.quantization.calibration import calibrate, sensitivity, smooth
-from telechat_kit.quantization.fallback import FloatLinear, choose_float_linears, parse_level
-from telechat_kit.quantization.formats import save_w8a8
-from telechat_kit.quantization.observers import HistogramObserver, MinMaxObserver
-from telechat_kit.quantization.packing import pack_linear
+from telechat_kit.provenance import (
+    Conditions,
+    code_hash,
+    combined_hash,
+    conditions,
+    file_hash,
+    tokenizer_hash,
+    weights_hash,
+)
+from telechat_kit.quantization.fallback import FloatLinear, parse_level
+from telechat_kit.quantization.formats import needed_bytes, write_w8a8_folder
+from telechat_kit.quantization.observers import make_observer
+from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.smoothing import METHODS
+from telechat_kit.quantization.streaming import LinearRecord, Quantized, Recipe, quantize_blocks
 
 SCHEMA = "telechat-kit/quantize/1"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a checkpoint was quantized. Equal recipes on equal weights give equal files."""
-
-    level: str
-    anti_outlier: str
-    act_method: int
-    group_fallback: bool
-    calibration_source: str
-    calibration_sha256: str
-    calibration_blocks: list[tuple[int, int]]
-    seed: int
-    source_weights: str
-    source_tokenizer: str
-
-
-@dataclass(frozen=True)
-class LinearRecord:
-    """One block linear after calibration."""
-
-    name: str
-    kind: str  # "W8A8" or "FLOAT"
-    score: float
-    low: float | None
-    high: float | None
-    input_scale: float | None
-    input_offset: int | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,8 @@ def quantize(
     """
     start = time.perf_counter()
     source, target = resolve(checkpoint_path), resolve(quant_path)
-    _check_request(source, target, level, anti_outlier)
+    torch_device = resolve_device(device)
+    _check_request(source, target, level, anti_outlier, act_method)
     text = load_text(calibration)
     blocks = token_blocks(load_tokenizer(source), text, tokens, samples, seed)
     recipe = Recipe(
@@ -124,79 +100,58 @@ def quantize(
         source_weights=weights_hash(source),
         source_tokenizer=tokenizer_hash(source),
     )
-    model = load_model(source, device)
-    calibrated = quantize_model(model, [torch.tensor([block.ids]) for block in blocks], recipe)
-    details = {"schema": SCHEMA, "recipe": asdict(recipe), **asdict(calibrated.summary())}
-    save_w8a8(target, source, model, calibrated.packed, details)
+    samples_ids = [torch.tensor([block.ids]) for block in blocks]
+    quantized = _quantize(Shards(source), target, samples_ids, recipe, torch_device)
     return QuantizeRecord(
         schema=SCHEMA,
         checkpoint_path=relative(source),
         quant_path=relative(target),
         recipe=recipe,
-        linears=calibrated.linears,
-        float_linears=calibrated.float_linears,
+        linears=quantized.linears,
+        float_linears=quantized.float_linears,
         calibration_tokens=samples * tokens,
         float_bytes=_bytes(source),
         w8a8_bytes=_bytes(target),
         seconds=time.perf_counter() - start,
-        peak_memory_bytes=backend_for(model.device.type).peak_memory_bytes(),
-        conditions=conditions(model.device, float=source, w8a8=target),
+        peak_memory_bytes=backend_for(torch_device.type).peak_memory_bytes(),
+        conditions=conditions(torch_device, float=source, w8a8=target),
     )
 
 
-@dataclass(frozen=True)
-class LayerSummary:
-    """What the checkpoint's own `quantize.json` says of the linears."""
-
-    linears: list[LinearRecord]
-    float_linears: list[FloatLinear]
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """Tensors of the int8 linears by module name, and the record of every block linear."""
-
-    packed: dict[str, dict[str, Tensor]]
-    linears: list[LinearRecord]
-    float_linears: list[FloatLinear]
-
-    def summary(self) -> LayerSummary:
-        return LayerSummary(self.linears, self.float_linears)
+def _quantize(
+    shards: Shards, target: Path, samples: Sequence[Tensor], recipe: Recipe, device: torch.device
+) -> Quantized:
+    """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
+    folder = partial_folder(target)
+    require_space(target, needed_bytes(shards), "the W8A8 checkpoint")
+    open_partial(folder, _work_key(shards, recipe, device))
+    try:
+        quantized = quantize_blocks(shards, samples, recipe, folder, device)
+        write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized))
+    except (CheckpointError, DataError):  # the input is at fault: there is nothing to go on with
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
+    return quantized
 
 
-def quantize_model(model: TelechatForCausalLM, samples: Sequence[Tensor], recipe: Recipe) -> Calibrated:
-    """Calibrate `model` on `samples` (ids `[1, T]`) and pack its int8 linears. Smoothing is folded in place."""
-    names = linear_names(model)
-    smooth(model, samples, recipe.anti_outlier)
-    scores = sensitivity(model, samples, names)
-    float_linears = choose_float_linears(scores, recipe.level, recipe.group_fallback)
-    kept = {linear.name for linear in float_linears}
-    observers = calibrate(
-        model, samples, {name: score for name, score in scores.items() if name not in kept}, recipe.act_method
-    )
-    packed = {name: _pack(model, name, observer) for name, observer in observers.items()}
-    linears = [_linear_record(name, scores[name], observers) for name in names]
-    return Calibrated(packed, linears, float_linears)
+def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
+    """What the checkpoint's own `quantize.json` says."""
+    return {
+        "schema": SCHEMA,
+        "recipe": asdict(recipe),
+        "linears": [asdict(linear) for linear in quantized.linears],
+        "float_linears": [asdict(linear) for linear in quantized.float_linears],
+    }
 
 
-def _pack(
-    model: TelechatForCausalLM, name: str, observer: MinMaxObserver | HistogramObserver
-) -> dict[str, Tensor]:
-    linear = model.get_submodule(name)
-    bias = linear.bias.data if linear.bias is not None else None
-    return pack_linear(linear.weight.data, bias, *observer.parameters())
+def _work_key(shards: Shards, recipe: Recipe, device: torch.device) -> str:
+    """What must be equal for finished blocks to be kept: recipe, source, arithmetic."""
+    config = file_hash(shards.folder / "config.json")
+    return combined_hash([json.dumps(asdict(recipe)), config, code_hash(), torch.__version__, device.type])
 
 
-def _linear_record(
-    name: str, score: float, observers: Mapping[str, MinMaxObserver | HistogramObserver]
-) -> LinearRecord:
-    if name not in observers:
-        return LinearRecord(name, "FLOAT", score, None, None, None, None)
-    (low, high), (scale, offset) = observers[name].range(), observers[name].parameters()
-    return LinearRecord(name, "W8A8", score, low.item(), high.item(), scale.item(), int(offset.item()))
-
-
-def _check_request(source: Path, target: Path, level: str, anti_outlier: str) -> None:
+def _check_request(source: Path, target: Path, level: str, anti_outlier: str, act_method: int) -> None:
     """Refuse what cannot work before the minutes of loading and calibration."""
     config = read_config(source)
     weight_files(source)
@@ -209,6 +164,7 @@ def _check_request(source: Path, target: Path, level: str, anti_outlier: str) ->
     if target.exists() and not (target / W8A8_DESCRIPTION).is_file() and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
     parse_level(level, 6 * config.n_layer)
+    make_observer(act_method)
     if anti_outlier not in ("none", *METHODS):
         known = ", ".join(("none", *METHODS))
         raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')

@@ -12,14 +12,16 @@ import telechat_kit
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.model.shards import Shards
 from telechat_kit.quantization import int8_linear, quantize
-from telechat_kit.quantization.pipeline import Recipe, quantize_model
+from telechat_kit.quantization.streaming import Quantized, Recipe, quantize_blocks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "quantization"
 PIPELINES = sorted(path.stem for path in GOLDEN.glob("pipe_*.json") if "bf16" not in path.stem)
 
 
-def golden_model(name: str) -> TelechatForCausalLM:
+def golden_shards(name: str, folder: Path) -> Shards:
+    """The golden model as a checkpoint folder."""
     shape = json.loads((GOLDEN / f"{name}.json").read_text())
     config = TelechatConfig(
         vocab_size=shape["vocab_size"],
@@ -34,7 +36,17 @@ def golden_model(name: str) -> TelechatForCausalLM:
     )
     model = TelechatForCausalLM(config)
     model.load_state_dict(load_file(GOLDEN / f"{name}.safetensors"), strict=True)
-    return model.eval()
+    model.save_pretrained(folder)
+    return Shards(folder)
+
+
+def packed_linears(result: Quantized, blocks: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of the int8 linears by the name of the linear."""
+    packed: dict[str, dict[str, torch.Tensor]] = {}
+    for index in range(blocks):
+        for key, tensor in result.blocks.tensors(index).items():
+            packed.setdefault(key.rpartition(".")[0], {})[key.rpartition(".")[2]] = tensor
+    return {name: parts for name, parts in packed.items() if "quant_bias" in parts}
 
 
 def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool = False) -> Recipe:
@@ -42,24 +54,27 @@ def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool 
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_pipeline_gives_the_tensors_of_the_reference(name: str) -> None:
+def test_pipeline_gives_the_tensors_of_the_reference(name: str, tmp_path: Path) -> None:
     facts, golden = (
         json.loads((GOLDEN / f"{name}.json").read_text()),
         load_file(GOLDEN / f"{name}.safetensors"),
     )
-    model = golden_model(f"model_{name.split('_')[1]}")
+    shards = golden_shards(f"model_{name.split('_')[1]}", tmp_path / "float")
     calibration = [golden[f"in.calib{i}"] for i in range(sum(key.startswith("in.calib") for key in golden))]
 
-    result = quantize_model(
-        model,
+    result = quantize_blocks(
+        shards,
         calibration,
         recipe(facts["anti_method"] or "none", facts["act_method"], facts["disable_level"]),
+        tmp_path / "work",
+        torch.device("cpu"),
     )
+    packed = packed_linears(result, shards.config.n_layer)
 
     assert {linear.name for linear in result.float_linears} | {"lm_head"} == set(facts["rollback"])
     saved = {key.removeprefix("saved."): value for key, value in golden.items() if key.startswith("saved.")}
-    assert {name for name in result.packed if f"{name}.quant_bias" in saved} == set(result.packed)
-    for linear, tensors in result.packed.items():
+    assert {name for name in packed if f"{name}.quant_bias" in saved} == set(packed)
+    for linear, tensors in packed.items():
         for part, tensor in tensors.items():
             close_to_saved(part, tensor, saved[f"{linear}.{part}"])
 
@@ -135,11 +150,17 @@ def test_equal_inputs_give_equal_bytes(quantized: Path, tiny_folder: Path, tmp_p
         )
 
 
-def test_linears_that_share_an_input_stay_in_float_together() -> None:
-    model = golden_model("model_A")
+def test_linears_that_share_an_input_stay_in_float_together(tmp_path: Path) -> None:
+    shards = golden_shards("model_A", tmp_path / "float")
     golden = load_file(GOLDEN / "pipe_A_m1_act1_L2.safetensors")
     calibration = [golden[f"in.calib{i}"] for i in range(4)]
-    result = quantize_model(model, calibration, recipe("m1", 1, "L1", group_fallback=True))
+    result = quantize_blocks(
+        shards,
+        calibration,
+        recipe("m1", 1, "L1", group_fallback=True),
+        tmp_path / "work",
+        torch.device("cpu"),
+    )
     names = [linear.name for linear in result.float_linears]
     assert len(names) == 2
     assert result.float_linears[1].reason == f"reads the same input as {names[0]}"

@@ -1,0 +1,145 @@
+"""The weights of a float checkpoint one by one, read from `.bin` or safetensors shards when they are asked for."""
+
+import contextlib
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from telechat_kit.errors import CheckpointError
+from telechat_kit.model.checkpoint import read_config, weight_files
+from telechat_kit.model.network import TelechatForCausalLM
+
+#: How much of a tensor is read at a time when it is only copied
+CHUNK_BYTES = 32 << 20
+
+EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies, and what it is there."""
+
+    path: Path
+    key: str
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+class Shards:
+    """Tensors of a float checkpoint folder under the module names of the network.
+
+    A shard is mapped while something of it is read and no longer, so that nothing of the checkpoint stays in
+    memory but the copies that were asked for.
+
+    Attributes:
+        tensors: every tensor that the network has, a tied head left out.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, read_config(folder)
+        self.tensors = dict(self._stored())
+        if self.config.tie_word_embeddings:
+            self.tensors.pop(HEAD, None)
+        self._check()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embedding, which stands for the checkpoint's."""
+        return self.tensors[EMBEDDING].dtype
+
+    def read(self, names: Iterable[str], device: torch.device) -> dict[str, Tensor]:
+        """Float32 copies of the named tensors on `device`."""
+        names, found = list(names), {}
+        for path in sorted({self.tensors[name].path for name in names}):
+            with _mapped(path) as values:
+                for name in names:
+                    if self.tensors[name].path == path:
+                        value = values[self.tensors[name].key]
+                        found[name] = value.to(device, torch.float32, copy=True)
+        return found
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Float32 copy of some rows of a matrix: `rows [...]` -> `[..., columns]`."""
+        stored = self.tensors[name]
+        with _mapped(stored.path) as values:
+            return values[stored.key][rows].float()
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor as a safetensors file has them, some rows at a time."""
+        stored = self.tensors[name]
+        step = max(1, CHUNK_BYTES * stored.shape[0] // max(stored.nbytes, 1))
+        for start in range(0, stored.shape[0], step):
+            with _mapped(stored.path) as values:
+                part = values[stored.key][start : start + step].contiguous()
+                yield part.view(torch.uint8).numpy().tobytes()
+
+    def _stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        for path in weight_files(self.folder):
+            with _mapped(path) as values:
+                for key, value in values.items():
+                    yield _module_name(key), StoredTensor(path, key, value.dtype, value.shape)
+
+    def _check(self) -> None:
+        """Refuse a folder whose tensors are not those of its configuration."""
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in TelechatForCausalLM(self.config).named_parameters()}
+        if self.config.tie_word_embeddings:
+            shapes.pop(HEAD, None)
+        if missing := sorted(shapes.keys() - self.tensors.keys()):
+            raise CheckpointError(
+                f"{self.folder}: {len(missing)} tensors are missing, the first is {missing[0]}. Copy it again."
+            )
+        for name, stored in self.tensors.items():
+            if shapes.get(name) != stored.shape:
+                expected = (
+                    f"expected {tuple(shapes[name])}" if name in shapes else "the network has none such"
+                )
+                raise CheckpointError(
+                    f"{stored.path}: {stored.key} has shape {tuple(stored.shape)}, {expected}; "
+                    "config.json and weights do not belong together."
+                )
+
+
+def _module_name(key: str) -> str:
+    """Name in the network of a stored tensor: the 7B checkpoints leave out the prefix."""
+    return key if key == HEAD or key.startswith("transformer.") else f"transformer.{key}"
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[Mapping[str, Tensor]]:
+    """The tensors of one shard, mapped and not read, while the context lasts."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                yield {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        else:
+            yield _mapped_pickle(path)
+    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: the weights cannot be read ({error}). Copy the file again."
+        ) from error
+
+
+def _mapped_pickle(path: Path) -> Mapping[str, Tensor]:
+    try:
+        values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and could run code, so it is refused. "
+            "Get the checkpoint from its publisher."
+        ) from error
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise CheckpointError(f"{path} holds no table of tensors. Get the checkpoint from its publisher.")
+    return values

@@ -1,0 +1,169 @@
+"""Two passes over the blocks of a checkpoint, one block in memory at a time: analyze all, then quantize all.
+
+The second pass needs what the first one finds of the whole network: which linears are the most sensitive.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from telechat_kit.model.int8 import decode_scale
+from telechat_kit.model.rotary import Rotary
+from telechat_kit.model.shards import Shards
+from telechat_kit.progress import track
+from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.calibration import (
+    SENSITIVITY_SAMPLES,
+    Observer,
+    calibrate,
+    fold,
+    norm_groups,
+    sensitivity,
+    smoothing_scales,
+)
+from telechat_kit.quantization.fallback import FloatLinear, choose_float_linears
+from telechat_kit.quantization.formats import as_stored, block_tensors
+from telechat_kit.quantization.packing import pack_linear
+from telechat_kit.quantization.partial import Pass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint was quantized. Equal recipes on equal weights give equal files."""
+
+    level: str
+    anti_outlier: str
+    act_method: int
+    group_fallback: bool
+    calibration_source: str
+    calibration_sha256: str
+    calibration_blocks: list[tuple[int, int]]
+    seed: int
+    source_weights: str
+    source_tokenizer: str
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """One block linear after calibration."""
+
+    name: str
+    kind: str  # "W8A8" or "FLOAT"
+    score: float
+    low: float | None
+    high: float | None
+    input_scale: float | None
+    input_offset: int | None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The quantized blocks, as files of a pass, and what became of each linear."""
+
+    blocks: Pass
+    linears: list[LinearRecord]
+    float_linears: list[FloatLinear]
+
+
+def quantize_blocks(
+    shards: Shards, samples: Sequence[Tensor], recipe: Recipe, folder: Path, device: torch.device
+) -> Quantized:
+    """Quantize every block on `samples` (ids `[1, T]`), each written to the work `folder` when it is finished.
+
+    What is finished in `folder` already is kept. Memory holds one block in float32 and the hidden states.
+    """
+    count = shards.config.n_layer
+    analysis, blocks = Pass(folder, "analysis"), Pass(folder, "block")
+    analyzer = _Analyzer(shards, recipe.anti_outlier, analysis, device)
+    looked_at = len(samples) if recipe.anti_outlier != "none" else SENSITIVITY_SAMPLES
+    _stream(analyzer, samples[:looked_at], "1 of 2, analysis of blocks")
+    scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
+    float_linears = choose_float_linears(scores, recipe.level, recipe.group_fallback)
+    kept = {linear.name for linear in float_linears}
+    quantizer = _Quantizer(shards, recipe.act_method, analysis, kept, blocks, device)
+    _stream(quantizer, samples, "2 of 2, quantization of blocks")
+    linears = [LinearRecord(**row) for index in range(count) for row in blocks.details(index)["linears"]]
+    return Quantized(blocks, linears, float_linears)
+
+
+@dataclass(frozen=True)
+class _Analyzer:
+    """First pass: smoothing scales and sensitivity scores of a block, from the states of the float network."""
+
+    shards: Shards
+    method: str
+    results: Pass
+    device: torch.device
+
+    def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
+        """Write what is found of `block`; the states after it."""
+        scales, after = smoothing_scales(block, states, self.method)
+        fold(block, scales)
+        self.results.write(block.index, scales, sensitivity(block, states), after)
+        return after
+
+
+@dataclass(frozen=True)
+class _Quantizer:
+    """Second pass: the tensors of a block as on disk, from the states of the quantized network."""
+
+    shards: Shards
+    act_method: int
+    analysis: Pass
+    float_linears: Collection[str]
+    results: Pass
+    device: torch.device
+
+    def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
+        """Write the quantized `block`; the states after it, with the int8 error of all blocks so far."""
+        scores = self.analysis.details(block.index)
+        scales = self.analysis.tensors(block.index)
+        fold(block, {name: scale.to(self.device) for name, scale in scales.items()})
+        self._round_float_parts(block)
+        int8 = {name: score for name, score in scores.items() if name not in self.float_linears}
+        observers, after = calibrate(block, states, int8, self.act_method)
+        packed = {name: self._pack(block, name, observer) for name, observer in observers.items()}
+        tensors, kinds = block_tensors(block, packed, self.shards)
+        linears = [asdict(_linear_record(name, score, observers)) for name, score in scores.items()]
+        self.results.write(block.index, tensors, {"kinds": kinds, "linears": linears}, after)
+        return after
+
+    def _round_float_parts(self, block: Block) -> None:
+        """Calibration shall see the folded norms and float linears as they will be stored."""
+        for name in [*norm_groups(block), *self.float_linears]:
+            if name.startswith(block.prefix):
+                weight = block.parameter(f"{name}.weight")
+                weight.data = as_stored(f"{name}.weight", weight.data, self.shards).float()
+
+    def _pack(self, block: Block, name: str, observer: Observer) -> dict[str, Tensor]:
+        parts = dict(block.submodule(name).named_parameters())
+        bias = parts["bias"].data if "bias" in parts else None
+        packed = pack_linear(parts["weight"].data, bias, *observer.parameters())
+        if self.shards.dtype == torch.bfloat16:  # loaders of bfloat16 models expect float32, not bit patterns
+            packed["deq_scale"] = decode_scale(packed["deq_scale"])
+        return packed
+
+
+def _stream(stage: _Analyzer | _Quantizer, samples: Sequence[Tensor], description: str) -> None:
+    """Run the blocks that are not finished, each on the states that the one before it left."""
+    shards, results, count = stage.shards, stage.results, stage.shards.config.n_layer
+    start, rotary = results.finished, Rotary(stage.shards.config)
+    if start == count:
+        return
+    states = (
+        [state.to(stage.device) for state in results.states(start - 1)]
+        if start
+        else embed(shards, samples, stage.device)
+    )
+    for index in track(range(start, count), description, total=count, done=start):
+        states = stage.step(load_block(shards, index, rotary, stage.device), states)
+
+
+def _linear_record(name: str, score: float, observers: Mapping[str, Observer]) -> LinearRecord:
+    if name not in observers:
+        return LinearRecord(name, "FLOAT", score, None, None, None, None)
+    (low, high), (scale, offset) = observers[name].range(), observers[name].parameters()
+    return LinearRecord(name, "W8A8", score, low.item(), high.item(), scale.item(), int(offset.item()))

@@ -1,0 +1,210 @@
+"""Quantization block by block: what it leaves when it is killed, how it goes on, which sources it takes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telechat_kit import load_model
+from telechat_kit.errors import CheckpointError, DataError
+from telechat_kit.quantization import quantize, streaming
+from telechat_kit.quantization.partial import partial_folder
+
+WEIGHTS = "quant_model_weight_w8a8.safetensors"
+OPTIONS = {"level": "L3", "anti_outlier": "m2", "samples": 6, "tokens": 48}
+
+#: Quantizes argv[1] into argv[2], tells every file that is finished, and dies just before argv[3] is
+PROCESS = f"""
+import os, signal, sys
+from pathlib import Path
+import torch
+from telechat_kit.quantization import quantize
+
+def renaming(event, arguments):
+    if event == "os.rename":
+        name = Path(arguments[1]).name
+        if name == sys.argv[3]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(name, flush=True)
+
+torch.set_num_threads(1)
+sys.addaudithook(renaming)
+quantize(sys.argv[1], sys.argv[2], **{OPTIONS})
+"""
+
+
+def quantize_in_a_process(source: Path, target: Path, die_before: str = "") -> tuple[int, list[str]]:
+    """Exit code, and the names of the files that were finished, in this order."""
+    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout.split()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a quantization that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
+    quantize(tiny_folder, folder, **OPTIONS)  # type: ignore[arg-type]
+    return contents(folder)
+
+
+@pytest.fixture
+def source(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A float checkpoint that may be changed."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "source"))
+
+
+@pytest.mark.parametrize(
+    ("die_before", "kept"),
+    [
+        ("analysis-002.safetensors", ["analysis-000.safetensors", "analysis-001.safetensors"]),
+        (
+            "block-002.safetensors",
+            ["analysis-003.safetensors", "block-000.safetensors", "block-001.safetensors"],
+        ),
+        ("w8a8", ["analysis-003.safetensors", "block-003.safetensors"]),
+    ],
+)
+def test_resumes_where_it_was_killed_and_gives_the_bytes_of_an_unbroken_run(
+    die_before: str, kept: list[str], source: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    target = tmp_path / "results" / "w8a8"
+    code, finished = quantize_in_a_process(source, target, die_before)
+    assert code == -signal.SIGKILL
+    assert set(kept) <= set(finished)
+    assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == [".w8a8.partial"]
+
+    code, finished = quantize_in_a_process(source, target)
+    assert code == 0
+    assert not set(kept) & set(finished)
+    assert contents(target) == unbroken
+    assert list(target.parent.iterdir()) == [target]
+
+
+def interrupt(source: Path, target: Path) -> None:
+    """Begin a quantization and press Ctrl+C when two blocks are quantized."""
+
+    def track(blocks: Iterable[int], description: str, **_: int) -> Iterator[int]:
+        for block in blocks:
+            if description.endswith("quantization of blocks") and block == 2:
+                raise KeyboardInterrupt
+            yield block
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(streaming, "track", track)
+        quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    assert (partial_folder(target) / "block-001.safetensors").is_file()
+
+
+@pytest.mark.parametrize("change", ["recipe", "weights", "config"])
+def test_other_work_is_begun_anew(change: str, source: Path, tmp_path: Path) -> None:
+    target, expected = tmp_path / "w8a8", tmp_path / "expected"
+    interrupt(source, target)
+    options = OPTIONS | ({"seed": 1} if change == "recipe" else {})
+    if change == "weights":
+        tensors = load_model(source).state_dict()
+        torch.save({name: value * 1.5 for name, value in tensors.items()}, source / "pytorch_model.bin")
+        (source / "model.safetensors").unlink()
+    if change == "config":
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 0.1}))
+    quantize(source, target, **options)  # type: ignore[arg-type]
+    quantize(source, expected, **options)  # type: ignore[arg-type]
+    assert contents(target) == contents(expected)
+
+
+def test_an_existing_w8a8_folder_stays_until_the_new_one_is_whole(
+    source: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    target = tmp_path / "w8a8"
+    quantize(source, target, level="L0", samples=2, tokens=48)
+    before = contents(target)
+    interrupt(source, target)
+    assert contents(target) == before
+    quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    assert contents(target) == unbroken
+
+
+def as_bin_shards(source: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """`source` with its weights in two `.bin` shards of `dtype`, without prefix and head, as the 7B publishes them."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {
+        name.removeprefix("transformer."): value.to(dtype)
+        for name, value in load_file(source / "model.safetensors").items()
+        if name != "lm_head.weight"
+    }
+    names = sorted(tensors)
+    halves = {"a.bin": names[::2], "b.bin": names[1::2]}  # the tensors of a block lie in both
+    for shard, half in halves.items():
+        torch.save({name: tensors[name] for name in half}, folder / shard)
+    weight_map = {name: shard for shard, half in halves.items() for name in half}
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_bin_shards_keep_their_dtype_in_the_float_parts(
+    dtype: torch.dtype, tiny_folder: Path, tmp_path: Path
+) -> None:
+    source, target = as_bin_shards(tiny_folder, tmp_path / "float", dtype), tmp_path / "w8a8"
+    quantize(source, target, level="L2", samples=4, tokens=48)
+    tensors, kinds = (
+        load_file(target / WEIGHTS),
+        json.loads((target / "quant_model_description_w8a8.json").read_text()),
+    )
+    assert torch.equal(
+        tensors["word_embeddings.weight"],
+        load_file(tiny_folder / "model.safetensors")["transformer.word_embeddings.weight"].to(dtype),
+    )
+    floats = {name for name, kind in kinds.items() if kind == "FLOAT"}
+    assert {tensors[name].dtype for name in floats} == {dtype}
+    assert json.loads((target / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix(
+        "torch."
+    )
+    deq_scale = {value.dtype for name, value in tensors.items() if name.endswith("deq_scale")}
+    assert deq_scale == {torch.float32 if dtype == torch.bfloat16 else torch.int64}
+    ids = torch.arange(6, 70)[None]
+    with torch.inference_mode():
+        ours, expected = (load_model(folder)(ids).logits for folder in (target, source))
+    assert (ours - expected).std() / expected.std() < 0.25  # unrelated logits give 1.4
+
+
+def test_float32_bin_shards_give_the_weights_of_safetensors(
+    tiny_folder: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    source, target = as_bin_shards(tiny_folder, tmp_path / "float", torch.float32), tmp_path / "w8a8"
+    quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    assert contents(target)[WEIGHTS] == unbroken[WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("transformer.h.2.mlp.down_proj.weight", DataError, "transformer.h.3.self_attention.query"),
+        ("transformer.ln_f.weight", CheckpointError, "transformer.ln_f.weight holds NaN"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named_and_leave_nothing(
+    name: str, error: type[Exception], message: str, source: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors[name].view(-1)[0] = torch.nan
+    torch.save(tensors, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    with pytest.raises(error, match=message):
+        quantize(source, tmp_path / "w8a8", samples=2, tokens=48)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
