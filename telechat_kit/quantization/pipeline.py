@@ -27,6 +27,7 @@ from telechat_kit.provenance import (
     tokenizer_hash,
     weights_hash,
 )
+from telechat_kit.quantization.calibration import BEST
 from telechat_kit.quantization.fallback import FloatLinear, parse_level
 from telechat_kit.quantization.formats import needed_bytes, write_w8a8_folder
 from telechat_kit.quantization.observers import make_observer
@@ -60,7 +61,7 @@ def quantize(
     quant_path: str | Path,
     *,
     level: str = "L5",
-    anti_outlier: str = "m1",
+    anti_outlier: str = "best",
     act_method: int = 1,
     group_fallback: bool = True,
     calibration: str = "pydoc_data.topics",
@@ -73,7 +74,8 @@ def quantize(
 
     Args:
         level: "L0", "L5" ...: how many of the most sensitive linears stay in float.
-        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search) or "m4".
+        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m4", or
+            "best" (SmoothQuant with searched exponents, up_proj -> down_proj smoothed too).
         act_method: range of activations: 1 min-max, 2 histogram, 3 automatic.
         group_fallback: linears that read the same input stay in float together.
         calibration: a text file, a jsonl file, or "pydoc_data.topics".
@@ -165,8 +167,8 @@ def _check_request(source: Path, target: Path, level: str, anti_outlier: str, ac
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
     parse_level(level, 6 * config.n_layer)
     make_observer(act_method)
-    if anti_outlier not in ("none", *METHODS):
-        known = ", ".join(("none", *METHODS))
+    if anti_outlier not in ("none", *METHODS, BEST):
+        known = ", ".join(("none", *METHODS, BEST))
         raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')
 
 

@@ -131,25 +131,23 @@ def scale_from_statistics(
     """
     if method not in METHODS:
         raise ParameterError(f'outlier suppression "{method}" is unknown. Use one of {", ".join(METHODS)}.')
-    if statistics.count == 0:
-        raise DataError("no activations to smooth: the group was not reached by any calibration line.")
-    largest = weight_maximum(weights).to(statistics.absolute_maximum.dtype)
+    _require_samples(statistics)
     if method == "m4":
-        return _migration_scale(statistics.absolute_maximum, largest, 0.9)
+        return migration_scale(statistics, weights, 0.9)
     if method == "m1" or 3 * statistics.std >= statistics.thres_t:
-        return _migration_scale(statistics.absolute_maximum, largest, 0.5)
+        return migration_scale(statistics, weights, 0.5)
     return _searched_scale(statistics, weights, bias or [None] * len(weights))
 
 
-def fold_smoothing(
-    norm_weight: Tensor, weights: Sequence[Tensor], scale: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """A norm's weight `[in]` divided, its linears' `weights` (each `[out_i, in]`) multiplied by `scale [in]`.
+def fold_smoothing(feeder: Tensor, weights: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A feeder's weight divided and the `weights` it feeds (each `[out_i, in]`) multiplied by `scale [in]`.
 
-    The function computed by norm and linears together stays the same; biases do not change. Dtypes are kept.
+    The feeder is a norm, `[in]`, or a linear, `[in, ...]`, whose rows are divided. The function computed by all
+    together stays the same; biases do not change. Dtypes are kept.
     """
-    smoothed = [(weight * scale.to(weight.device)).to(weight.dtype) for weight in weights]
-    return (norm_weight / scale.to(norm_weight.device)).to(norm_weight.dtype), smoothed
+    scale = scale.to(feeder.device)
+    rows = scale[:, None] if feeder.dim() == 2 else scale
+    return (feeder / rows).to(feeder.dtype), [(weight * scale).to(weight.dtype) for weight in weights]
 
 
 def search_losses(
@@ -159,9 +157,20 @@ def search_losses(
     return [loss for loss, _ in _trials(statistics, weights, bias)]
 
 
-def _migration_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """SmoothQuant, equation 4: `activation^alpha / weight^(1 - alpha)` for each channel, all `[in]`."""
-    return (_power(activation, alpha) / _power(weight, 1 - alpha)).clamp(min=FLOOR)
+def migration_scale(statistics: GroupStatistics, weights: Sequence[Tensor], alpha: float) -> Tensor:
+    """SmoothQuant, equation 4: `activation^alpha / weight^(1 - alpha)` for each channel `[in]`, of their maxima.
+
+    Raises:
+        DataError: no sample was taken in.
+    """
+    _require_samples(statistics)
+    largest = weight_maximum(weights).to(statistics.absolute_maximum.dtype)
+    return (_power(statistics.absolute_maximum, alpha) / _power(largest, 1 - alpha)).clamp(min=FLOOR)
+
+
+def _require_samples(statistics: GroupStatistics) -> None:
+    if statistics.count == 0:
+        raise DataError("no activations to smooth: the group was not reached by any calibration line.")
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:

@@ -12,8 +12,11 @@ import telechat_kit
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.shards import Shards
 from telechat_kit.quantization import int8_linear, quantize
+from telechat_kit.quantization.blocks import load_block
+from telechat_kit.quantization.calibration import fold, sensitivity, smoothing_scales
 from telechat_kit.quantization.streaming import Quantized, Recipe, quantize_blocks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "quantization"
@@ -197,3 +200,21 @@ def test_a_folder_with_other_files_is_not_overwritten(tiny_folder: Path, tmp_pat
     with pytest.raises(CheckpointError, match="holds other files"):
         quantize(tiny_folder, tmp_path, samples=2, tokens=48)
     assert precious.read_text() == "years of work"
+
+
+def test_best_smoothing_keeps_the_function_of_a_block_and_evens_out_its_inputs(tiny_folder: Path) -> None:
+    shards = Shards(tiny_folder)
+    states = [torch.randn(1, 24, 64) for _ in range(3)]
+    states[0][..., 5] *= 30
+    block, folded = (load_block(shards, 1, Rotary(shards.config), torch.device("cpu")) for _ in range(2))
+    scales, before = smoothing_scales(folded, states, "best")
+    fold(folded, scales)
+    assert set(scales) == {
+        "transformer.h.1.input_layernorm",
+        "transformer.h.1.post_attention_layernorm",
+        "transformer.h.1.mlp.up_proj",
+    }
+    torch.testing.assert_close(folded.run(states), block.run(states), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(before, block.run(states))
+    name = "transformer.h.1.mlp.down_proj"
+    assert sensitivity(folded, states)[name] < sensitivity(block, states)[name]
