@@ -61,7 +61,7 @@ def quantize(
     quant_path: str | Path,
     *,
     level: str = "L5",
-    anti_outlier: str = "best",
+    anti_outlier: str = "m1",
     act_method: int = 1,
     group_fallback: bool = True,
     calibration: str = "pydoc_data.topics",

@@ -116,12 +116,7 @@ def sensitivity(record: QuantizeRecord) -> Chart:
     for label, kind, marker, color in INPUTS:
         rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
         axes.plot(range(len(rows)), [row.score for row in rows], marker, ms=4.5, color=color, label=label)
-    for linear in record.float_linears:
-        block, kind = _block_and_kind(linear.name)
-        axes.plot(block, linear.score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
-        axes.annotate(
-            f"{kind} {block}", (block, linear.score), (8, 4), textcoords="offset points", fontsize=8.5
-        )
+    _mark_float_inputs(axes, record)
     axes.margins(y=0.18)
     figure.legend(ncol=6, loc="outside lower center")
     title = f"{len(kept)} of {len(record.linears)} linears stay in float: those with the largest outliers"
@@ -161,6 +156,26 @@ def activation_ranges(record: QuantizeRecord) -> Chart:
         "input range (high - low)",
         f"{len(widths)} linears",
     )
+
+
+def _mark_float_inputs(axes: Axes, record: QuantizeRecord) -> None:
+    """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
+    inputs: dict[tuple[int, float], list[str]] = {}
+    for linear in record.float_linears:
+        block, kind = _block_and_kind(linear.name)
+        inputs.setdefault((block, linear.score), []).append(kind)
+    last = max((_block_and_kind(linear.name)[0] for linear in record.linears), default=0)
+    for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
+        axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
+        left, below = block > 0.7 * last, number % 2
+        axes.annotate(
+            f"{', '.join(kinds)} {block}",
+            (block, score),
+            (-9 if left else 9, -13 if below else 6),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=8.5,
+        )
 
 
 def _block_and_kind(name: str) -> tuple[int, str]:
