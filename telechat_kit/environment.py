@@ -16,8 +16,9 @@ from packaging.version import Version
 from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import CheckpointError, KitError, ParameterError
 from telechat_kit.files import project_root, relative, resolve
-from telechat_kit.model.checkpoint import load_model, origin, read_config, weight_files
+from telechat_kit.model.checkpoint import origin, read_config, weight_files
 from telechat_kit.model.demo import build_demo
+from telechat_kit.model.shards import Shards
 from telechat_kit.model.tiny import build_tiny
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import Conditions, conditions
@@ -184,7 +185,7 @@ def _model_checks(folder: Path, size: int) -> Iterator[Check]:
 
 
 def model_parts(folder: Path) -> list[Part]:
-    """Parameters and bytes of embedding, attention, feed-forward, head and norms of a checkpoint."""
+    """Parameters and bytes of embedding, attention, feed-forward, head and norms, from the files' own tables."""
     groups = {
         "self_attention": "attention",
         "mlp": "feed-forward",
@@ -192,9 +193,9 @@ def model_parts(folder: Path) -> list[Part]:
         "lm_head": "head",
     }
     totals: dict[str, list[int]] = {}
-    for name, tensor in load_model(folder, "cpu").named_parameters():
+    for name, stored in Shards(folder).tensors.items():
         part = next((label for key, label in groups.items() if key in name), "norms")
         counts = totals.setdefault(part, [0, 0])
-        counts[0] += tensor.numel()
-        counts[1] += tensor.nbytes
+        counts[0] += stored.shape.numel()
+        counts[1] += stored.nbytes
     return [Part(part, *counts) for part, counts in totals.items()]

@@ -4,13 +4,11 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -119,8 +117,3 @@ def code_hash() -> str:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def environment_summary() -> dict[str, Any]:
-    """Interpreter and system in a few words, for the set-up record."""
-    return {"python": sys.executable, "system": platform.platform(), "cores": psutil.cpu_count(logical=True)}

@@ -7,7 +7,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from telechat_kit.environment import SetupRecord
-from telechat_kit.performance import PerformanceRecord, Sample
+from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
@@ -169,32 +169,6 @@ def published(record: PerformanceRecord) -> Styler:
     ]
     names = ["published: TeleChat-7B int8, input / output tokens", "NPU 310P, tokens/s", "GPU A10, tokens/s"]
     return styled(pd.DataFrame(rows, columns=names), dict.fromkeys(names[1:], "{:.0f}"))
-
-
-def samples(rows: list[Sample]) -> Styler:
-    """The raw timed runs."""
-    names = [
-        "precision",
-        "input tokens",
-        "output tokens",
-        "repeat",
-        "seconds",
-        "first token, s",
-        "per output token, s",
-    ]
-    values = [
-        (
-            NAMES[s.precision],
-            s.input_tokens,
-            s.output_tokens,
-            s.repeat,
-            s.seconds,
-            s.time_to_first_token,
-            s.time_per_output_token,
-        )
-        for s in rows
-    ]
-    return styled(pd.DataFrame(values, columns=names), dict.fromkeys(names[4:], "{:.4f}"))
 
 
 def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantized: QuantizeRecord) -> Styler:
