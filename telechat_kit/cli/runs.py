@@ -1,31 +1,17 @@
-"""`telechat-kit`: the command line. Each command calls one verb and says what it left."""
+"""Commands around a run: run the notebooks, list their parameters, turn an executed one into a page."""
 
 import sys
 from pathlib import Path
 
 import click
 
-import telechat_kit
-from telechat_kit.errors import KitError
 from telechat_kit.files import relative
-from telechat_kit.quantization.conversion import FORMATS
-from telechat_kit.quantization.conversion import export as export_folder
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.runs.execution import run_profile
 from telechat_kit.runs.profile import all_parameters, load_profile
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(telechat_kit.__version__, prog_name="telechat-kit")
-def cli() -> None:
-    """Reproduce TeleChat W8A8 inference as executed notebooks.
-
-    \b
-    Exit codes: 0 done, 1 a step failed, 2 wrong input, 130 interrupted.
-    """
-
-
-@cli.command()
+@click.command()
 @click.argument("profile", type=click.Path(path_type=Path))
 @click.option(
     "-p",
@@ -61,7 +47,7 @@ def run(profile: Path, overrides: tuple[tuple[str, str], ...], fresh: bool) -> N
     click.echo(relative(outcome.folder / "report.html"))
 
 
-@cli.command()
+@click.command()
 def params() -> None:
     """List every parameter: type, default, meaning, and the notebooks that take it.
 
@@ -74,7 +60,7 @@ def params() -> None:
         click.echo(f"    {parameter.help}  [{', '.join(parameter.notebooks)}]")
 
 
-@cli.command()
+@click.command()
 @click.argument("notebook", type=click.Path(path_type=Path))
 @click.argument("page", type=click.Path(path_type=Path), required=False)
 def html(notebook: Path, page: Path | None) -> None:
@@ -85,41 +71,3 @@ def html(notebook: Path, page: Path | None) -> None:
       telechat-kit html out.ipynb
     """
     click.echo(export_notebook(notebook, page or notebook.with_suffix(".html")))
-
-
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
-    required=True,
-    help="File format to write; safetensors and ascendV1 are msModelSlim's, numpy its dictionaries of 2024.",
-)
-@click.option(
-    "--model-path",
-    type=click.Path(path_type=Path),
-    help="The float checkpoint that was quantized (numpy), or the one beside .npy dictionaries.",
-)
-def export(folder: Path, target: Path, form: str, model_path: Path | None) -> None:
-    """Write the quantized FOLDER in another file format into the new folder TARGET; its logits stay the same.
-
-    \b
-    Examples:
-      telechat-kit export build/demo-w8a8 build/demo-ascend --format ascendV1
-      telechat-kit export build/demo-w8a8 build/demo-npy --format numpy --model-path build/demo
-    """
-    record = export_folder(folder.absolute(), target.absolute(), form, model_path and model_path.absolute())
-    click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
-    for note in record.notes:
-        click.echo(f"    {note}")
-
-
-def main() -> None:
-    """Entry point: an error of the user's making is one message and exit code 2, without a traceback."""
-    try:
-        cli()
-    except KitError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)

@@ -1,0 +1,33 @@
+"""`telechat-kit`: the command line. Each command calls one verb and says what it left."""
+
+import sys
+
+import click
+
+import telechat_kit
+from telechat_kit.cli.runs import html, params, run
+from telechat_kit.cli.weights import export
+from telechat_kit.errors import KitError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(telechat_kit.__version__, prog_name="telechat-kit")
+def cli() -> None:
+    """Reproduce TeleChat W8A8 inference as executed notebooks.
+
+    \b
+    Exit codes: 0 done, 1 a step failed, 2 wrong input, 130 interrupted.
+    """
+
+
+for command in (run, params, html, export):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: an error of the user's making is one message and exit code 2, without a traceback."""
+    try:
+        cli()
+    except KitError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
