@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat_kit.backends.plain import attention, quantize, rms_norm, rotate
+from telechat_kit.backends.plain import attention, quantize, quantize_per_token, rms_norm, rotate
 
 __all__ = [
     "accumulate",
     "attention",
     "device_name",
+    "dynamic_int8_linear",
     "int8_linear",
     "name",
     "peak_memory_bytes",
     "quantize",
+    "quantize_per_token",
     "read_bandwidth",
     "rms_norm",
     "rotate",
@@ -45,6 +47,15 @@ def int8_linear(
     x_q = quantize(x, input_scale, input_offset).reshape(-1, weight.shape[1])
     scaled = accumulate(x_q, weight).add_(quant_bias).float().mul_(deq_scale)
     return scaled.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+
+def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
+    x_q, x_scale = quantize_per_token(x.reshape(-1, weight.shape[1]))
+    y = accumulate(x_q, weight).float().mul_(x_scale).mul_(weight_scale)
+    if bias is not None:
+        y.add_(bias)
+    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
 
 
 def synchronize() -> None:

@@ -33,3 +33,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """`clamp(round(x / scale) + offset, -128, 127)` as int8; `scale`, `offset` of one element, half to even."""
     return x.float().div(scale).round_().add_(offset).clamp_(-128, 127).to(torch.int8)
+
+
+def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 form `[..., K]` of `x [..., K]` and the float32 scale `[..., 1]` of each token: `max|x| / 127`, symmetric.
+
+    A token of zeros has scale 0 and zeros. The scale of a token that is not finite is not finite either, so that
+    nothing computed from it looks like a result.
+    """
+    wide = x.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True) / 127
+    divisor = torch.where(scale > 0, scale, 1)
+    return wide.div(divisor).round_().clamp_(-127, 127).to(torch.int8), scale

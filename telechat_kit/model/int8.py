@@ -1,4 +1,4 @@
-"""The W8A8 linear as the network runs it: int8 weights, one static scale and offset for its input."""
+"""The W8A8 linear as the network runs it: int8 weights; one static range for its input, or a scale for each token."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,8 @@ from telechat_kit.backends import backend_for
 
 #: Tensors of a W8A8 linear on disk that the arithmetic needs; `weight_scale`, `weight_offset`, `bias` are for readers.
 RUNTIME_TENSORS = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+#: Tensors on disk of one with dynamic activations: `weight_offset` is zero, `bias` the original
+DYNAMIC_TENSORS = ("weight", "weight_scale", "weight_offset", "bias")
 
 
 def decode_scale(stored: Tensor) -> Tensor:
@@ -65,6 +67,30 @@ class W8A8Linear(nn.Module):
         return backend_for(x.device.type).int8_linear(
             x, self.weight, self.input_scale, self.input_offset, self.quant_bias, self.deq_scale
         )
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+
+
+class DynamicW8A8Linear(nn.Module):
+    """`y = (x_q . weight^T) * x_scale * weight_scale + bias`, each token of `x` scaled by its own largest value.
+
+    What `npu_dynamic_quant` and `npu_quant_matmul` with `pertoken_scale` compute (msModelSlim's W8A8_DYNAMIC).
+    """
+
+    weight: Tensor  # int8 [out, in]
+    weight_scale: Tensor  # float32 [out]
+    bias: Tensor | None  # float32 [out]
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("weight", tensors["weight"].contiguous())
+        self.register_buffer("weight_scale", tensors["weight_scale"].float().squeeze(1))
+        self.register_buffer("bias", tensors["bias"].float() if "bias" in tensors else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = backend_for(x.device.type)
+        return backend.dynamic_int8_linear(x, self.weight, self.weight_scale, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"

@@ -3,20 +3,23 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from telechat_kit.errors import DataError
+from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.fallback import SHARED_INPUTS
 from telechat_kit.quantization.observers import (
     HistogramObserver,
     MinMaxObserver,
     fake_quantize,
+    fake_quantize_per_token,
     make_observer,
 )
 from telechat_kit.quantization.packing import fake_quantize_weight
 from telechat_kit.quantization.sensitivity import SensitivityScore
 from telechat_kit.quantization.smoothing import (
+    MEASURING,
     GroupStatistics,
     fold_smoothing,
     migration_scale,
@@ -33,9 +36,20 @@ SENSITIVITY_SAMPLES = 5
 #: weights, which have no outliers, the method loses more than m1.
 BEST, BEST_NORM_ALPHA, BEST_UP_ALPHA = "best", 0.7, 0.75
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
+KEY_VALUE, DENSE = "self_attention.key_value", "self_attention.dense"
 
 #: norm of a block -> the linears that it feeds
-NORM_GROUPS = dict(zip(("input_layernorm", "post_attention_layernorm"), SHARED_INPUTS, strict=True))
+NORM_GROUPS: dict[str, tuple[str, ...]] = dict(zip(PAIR_NORMS, SHARED_INPUTS, strict=True))
+
+#: Linear whose rows can be scaled against the columns of another one -> that other one. SwiGLU's product is linear
+#: in `up`, and attention mixes the positions of a value channel, never channels.
+LINEAR_GROUPS: dict[str, tuple[str, ...]] = {UP: (DOWN,), KEY_VALUE: (DENSE,)}
+
+#: Methods that smooth such groups too -> which ones
+LINEAR_FEEDERS = {BEST: (UP,), "m4": (UP, KEY_VALUE)}
+
+#: Methods for which the first sample is enough
+FIRST_SAMPLE_ONLY = ("none", "m3")
 
 
 def smoothing_scales(
@@ -44,11 +58,13 @@ def smoothing_scales(
     """Outlier suppression of a block: the scale `[in]` of each group by its feeder, and the states after the block.
 
     Args:
-        states: hidden states before the block, each `[1, T, H]`; all of them are looked at.
-        method: "none" gives no scales, "best" also that of up_proj -> down_proj.
+        states: hidden states before the block, each `[1, T, H]`; all of them are looked at, but by m3.
+        method: "none" gives no scales; `LINEAR_FEEDERS` tells which methods scale more than norms.
+
+    All scales are those of the float network: no one of them sees another one folded.
     """
     groups = smoothing_groups(block, method)
-    statistics = {feeder: GroupStatistics(keep_first=method == "m2") for feeder in groups}
+    statistics = {feeder: GroupStatistics(keep_first=method in MEASURING) for feeder in groups}
     with observed(block, {linears[0]: statistics[feeder].update for feeder, linears in groups.items()}):
         after = block.run(states)
     scales = {}
@@ -63,33 +79,47 @@ def smoothing_scales(
 
 
 def smoothing_groups(block: Block, method: str) -> dict[str, list[str]]:
-    """What feeds the linears that `method` smooths, norm or linear, by name -> names of those linears.
-
-    "best" adds up_proj -> down_proj: SwiGLU's product is linear in `up`, so the rows of the one may be divided
-    by what the columns of the other are multiplied by.
-    """
+    """What feeds the linears that `method` smooths, norm or linear, by name -> names of those linears."""
     if method == "none":
         return {}
-    down = {block.prefix + UP: [block.prefix + DOWN]} if method == BEST else {}
-    return norm_groups(block) | down
+    linears = {feeder: LINEAR_GROUPS[feeder] for feeder in LINEAR_FEEDERS.get(method, ())}
+    return _named(block, NORM_GROUPS | linears)
 
 
 def norm_groups(block: Block) -> dict[str, list[str]]:
     """Name of each norm of the block -> names of the linears it feeds directly."""
+    return _named(block, NORM_GROUPS)
+
+
+def _named(block: Block, groups: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     return {
-        block.prefix + norm: [block.prefix + linear for linear in linears]
-        for norm, linears in NORM_GROUPS.items()
+        block.prefix + feeder: [block.prefix + linear for linear in linears]
+        for feeder, linears in groups.items()
     }
 
 
 def fold(block: Block, scales: Mapping[str, Tensor]) -> None:
-    """Scale the feeder of each group of `scales` down and its linears up, channel by channel, in place."""
-    groups = smoothing_groups(block, BEST)
+    """Scale the feeder of each group of `scales` down and its linears up, channel by channel, in place.
+
+    A feeder is a norm, up_proj (each row) or key_value (the rows of values); the block computes the same as before.
+    """
+    groups = _named(block, NORM_GROUPS | LINEAR_GROUPS)
     for name, scale in scales.items():
         feeder, *linears = (block.parameter(f"{module}.weight") for module in (name, *groups[name]))
-        feeder.data, folded = fold_smoothing(feeder.data, [linear.data for linear in linears], scale)
+        rows = value_rows(block) if name.endswith(KEY_VALUE) else None
+        feeder.data, folded = fold_smoothing(feeder.data, [linear.data for linear in linears], scale, rows)
         for linear, weight in zip(linears, folded, strict=True):
             linear.data = weight
+
+
+def value_rows(block: Block) -> Tensor:
+    """Rows `[H]` of key_value that hold the values, in the order of dense's columns.
+
+    key_value has, head after head, the rows of its key and then those of its value.
+    """
+    attention = block.module.self_attention
+    rows = torch.arange(2 * attention.n_head * attention.head_dim)
+    return rows.view(attention.n_head, 2, attention.head_dim)[:, 1].flatten()
 
 
 def sensitivity(block: Block, states: Sequence[Tensor]) -> dict[str, float]:
@@ -112,6 +142,16 @@ def calibrate(
     with _quantized_weights(block, scores), _quantized_inputs(block, observers):
         after = block.run(states)
     return observers, after
+
+
+def calibrate_dynamic(block: Block, states: Sequence[Tensor], names: Iterable[str]) -> list[Tensor]:
+    """The states after the block, with the int8 error of the linears `names` when their activations are dynamic.
+
+    No range is to be found, but deeper blocks shall see what they will see in the int8 model.
+    """
+    names = list(names)
+    with _quantized_weights(block, names), observed(block, dict.fromkeys(names, fake_quantize_per_token)):
+        return block.run(states)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Static int8 ranges of activations: observers take samples one by one and give a scale and an offset.
+"""Int8 ranges of activations: observers take samples one by one and give a static scale and offset.
 
 The score that the automatic choice of an observer looks at comes from `sensitivity`; weights are `packing`'s.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from telechat_kit.backends.plain import quantize_per_token
 from telechat_kit.errors import DataError, ParameterError
 
 #: Smallest scale, so that an all-zero tensor can be divided by it: float32's epsilon, as in msModelSlim.
@@ -48,6 +49,17 @@ def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     The offset is added before rounding here, as in msModelSlim's calibration, and after it in the int8 model.
     """
     return ((torch.round(x / scale + offset).clamp(-128, 127) - offset) * scale).to(x.dtype)
+
+
+def fake_quantize_per_token(x: Tensor) -> Tensor:
+    """`x [..., K]` rounded to the int8 grid of each token, in its dtype: the error of dynamic activations.
+
+    Raises:
+        DataError: the sample is empty or not finite.
+    """
+    _finite_bounds(x)
+    x_q, scale = quantize_per_token(x)
+    return (x_q * scale).to(x.dtype)
 
 
 class MinMaxObserver:

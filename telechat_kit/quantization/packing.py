@@ -1,6 +1,6 @@
-"""Int8 weights, the tensors of a W8A8 linear as on disk, and the plain integer linear that judges backends.
+"""Int8 weights, the tensors of a W8A8 linear as on disk, and the plain integer linears that judge backends.
 
-The activation's scale and offset come from `observers`; fast products are the backends' business.
+A static activation's scale and offset come from `observers`; fast products are the backends' business.
 """
 
 from collections.abc import Mapping
@@ -79,6 +79,22 @@ def pack_linear(
     return packed if bias is None else {**packed, "bias": bias}
 
 
+def pack_dynamic_linear(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """Tensors of a W8A8 linear with dynamic activations, named as on disk: msModelSlim's W8A8_DYNAMIC.
+
+    Args:
+        weight: `[out, in]`, already smoothed.
+        bias: `[out]` or None.
+
+    Returns:
+        `weight` int8 `[out, in]`; `weight_scale`, `weight_offset` `[out, 1]`; `bias` as given. Scales of the input
+        are found while the model runs.
+    """
+    quantized, scale = quantize_weight(weight)
+    packed = {"weight": quantized, "weight_scale": scale, "weight_offset": torch.zeros_like(scale)}
+    return packed if bias is None else {**packed, "bias": bias}
+
+
 def int8_accumulator(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
     """Integer result of a W8A8 linear before its scaling: `x [..., in]` -> int32 `[..., out]`, on the CPU.
 
@@ -93,6 +109,19 @@ def int8_accumulator(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
 def int8_linear(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
     """W8A8 linear of `x [..., in]` -> `[..., out]` in the dtype of `x`: slow, exact, judge of backends."""
     return (int8_accumulator(x, packed) * decode_scale(packed["deq_scale"])).to(x.dtype)
+
+
+def dynamic_int8_linear(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
+    """W8A8 linear with dynamic activations, `x [..., in]` -> `[..., out]` in its dtype: slow, judge of backends.
+
+    `x_q = round(x / x_scale)` with `x_scale = max|x| / 127` of the token, the integer product, then
+    `product * x_scale * weight_scale + bias` in float32, in this order.
+    """
+    x_scale = x.float().abs().amax(dim=-1, keepdim=True) / 127
+    x_q = torch.round(x.float() / x_scale).nan_to_num(nan=0).clamp(-127, 127)  # 0 / 0 in a token of zeros
+    product = x_q.to(torch.int64) @ packed["weight"].to(torch.int64).T
+    y = product.float() * x_scale * packed["weight_scale"].float().squeeze(1)
+    return (y + packed["bias"].float() if "bias" in packed else y).to(x.dtype)
 
 
 def _to_int8(weight: Tensor, scale: Tensor) -> Tensor:

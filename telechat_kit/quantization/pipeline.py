@@ -15,7 +15,8 @@ from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.data import load_text, token_blocks
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, require_space, resolve
-from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, is_w8a8, read_config, weight_files
+from telechat_kit.model.checkpoint import is_w8a8, read_config, weight_files
+from telechat_kit.model.folder import description_path
 from telechat_kit.model.shards import Shards
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import (
@@ -34,6 +35,8 @@ from telechat_kit.quantization.observers import make_observer
 from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.smoothing import METHODS
 from telechat_kit.quantization.streaming import LinearRecord, Quantized, Recipe, quantize_blocks
+
+ACTIVATIONS = ("static", "dynamic")
 
 SCHEMA = "telechat-kit/quantize/1"
 
@@ -63,6 +66,7 @@ def quantize(
     level: str = "L5",
     anti_outlier: str = "m1",
     act_method: int = 1,
+    activations: str = "static",
     group_fallback: bool = True,
     calibration: str = "pydoc_data.topics",
     samples: int = 16,
@@ -74,9 +78,12 @@ def quantize(
 
     Args:
         level: "L0", "L5" ...: how many of the most sensitive linears stay in float.
-        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m4", or
+        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
+            "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
             "best" (SmoothQuant with searched exponents, up_proj -> down_proj smoothed too).
-        act_method: range of activations: 1 min-max, 2 histogram, 3 automatic.
+        act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
+        activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
+            each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
         group_fallback: linears that read the same input stay in float together.
         calibration: a text file, a jsonl file, or "pydoc_data.topics".
         samples, tokens: number of calibration samples and tokens in each, drawn by `seed`.
@@ -87,7 +94,7 @@ def quantize(
     start = time.perf_counter()
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
-    _check_request(source, target, level, anti_outlier, act_method)
+    _check_request(source, target, level, anti_outlier, act_method, activations)
     text = load_text(calibration)
     blocks = token_blocks(load_tokenizer(source), text, tokens, samples, seed)
     recipe = Recipe(
@@ -101,6 +108,7 @@ def quantize(
         seed=seed,
         source_weights=weights_hash(source),
         source_tokenizer=tokenizer_hash(source),
+        activations=activations,
     )
     samples_ids = [torch.tensor([block.ids]) for block in blocks]
     quantized = _quantize(Shards(source), target, samples_ids, recipe, torch_device)
@@ -129,7 +137,7 @@ def _quantize(
     open_partial(folder, _work_key(shards, recipe, device))
     try:
         quantized = quantize_blocks(shards, samples, recipe, folder, device)
-        write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized))
+        write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind)
     except (CheckpointError, DataError):  # the input is at fault: there is nothing to go on with
         shutil.rmtree(folder)
         raise
@@ -153,7 +161,9 @@ def _work_key(shards: Shards, recipe: Recipe, device: torch.device) -> str:
     return combined_hash([json.dumps(asdict(recipe)), config, code_hash(), torch.__version__, device.type])
 
 
-def _check_request(source: Path, target: Path, level: str, anti_outlier: str, act_method: int) -> None:
+def _check_request(
+    source: Path, target: Path, level: str, anti_outlier: str, act_method: int, activations: str
+) -> None:
     """Refuse what cannot work before the minutes of loading and calibration."""
     config = read_config(source)
     weight_files(source)
@@ -163,10 +173,12 @@ def _check_request(source: Path, target: Path, level: str, anti_outlier: str, ac
         raise CheckpointError(
             f"quant_path is checkpoint_path ({source}). Give the W8A8 weights a folder of their own."
         )
-    if target.exists() and not (target / W8A8_DESCRIPTION).is_file() and any(target.iterdir()):
+    if target.exists() and not description_path(target) and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
     parse_level(level, 6 * config.n_layer)
     make_observer(act_method)
+    if activations not in ACTIVATIONS:
+        raise ParameterError(f'activations "{activations}" is unknown. Use one of {", ".join(ACTIVATIONS)}.')
     if anti_outlier not in ("none", *METHODS, BEST):
         known = ", ".join(("none", *METHODS, BEST))
         raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')

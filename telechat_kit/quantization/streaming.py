@@ -10,15 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
 from telechat_kit.model.int8 import decode_scale
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.shards import Shards
 from telechat_kit.progress import track
 from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.calibration import (
+    FIRST_SAMPLE_ONLY,
     SENSITIVITY_SAMPLES,
     Observer,
     calibrate,
+    calibrate_dynamic,
     fold,
     norm_groups,
     sensitivity,
@@ -26,7 +29,7 @@ from telechat_kit.quantization.calibration import (
 )
 from telechat_kit.quantization.fallback import FloatLinear, choose_float_linears
 from telechat_kit.quantization.formats import as_stored, block_tensors
-from telechat_kit.quantization.packing import pack_linear
+from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
 from telechat_kit.quantization.partial import Pass
 
 
@@ -44,6 +47,12 @@ class Recipe:
     seed: int
     source_weights: str
     source_tokenizer: str
+    activations: str = "static"
+
+    @property
+    def kind(self) -> str:
+        """What descriptions call the int8 linears."""
+        return DYNAMIC if self.activations == "dynamic" else STATIC
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,9 @@ class LinearRecord:
     """One block linear after calibration."""
 
     name: str
-    kind: str  # "W8A8" or "FLOAT"
+    kind: str  # "W8A8", "W8A8_DYNAMIC" or "FLOAT"
     score: float
-    low: float | None
+    low: float | None  # of the static range, as are the next three
     high: float | None
     input_scale: float | None
     input_offset: int | None
@@ -78,12 +87,12 @@ def quantize_blocks(
     count = shards.config.n_layer
     analysis, blocks = Pass(folder, "analysis"), Pass(folder, "block")
     analyzer = _Analyzer(shards, recipe.anti_outlier, analysis, device)
-    looked_at = len(samples) if recipe.anti_outlier != "none" else SENSITIVITY_SAMPLES
+    looked_at = SENSITIVITY_SAMPLES if recipe.anti_outlier in FIRST_SAMPLE_ONLY else len(samples)
     _stream(analyzer, samples[:looked_at], "1 of 2, analysis of blocks")
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
     float_linears = choose_float_linears(scores, recipe.level, recipe.group_fallback)
     kept = {linear.name for linear in float_linears}
-    quantizer = _Quantizer(shards, recipe.act_method, analysis, kept, blocks, device)
+    quantizer = _Quantizer(shards, recipe, analysis, kept, blocks, device)
     _stream(quantizer, samples, "2 of 2, quantization of blocks")
     linears = [LinearRecord(**row) for index in range(count) for row in blocks.details(index)["linears"]]
     return Quantized(blocks, linears, float_linears)
@@ -111,7 +120,7 @@ class _Quantizer:
     """Second pass: the tensors of a block as on disk, from the states of the quantized network."""
 
     shards: Shards
-    act_method: int
+    recipe: Recipe
     analysis: Pass
     float_linears: Collection[str]
     results: Pass
@@ -124,10 +133,14 @@ class _Quantizer:
         fold(block, {name: scale.to(self.device) for name, scale in scales.items()})
         self._round_float_parts(block)
         int8 = {name: score for name, score in scores.items() if name not in self.float_linears}
-        observers, after = calibrate(block, states, int8, self.act_method)
-        packed = {name: self._pack(block, name, observer) for name, observer in observers.items()}
-        tensors, kinds = block_tensors(block, packed, self.shards)
-        linears = [asdict(_linear_record(name, score, observers)) for name, score in scores.items()]
+        observers: dict[str, Observer] = {}
+        if self.recipe.kind == DYNAMIC:
+            after = calibrate_dynamic(block, states, int8)
+        else:
+            observers, after = calibrate(block, states, int8, self.recipe.act_method)
+        packed = {name: self._pack(block, name, observers.get(name)) for name in int8}
+        tensors, kinds = block_tensors(block, packed, self.shards, self.recipe.kind)
+        linears = [asdict(self._linear_record(name, score, observers)) for name, score in scores.items()]
         self.results.write(block.index, tensors, {"kinds": kinds, "linears": linears}, after)
         return after
 
@@ -138,13 +151,23 @@ class _Quantizer:
                 weight = block.parameter(f"{name}.weight")
                 weight.data = as_stored(f"{name}.weight", weight.data, self.shards).float()
 
-    def _pack(self, block: Block, name: str, observer: Observer) -> dict[str, Tensor]:
+    def _pack(self, block: Block, name: str, observer: Observer | None) -> dict[str, Tensor]:
+        """Tensors of an int8 linear; without an observer its activations are dynamic."""
         parts = dict(block.submodule(name).named_parameters())
         bias = parts["bias"].data if "bias" in parts else None
+        if observer is None:
+            return pack_dynamic_linear(parts["weight"].data, bias)
         packed = pack_linear(parts["weight"].data, bias, *observer.parameters())
         if self.shards.dtype == torch.bfloat16:  # loaders of bfloat16 models expect float32, not bit patterns
             packed["deq_scale"] = decode_scale(packed["deq_scale"])
         return packed
+
+    def _linear_record(self, name: str, score: float, observers: Mapping[str, Observer]) -> LinearRecord:
+        if name not in observers:
+            kind = FLOAT if name in self.float_linears else self.recipe.kind
+            return LinearRecord(name, kind, score, None, None, None, None)
+        (low, high), (scale, offset) = observers[name].range(), observers[name].parameters()
+        return LinearRecord(name, STATIC, score, low.item(), high.item(), scale.item(), int(offset.item()))
 
 
 def _stream(stage: _Analyzer | _Quantizer, samples: Sequence[Tensor], description: str) -> None:
@@ -160,10 +183,3 @@ def _stream(stage: _Analyzer | _Quantizer, samples: Sequence[Tensor], descriptio
     )
     for index in track(range(start, count), description, total=count, done=start):
         states = stage.step(load_block(shards, index, rotary, stage.device), states)
-
-
-def _linear_record(name: str, score: float, observers: Mapping[str, Observer]) -> LinearRecord:
-    if name not in observers:
-        return LinearRecord(name, "FLOAT", score, None, None, None, None)
-    (low, high), (scale, offset) = observers[name].range(), observers[name].parameters()
-    return LinearRecord(name, "W8A8", score, low.item(), high.item(), scale.item(), int(offset.item()))

@@ -147,11 +147,13 @@ def activation_ranges(record: QuantizeRecord) -> Chart:
         for row in record.linears
         if row.low is not None and row.high is not None
     ]
-    widest = max(widths, default=(0.0, "none"))[1].removeprefix("transformer.")
+    title = "Every token has a range of its own: no static ranges"
+    if widths:
+        title = f"The widest int8 input is that of {max(widths)[1].removeprefix('transformer.')}"
     return _finish(
         figure,
         axes,
-        f"The widest int8 input is that of {widest}",
+        title,
         "block",
         "input range (high - low)",
         f"{len(widths)} linears",

@@ -11,6 +11,7 @@ from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.quantization.streaming import Recipe
 from telechat_kit.reports.charts import NAMES, speed_ratio
 from telechat_kit.statistics import Estimate
 
@@ -55,7 +56,7 @@ def recipe(record: QuantizeRecord) -> Styler:
     rows = [
         ("level", used.level),
         ("outlier suppression", used.anti_outlier),
-        ("activation range", {1: "min-max", 2: "histogram", 3: "automatic"}[used.act_method]),
+        ("activations", _activations(used)),
         (
             "calibration",
             f"{len(used.calibration_blocks)} samples, {record.calibration_tokens:,} tokens of {used.calibration_source}",
@@ -63,13 +64,19 @@ def recipe(record: QuantizeRecord) -> Styler:
         ("seed", str(used.seed)),
         (
             "linears in int8",
-            f"{sum(linear.kind == 'W8A8' for linear in record.linears)} of {len(record.linears)}",
+            f"{sum(linear.kind != 'FLOAT' for linear in record.linears)} of {len(record.linears)}",
         ),
         ("weight files", f"{record.float_bytes / 1e6:,.1f} MB float, {record.w8a8_bytes / 1e6:,.1f} MB W8A8"),
         ("time", f"{record.seconds:.1f} s"),
         ("peak memory of the process", f"{record.peak_memory_bytes / 2**30:.2f} GiB"),
     ]
     return styled(pd.DataFrame(rows, columns=["recipe", record.quant_path]))
+
+
+def _activations(used: Recipe) -> str:
+    if used.activations == "dynamic":
+        return "dynamic, one scale for each token"
+    return f"static, {({1: 'min-max', 2: 'histogram', 3: 'automatic'})[used.act_method]} range"
 
 
 def float_linears(record: QuantizeRecord) -> Styler:

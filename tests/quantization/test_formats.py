@@ -358,7 +358,7 @@ def test_missing_tensors_and_other_shapes_are_named(
     ("name", "kind", "expected"),
     [
         ("h.9.mlp.up_proj.weight", "W8A8", "names h.9.mlp.up_proj.weight, which this model does not have"),
-        ("h.0.mlp.up_proj.weight", "W8A8_DYNAMIC", 'h.0.mlp.up_proj.weight is "W8A8_DYNAMIC"'),
+        ("h.0.mlp.up_proj.weight", "W8A8_MIX", 'h.0.mlp.up_proj.weight is "W8A8_MIX"'),
         ("h.0.mlp.up_proj.weight", "FLOAT", "h.0.mlp.up_proj.weight holds torch.int8, expected float"),
     ],
 )
@@ -407,7 +407,12 @@ def test_dictionaries_that_name_unknown_linears_are_refused(exported: Callable[[
 
 @pytest.mark.parametrize(
     ("group", "key", "value"),
-    [("input_activations", "dynamic", True), ("weights", "num_bits", 4), ("weights", "strategy", "group")],
+    [
+        ("input_activations", "num_bits", 4),
+        ("input_activations", "strategy", "group"),
+        ("weights", "num_bits", 4),
+        ("weights", "strategy", "group"),
+    ],
 )
 def test_other_schemes_of_compressed_tensors_are_refused(
     group: str, key: str, value: object, exported: Callable[[str], Path]
