@@ -48,7 +48,7 @@ LINEAR_GROUPS: dict[str, tuple[str, ...]] = {UP: (DOWN,), KEY_VALUE: (DENSE,)}
 #: Methods that smooth such groups too -> which ones
 LINEAR_FEEDERS = {BEST: (UP,), "m4": (UP, KEY_VALUE)}
 
-#: Methods for which the first sample is enough
+#: Methods that look at no sample beyond the first: sensitivity alone decides how many the first pass needs
 FIRST_SAMPLE_ONLY = ("none", "m3")
 
 

@@ -157,11 +157,11 @@ def fold_smoothing(
         feeder: a norm `[in]`, or a linear `[out, ...]` whose rows give the channels.
         rows: the feeder's row behind each channel, `[in]`; None when it has one row a channel, in their order.
     """
-    scale = scale.to(feeder.device)
-    divisor = (
-        scale if rows is None else scale.new_ones(len(feeder)).index_copy(0, rows.to(scale.device), scale)
-    )
-    divisor = divisor[:, None] if feeder.dim() == 2 else divisor
+    divisor = scale = scale.to(feeder.device)
+    if rows is not None:
+        divisor = scale.new_ones(len(feeder)).index_copy(0, rows.to(feeder.device), scale)
+    if feeder.dim() == 2:
+        divisor = divisor[:, None]
     return (feeder / divisor).to(feeder.dtype), [(weight * scale).to(weight.dtype) for weight in weights]
 
 
