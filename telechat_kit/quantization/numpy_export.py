@@ -62,7 +62,9 @@ def float_tensors(
         if "bias" in parts:
             result[f"{name}.bias"] = parts["bias"]
         suppressed = _suppressed(name, weights, source, original) if original else None
-        if suppressed is not None and _rounds_to(suppressed, parts):
+        if suppressed is not None and largest_deviation(suppressed, parts) <= rounding_slack(
+            suppressed.dtype
+        ):
             weight = suppressed
         else:
             dequantized.append(name)
@@ -90,8 +92,12 @@ def _suppressed(name: str, weights: W8A8Weights, source: Mapping[str, Tensor], o
     return weight
 
 
-def _rounds_to(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
-    """Whether the int8 weight is `weight` rounded, up to the rounding of the norms that gave the scale."""
+def largest_deviation(weight: Tensor, parts: Mapping[str, Tensor]) -> float:
+    """How far a float weight `[out, in]` is from the int8 one at most, in steps of the int8 one."""
     steps = weight.float() / parts["weight_scale"].float()
-    slack = 0.5 + 127 * 4 * torch.finfo(weight.dtype).eps
-    return bool(((steps - parts["weight"]).abs() <= slack).all())
+    return float((steps - parts["weight"]).abs().max())
+
+
+def rounding_slack(dtype: torch.dtype) -> float:
+    """Largest deviation of a weight that was rounded, with what `dtype` may have changed of it before."""
+    return 0.5 + 127 * 4 * torch.finfo(dtype).eps
