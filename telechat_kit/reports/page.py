@@ -129,7 +129,7 @@ def _sections(run: RunRecords) -> list[Section]:
         Section(
             "How it was quantized",
             "Per-channel int8 weights, one static scale and offset for each linear's input.",
-            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.float_linears(quantized))],
+            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.calibration(quantized)), table(tables.float_linears(quantized))],
         ),
         Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
     ]  # fmt: skip
