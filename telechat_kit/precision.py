@@ -14,7 +14,7 @@ from telechat_kit.data import Block, load_text, token_blocks
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import read_json, read_jsonl, relative, resolve, write_jsonl
 from telechat_kit.generation import chat_ids, generate, stop_ids
-from telechat_kit.model.checkpoint import load_model
+from telechat_kit.model.checkpoint import load_model, needed_model_path
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.progress import track
@@ -81,7 +81,9 @@ class Pair:
         self.tokenizer = load_tokenizer(self.float_folder)
         self.models = {
             "float": load_model(self.float_folder, device),
-            "w8a8": load_model(self.w8a8_folder, device),
+            "w8a8": load_model(
+                self.w8a8_folder, device, model_path=needed_model_path(self.w8a8_folder, self.float_folder)
+            ),
         }
         sizes = {name: model.config.vocab_size for name, model in self.models.items()}
         if len(set(sizes.values())) > 1 or len(self.tokenizer) > sizes["float"]:

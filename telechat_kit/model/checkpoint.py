@@ -35,6 +35,7 @@ __all__ = [
     "is_w8a8",
     "linear_names",
     "load_model",
+    "needed_model_path",
     "origin",
     "read_config",
     "read_w8a8",
@@ -92,6 +93,14 @@ def config_folder(folder: Path, model_path: Path | None) -> Path:
     raise CheckpointError(
         f"{folder} holds .npy dictionaries only. Give the float folder after outlier suppression as model_path."
     )
+
+
+def needed_model_path(folder: Path, model_path: Path) -> Path | None:
+    """`model_path` if the weights in `folder` cannot be loaded without it: `.npy` dictionaries, or no config.json."""
+    if not folder.is_dir():
+        return None
+    alone = (folder / "config.json").is_file() and weights_format(folder) != "numpy"
+    return None if alone else model_path
 
 
 def read_w8a8(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> W8A8Weights:

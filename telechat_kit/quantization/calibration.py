@@ -75,6 +75,8 @@ def smoothing_scales(
             scales[feeder] = migration_scale(statistics[feeder], weights, alpha)
         else:
             scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
+        # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
+        scales[feeder] = scales[feeder].masked_fill(statistics[feeder].absolute_maximum == 0, 1.0)
     return scales, after
 
 

@@ -4,12 +4,12 @@ What the formats hold is told where they are read: `model/w8a8`, `model/numpy_fi
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError, ParameterError
@@ -32,9 +32,11 @@ from telechat_kit.model.folder import (
 )
 from telechat_kit.model.int8 import DYNAMIC_TENSORS, decode_scale
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.shards import Shards
 from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, norm_names, place, stored_name
 from telechat_kit.quantization.formats import copy_beside
-from telechat_kit.quantization.numpy_export import float_tensors, save_dictionaries
+from telechat_kit.quantization.numpy_export import FloatWeights, save_dictionaries
+from telechat_kit.quantization.tensor_file import Entry, whole_entry, write_tensor_file
 
 SCHEMA = "telechat-kit/export/1"
 RECORD = "export.json"
@@ -260,20 +262,22 @@ def _write_numpy(
     packed = {linear: _complete(source, linear) for linear in sorted(source.weights.linears)}
     original = None if model_path is None or is_w8a8(model_path) else model_path
     tensors = {name: source.weights.tensors[name] for name in _float_names(source)}
-    linears, dequantized = float_tensors(source.model, source.weights, packed, original)
+    floats = FloatWeights(source.weights, packed, Shards(original) if original else None)
     stored = {linear: _packed(source, linear) for linear in packed}
     save_dictionaries(folder, source.model, stored, tensors)
     (folder / FLOAT_PART).mkdir()
     copy_beside(source.beside, folder / FLOAT_PART)
-    _save(folder / FLOAT_PART / "model.safetensors", tensors | linears)
+    biases = {f"{linear}.bias": parts["bias"] for linear, parts in packed.items() if "bias" in parts}
+    _save(folder / FLOAT_PART / "model.safetensors", tensors | biases, floats.entries())
     write_json(folder / FLOAT_PART / "config.json", _config(source))
     _copy_recipe(source, folder)
-    return replace(record, dequantized=dequantized)
+    return replace(record, dequantized=floats.dequantized())
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+def _save(path: Path, tensors: dict[str, Tensor], further: Iterable[Entry] = ()) -> None:
+    """Write a piece at a time: `tensors` are mapped from the source's files as far as they are unchanged."""
+    entries = (whole_entry(name, tensor) for name, tensor in tensors.items())
+    write_tensor_file(path, [*entries, *further])
 
 
 def _copy_recipe(source: _Source, folder: Path) -> None:

@@ -14,7 +14,7 @@ class FloatLinear:
     """A linear kept in float, and why."""
 
     name: str
-    score: float
+    score: float | None  # None where others chose
     reason: str
 
 

@@ -4,7 +4,7 @@ The second pass needs what the first one finds of the whole network: which linea
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,9 +24,11 @@ from telechat_kit.quantization.calibration import (
     calibrate_dynamic,
     fold,
     norm_groups,
+    observed,
     sensitivity,
     smoothing_scales,
 )
+from telechat_kit.quantization.channels import ChannelMaxima
 from telechat_kit.quantization.fallback import FloatLinear, choose_float_linears
 from telechat_kit.quantization.formats import as_stored, block_tensors
 from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
@@ -35,7 +37,10 @@ from telechat_kit.quantization.partial import Pass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint was quantized. Equal recipes on equal weights give equal files."""
+    """How a checkpoint was quantized. Equal recipes on equal weights give equal files.
+
+    `calibration_blocks` are the ranges of the text's joined tokens that calibration has seen.
+    """
 
     level: str
     anti_outlier: str
@@ -48,6 +53,11 @@ class Recipe:
     source_weights: str
     source_tokenizer: str
     activations: str = "static"
+    calibration_format: str = "blocks"  # "blocks", "lines", "chat"
+    calibration_lines: list[int] = field(default_factory=list)  # number in the file of each sample's line
+    calibration_cut: list[tuple[int, int]] = field(default_factory=list)  # line cut, its tokens before
+    calibration_sample_tokens: list[int] = field(default_factory=list)
+    calibration_samples_sha256: str = ""  # of the token ids
 
     @property
     def kind(self) -> str:
@@ -57,15 +67,27 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LinearRecord:
-    """One block linear after calibration."""
+    """One block linear after calibration; None is what was not measured.
+
+    The `input_` figures are of its input as the linear reads it, `raw_` ones of the same without outlier
+    suppression. A channel counts by its largest absolute value over the calibration samples.
+    """
 
     name: str
     kind: str  # "W8A8", "W8A8_DYNAMIC" or "FLOAT"
-    score: float
+    score: float | None
     low: float | None  # of the static range, as are the next three
     high: float | None
     input_scale: float | None
     input_offset: int | None
+    input_absmax: float | None = None  # of the largest channel
+    input_median: float | None = None  # median over the channels
+    raw_absmax: float | None = None
+    raw_median: float | None = None
+    dead_inputs: int = 0  # channels of the input that were 0 on every sample
+    dead_outputs: int = 0  # rows of the weight that are 0
+    output_snr_db: float | None = None  # signal to int8 error of its output, dB
+    clipped_share: float | None = None  # of its input's values, beyond the range
 
 
 @dataclass(frozen=True)
@@ -134,13 +156,19 @@ class _Quantizer:
         self._round_float_parts(block)
         int8 = {name: score for name, score in scores.items() if name not in self.float_linears}
         observers: dict[str, Observer] = {}
-        if self.recipe.kind == DYNAMIC:
-            after = calibrate_dynamic(block, states, int8)
-        else:
-            observers, after = calibrate(block, states, int8, self.recipe.act_method)
+        channels = ChannelMaxima(block.linear_names)
+        with observed(block, channels.updates()):
+            if self.recipe.kind == DYNAMIC:
+                after = calibrate_dynamic(block, states, int8)
+            else:
+                observers, after = calibrate(block, states, int8, self.recipe.act_method)
         packed = {name: self._pack(block, name, observers.get(name)) for name in int8}
         tensors, kinds = block_tensors(block, packed, self.shards, self.recipe.kind)
-        linears = [asdict(self._linear_record(name, score, observers)) for name, score in scores.items()]
+        found = channels.facts(block, scales)
+        linears = [
+            asdict(self._linear_record(name, score, observers)) | found[name]
+            for name, score in scores.items()
+        ]
         self.results.write(block.index, tensors, {"kinds": kinds, "linears": linears}, after)
         return after
 

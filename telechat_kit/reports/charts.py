@@ -115,48 +115,17 @@ def sensitivity(record: QuantizeRecord) -> Chart:
     kept = {linear.name for linear in record.float_linears}
     for label, kind, marker, color in INPUTS:
         rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
-        axes.plot(range(len(rows)), [row.score for row in rows], marker, ms=4.5, color=color, label=label)
+        points = [(block, row.score) for block, row in enumerate(rows) if row.score is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
     _mark_float_inputs(axes, record)
     axes.margins(y=0.18)
     figure.legend(ncol=6, loc="outside lower center")
-    title = f"{len(kept)} of {len(record.linears)} linears stay in float: those with the largest outliers"
+    known = all(linear.score is not None for linear in record.linears)
+    reason = "those with the largest outliers" if known else "the scores of given weights are not known"
+    title = f"{len(kept)} of {len(record.linears)} linears stay in float: {reason}"
     top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
     return _finish(
         figure, axes, title, "block", "sensitivity score\n(largest |x| / std)", f"Kept in float: {top}"
-    )
-
-
-@mpl.rc_context(STYLE)
-def activation_ranges(record: QuantizeRecord) -> Chart:
-    """Width of each int8 linear's input range by block: the step of the activations is a 255th of it."""
-    figure, axes = _axes()
-    for label, kind, marker, color in INPUTS:
-        rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
-        points = [
-            (i, row.high - row.low)
-            for i, row in enumerate(rows)
-            if row.low is not None and row.high is not None
-        ]
-        axes.plot(
-            [i for i, _ in points], [width for _, width in points], marker, ms=4.5, color=color, label=label
-        )
-    axes.set_yscale("log")
-    figure.legend(ncol=6, loc="outside lower center")
-    widths = [
-        (row.high - row.low, row.name)
-        for row in record.linears
-        if row.low is not None and row.high is not None
-    ]
-    title = "Every token has a range of its own: no static ranges"
-    if widths:
-        title = f"The widest int8 input is that of {max(widths)[1].removeprefix('transformer.')}"
-    return _finish(
-        figure,
-        axes,
-        title,
-        "block",
-        "input range (high - low)",
-        f"{len(widths)} linears",
     )
 
 
@@ -164,9 +133,10 @@ def _mark_float_inputs(axes: Axes, record: QuantizeRecord) -> None:
     """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
     inputs: dict[tuple[int, float], list[str]] = {}
     for linear in record.float_linears:
-        block, kind = _block_and_kind(linear.name)
-        inputs.setdefault((block, linear.score), []).append(kind)
-    last = max((_block_and_kind(linear.name)[0] for linear in record.linears), default=0)
+        block, kind = block_and_kind(linear.name)
+        if linear.score is not None:
+            inputs.setdefault((block, linear.score), []).append(kind)
+    last = max((block_and_kind(linear.name)[0] for linear in record.linears), default=0)
     for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
         axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
         left, below = block > 0.7 * last, number % 2
@@ -180,7 +150,8 @@ def _mark_float_inputs(axes: Axes, record: QuantizeRecord) -> None:
         )
 
 
-def _block_and_kind(name: str) -> tuple[int, str]:
+def block_and_kind(name: str) -> tuple[int, str]:
+    """Number of the block and last part of the name of a linear."""
     parts = name.removeprefix("transformer.").split(".")
     return int(parts[1]), parts[-1]
 

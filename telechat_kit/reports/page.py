@@ -63,9 +63,10 @@ def verdict(run: RunRecords) -> str:
     """One sentence: what int8 cost, what it brought, on what."""
     ratio, top1 = run.precision.divergence.perplexity_ratio, run.precision.divergence.top1_agreement
     change = f"{'raises' if ratio.value >= 1 else 'lowers'} perplexity by {abs(ratio.value - 1):.1%}"
+    level = f"at level {run.quantize.recipe.level}" if run.quantize.recipe else "as given"
     speed, size = charts.speed_ratio(run.performance), run.quantize.w8a8_bytes / run.quantize.float_bytes
     return (
-        f"W8A8 at level {run.quantize.recipe.level} {change}, agrees with float on the most likely token at "
+        f"W8A8 {level} {change}, agrees with float on the most likely token at "
         f"{top1.value:.1%} of the positions, takes {size:.0%} of the file size and generates {speed:.2f} times the "
         f"tokens per second, on {run.performance.conditions.device_name}."
     )
@@ -128,7 +129,7 @@ def _sections(run: RunRecords) -> list[Section]:
         Section(
             "How it was quantized",
             "Per-channel int8 weights, one static scale and offset for each linear's input.",
-            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.float_linears(quantized))],
+            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.calibration(quantized)), table(tables.float_linears(quantized))],
         ),
         Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
     ]  # fmt: skip

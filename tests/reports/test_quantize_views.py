@@ -6,7 +6,7 @@ import pytest
 
 from telechat_kit.quantization import QuantizeRecord, quantize
 from telechat_kit.records import read_record, write_record
-from telechat_kit.reports import charts, tables
+from telechat_kit.reports import tables
 
 
 @pytest.fixture(scope="module", params=["static", "dynamic"])
@@ -22,14 +22,6 @@ def test_the_recipe_says_how_activations_are_quantized(record: QuantizeRecord) -
     expected = {"static": "static, min-max range", "dynamic": "dynamic, one scale for each token"}
     assert expected[record.recipe.activations] in shown
     assert "22 of 24" in shown
-
-
-def test_only_static_inputs_have_a_range_to_draw(record: QuantizeRecord) -> None:
-    chart = charts.activation_ranges(record)
-    assert chart.png()
-    static = record.recipe.activations == "static"
-    assert ("22 linears" in chart.alt) == static
-    assert ("Every token has a range of its own" in chart.figure.axes[0].get_title(loc="left")) != static
 
 
 def test_the_record_is_read_back_and_one_without_activations_is_static(
