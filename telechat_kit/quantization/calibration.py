@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from telechat_kit.errors import DataError
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.fallback import SHARED_INPUTS
+from telechat_kit.quantization.figures import LinearFigures, watched
 from telechat_kit.quantization.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -101,15 +102,24 @@ def sensitivity(block: Block, states: Sequence[Tensor]) -> dict[str, float]:
 
 
 def calibrate(
-    block: Block, states: Sequence[Tensor], scores: Mapping[str, float], act_method: int
+    block: Block,
+    states: Sequence[Tensor],
+    scores: Mapping[str, float],
+    act_method: int,
+    figures: Mapping[str, LinearFigures],
 ) -> tuple[dict[str, Observer], list[Tensor]]:
     """Observers of the inputs of the linears in `scores`, and the states after the block, with their int8 error.
 
+    `figures` of the block's linears, in int8 or not, take in what they read and give.
     As in msModelSlim a sample is quantized with the range known after it, and weights are quantized as well,
     so that deeper linears see what they will see in the int8 model. Weights are restored afterwards.
     """
     observers = {name: make_observer(act_method, score) for name, score in scores.items()}
-    with _quantized_weights(block, scores), _quantized_inputs(block, observers):
+    with (
+        watched(block, figures, observers),
+        _quantized_weights(block, scores),
+        _quantized_inputs(block, observers, figures),
+    ):
         after = block.run(states)
     return observers, after
 
@@ -142,16 +152,20 @@ def _observing(name: str, update: Callable[[Tensor], Tensor | None]) -> Callable
 
 
 def _quantized_inputs(
-    block: Block, observers: Mapping[str, Observer]
+    block: Block, observers: Mapping[str, Observer], figures: Mapping[str, LinearFigures]
 ) -> contextlib.AbstractContextManager[None]:
-    def observe_and_quantize(observer: Observer) -> Callable[[Tensor], Tensor]:
+    def observe_and_quantize(observer: Observer, taken: LinearFigures) -> Callable[[Tensor], Tensor]:
         def update(x: Tensor) -> Tensor:
             observer.update(x)
-            return fake_quantize(x, *observer.parameters())
+            scale, offset = observer.parameters()
+            taken.take_range(x, scale, offset)
+            return fake_quantize(x, scale, offset)
 
         return update
 
-    return observed(block, {name: observe_and_quantize(observer) for name, observer in observers.items()})
+    return observed(
+        block, {name: observe_and_quantize(observer, figures[name]) for name, observer in observers.items()}
+    )
 
 
 @contextlib.contextmanager

@@ -27,9 +27,11 @@ from telechat_kit.provenance import (
     tokenizer_hash,
     weights_hash,
 )
+from telechat_kit.quantization.blocks import model_linear_names
 from telechat_kit.quantization.calibration import BEST
-from telechat_kit.quantization.fallback import FloatLinear, parse_level
+from telechat_kit.quantization.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.formats import needed_bytes, write_w8a8_folder
+from telechat_kit.quantization.measured_levels import MeasuredLevel, parse_budget
 from telechat_kit.quantization.observers import make_observer
 from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.smoothing import METHODS
@@ -54,6 +56,7 @@ class QuantizeRecord:
     seconds: float
     peak_memory_bytes: int
     conditions: Conditions
+    measured: MeasuredLevel | None = None  # of level auto
 
 
 def quantize(
@@ -61,6 +64,8 @@ def quantize(
     quant_path: str | Path,
     *,
     level: str = "L5",
+    budget: str = "5 linears",
+    budget_samples: int = 4,
     anti_outlier: str = "m1",
     act_method: int = 1,
     group_fallback: bool = True,
@@ -73,7 +78,11 @@ def quantize(
     """Quantize the float checkpoint folder `checkpoint_path` into the W8A8 folder `quant_path`.
 
     Args:
-        level: "L0", "L5" ...: how many of the most sensitive linears stay in float.
+        level: which linears stay in float. "L0", "L5" ...: so many of the most sensitive ones; names and shell
+            patterns separated by commas: these; "auto": those that `budget` buys.
+        budget: of level "auto", met by measuring: "5 linears" keeps at most so many in float, those that lower the
+            KL from float most; "KL 0.02" as few as reach that KL (nats per token).
+        budget_samples: calibration samples, the first ones, that level "auto" measures on.
         anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m4", or
             "best" (SmoothQuant with searched exponents, up_proj -> down_proj smoothed too).
         act_method: range of activations: 1 min-max, 2 histogram, 3 automatic.
@@ -88,6 +97,7 @@ def quantize(
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
     _check_request(source, target, level, anti_outlier, act_method)
+    _check_budget(source, level, budget, budget_samples)
     text = load_text(calibration)
     blocks = token_blocks(load_tokenizer(source), text, tokens, samples, seed)
     recipe = Recipe(
@@ -101,6 +111,8 @@ def quantize(
         seed=seed,
         source_weights=weights_hash(source),
         source_tokenizer=tokenizer_hash(source),
+        budget=budget if level == AUTO else "",
+        budget_samples=min(budget_samples, samples) if level == AUTO else 0,
     )
     samples_ids = [torch.tensor([block.ids]) for block in blocks]
     quantized = _quantize(Shards(source), target, samples_ids, recipe, torch_device)
@@ -117,6 +129,7 @@ def quantize(
         seconds=time.perf_counter() - start,
         peak_memory_bytes=backend_for(torch_device.type).peak_memory_bytes(),
         conditions=conditions(torch_device, float=source, w8a8=target),
+        measured=quantized.measured,
     )
 
 
@@ -125,12 +138,16 @@ def _quantize(
 ) -> Quantized:
     """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
     folder = partial_folder(target)
-    require_space(target, needed_bytes(shards), "the W8A8 checkpoint")
+    require_space(target, needed_bytes(shards, trial=recipe.level == AUTO), "the W8A8 checkpoint")
     open_partial(folder, _work_key(shards, recipe, device))
     try:
         quantized = quantize_blocks(shards, samples, recipe, folder, device)
         write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized))
-    except (CheckpointError, DataError):  # the input is at fault: there is nothing to go on with
+    except (
+        CheckpointError,
+        DataError,
+        ParameterError,
+    ):  # the input is at fault: there is nothing to go on with
         shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
@@ -144,6 +161,7 @@ def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "linears": [asdict(linear) for linear in quantized.linears],
         "float_linears": [asdict(linear) for linear in quantized.float_linears],
+        **({"measured": asdict(quantized.measured)} if quantized.measured else {}),
     }
 
 
@@ -165,11 +183,19 @@ def _check_request(source: Path, target: Path, level: str, anti_outlier: str, ac
         )
     if target.exists() and not (target / W8A8_DESCRIPTION).is_file() and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
-    parse_level(level, 6 * config.n_layer)
+    check_level(level, model_linear_names(config))
     make_observer(act_method)
     if anti_outlier not in ("none", *METHODS, BEST):
         known = ", ".join(("none", *METHODS, BEST))
         raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')
+
+
+def _check_budget(source: Path, level: str, budget: str, samples: int) -> None:
+    """Refuse a budget that level auto cannot work with; other levels have none."""
+    if level == AUTO:
+        parse_budget(budget, len(model_linear_names(read_config(source))))
+        if samples < 1:
+            raise ParameterError(f"budget_samples {samples}: level auto measures on at least 1 sample.")
 
 
 def _bytes(folder: Path) -> int:

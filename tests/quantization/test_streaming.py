@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError, DataError
-from telechat_kit.quantization import quantize, streaming
+from telechat_kit.quantization import blocks, quantize
 from telechat_kit.quantization.partial import partial_folder
 
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
@@ -96,14 +96,14 @@ def test_resumes_where_it_was_killed_and_gives_the_bytes_of_an_unbroken_run(
 def interrupt(source: Path, target: Path) -> None:
     """Begin a quantization and press Ctrl+C when two blocks are quantized."""
 
-    def track(blocks: Iterable[int], description: str, **_: int) -> Iterator[int]:
-        for block in blocks:
+    def track(indices: Iterable[int], description: str, **_: int) -> Iterator[int]:
+        for block in indices:
             if description.endswith("quantization of blocks") and block == 2:
                 raise KeyboardInterrupt
             yield block
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(streaming, "track", track)
+        patch.setattr(blocks, "track", track)
         quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
     assert (partial_folder(target) / "block-001.safetensors").is_file()
 
