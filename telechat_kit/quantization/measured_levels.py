@@ -1,31 +1,22 @@
 """Level `auto`: the float linears that a budget buys, found by measuring the model's own divergence.
 
-Some samples flow through the network block by block as float states, as all-int8 states and as variants that keep
-candidates in float. A variant parts from the others at the block of its first float linear, so that memory holds
-one block and the states of the variants. The int8 blocks are those of a quantization at L0.
+All blocks are quantized at L0. Then some samples flow through variants that keep candidates for float in float, one
+by one and the best ones together.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.model.int8 import RUNTIME_TENSORS, W8A8Linear
-from telechat_kit.model.shards import Shards
-from telechat_kit.model.w8a8 import stored_name
-from telechat_kit.quantization.blocks import Block, stream
-from telechat_kit.quantization.divergence import divergences
 from telechat_kit.quantization.fallback import FloatLinear, partners
+from telechat_kit.quantization.flow import Flow, Variant
 from telechat_kit.quantization.partial import Pass
 
 #: Groups of linears whose effect is measured one by one; the others add less noise to the residual stream.
 CANDIDATES = 24
-
-#: Names of the linears in float, in the order of the network
-Variant = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,14 +67,14 @@ class MeasuredLevel:
 
 def parse_budget(text: str, linears: int) -> Budget:
     """The budget that `text`, "5 linears" or "KL 0.02", stands for in a model of so many `linears`."""
-    if match := re.fullmatch(r"\s*(\d+)\s+linears?\s*", str(text)):
-        if int(match[1]) > linears:
-            raise ParameterError(f'budget "{text}": the model has {linears} linears. Use a smaller number.')
-        return Budget(linears=int(match[1]))
-    if (match := re.fullmatch(r"\s*KL\s+(\d*\.?\d+(?:e-?\d+)?)\s*", str(text), re.IGNORECASE)) and float(
-        match[1]
-    ):
-        return Budget(kl=float(match[1]))
+    count = re.fullmatch(r"\s*(\d+)\s+linears?\s*", str(text))
+    kl = re.fullmatch(r"\s*KL\s+(\d*\.?\d+(?:e-?\d+)?)\s*", str(text), re.IGNORECASE)
+    if count and int(count[1]) > linears:
+        raise ParameterError(f'budget "{text}": the model has {linears} linears. Use a smaller number.')
+    if count:
+        return Budget(linears=int(count[1]))
+    if kl and float(kl[1]):
+        return Budget(kl=float(kl[1]))
     raise ParameterError(
         f'budget "{text}" is unknown. Use "5 linears" (at most so many stay in float) or "KL 0.02" (the divergence '
         "from float, nats per token, that is not to be exceeded)."
@@ -96,76 +87,6 @@ def groups(names: Sequence[str], together: bool) -> list[list[str]]:
     for name in names:
         found.setdefault(frozenset([name, *partners(name)] if together else [name]), []).append(name)
     return list(found.values())
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A pass in which states flow through the float network and through variants of the int8 one.
-
-    States of a step: first those of the float network, `samples` of them, then as many of each variant that differs.
-
-    Attributes:
-        packed: the int8 blocks, as written.
-        prepare: makes of a float block what its float parts are in the int8 network, given its float linears.
-    """
-
-    shards: Shards
-    results: Pass
-    device: torch.device
-    packed: Pass
-    prepare: Callable[[Block, Collection[str]], None]
-    variants: Sequence[Variant]
-    samples: int
-
-    def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
-        """States after `block`: of the float network, then of every variant."""
-        held = dict(zip(self._distinct(block.index - 1), _split(states, self.samples)[1:], strict=True))
-        after = block.run(states[: self.samples])
-        int8 = self._int8_linears(block)
-        self.prepare(block, self._float_names(block, int8))
-        floats = {name: block.submodule(name) for name in int8}
-        for variant in self._distinct(block.index):
-            for name, linear in int8.items():
-                block.replace(name, floats[name] if name in variant else linear)
-            after += block.run(held[_until(variant, block.index - 1)])
-        self.results.write(block.index, {}, None, after)
-        return after
-
-    def measure(self, samples: Sequence[Tensor], description: str) -> dict[Variant, float]:
-        """KL of each variant on `samples` (ids `[1, T]`). What is finished already is kept."""
-        count = self.shards.config.n_layer
-        stream(self, [*samples, *samples], description)
-        if self.results.finished == count:
-            reference, *others = _split(self.results.states(count - 1), self.samples)
-            self.results.write(count, {}, divergences(self.shards, reference, others, self.device), [])
-        return dict(zip(self.variants, self.results.details(count), strict=True))
-
-    def _distinct(self, index: int) -> list[Variant]:
-        """The variants that differ up to block `index`, by their float linears up to there."""
-        return list(dict.fromkeys(_until(variant, index) for variant in self.variants))
-
-    def _int8_linears(self, block: Block) -> dict[str, W8A8Linear]:
-        tensors, found = self.packed.tensors(block.index), {}
-        for name in block.linear_names:
-            stored = stored_name(name, self.shards.config)
-            parts = {part: tensors.get(f"{stored}.{part}") for part in RUNTIME_TENSORS}
-            if parts["deq_scale"] is not None:
-                found[name] = W8A8Linear(
-                    {key: tensor for key, tensor in parts.items() if tensor is not None}
-                ).to(self.device)
-        return found
-
-    def _float_names(self, block: Block, int8: Mapping[str, object]) -> set[str]:
-        return {name for variant in self.variants for name in variant} | (set(block.linear_names) - set(int8))
-
-
-def _until(variant: Variant, index: int) -> Variant:
-    """The float linears of `variant` in the blocks up to `index`."""
-    return tuple(name for name in variant if int(name.split(".")[2]) <= index)
-
-
-def _split(states: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
-    return [states[start : start + size] for start in range(0, len(states), size)]
 
 
 def most_promising(noise: Mapping[str, float], together: bool) -> list[list[str]]:

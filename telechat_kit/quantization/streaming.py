@@ -25,8 +25,9 @@ from telechat_kit.quantization.calibration import (
 )
 from telechat_kit.quantization.fallback import AUTO, FloatLinear, choose_float_linears
 from telechat_kit.quantization.figures import LinearFigures, residual_noise
+from telechat_kit.quantization.flow import Flow
 from telechat_kit.quantization.formats import as_stored, block_tensors
-from telechat_kit.quantization.measured_levels import Flow, MeasuredLevel, choose_measured
+from telechat_kit.quantization.measured_levels import MeasuredLevel, choose_measured
 from telechat_kit.quantization.packing import pack_linear
 from telechat_kit.quantization.partial import Pass
 
