@@ -5,7 +5,7 @@ They cost a fraction of the calibration: products are compared on some tokens of
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def some_tokens(x: Tensor, sample: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def watched(block: Block, figures: Mapping[str, LinearFigures], int8: Mapping[str, object]) -> Iterator[None]:
+def watched(block: Block, figures: Mapping[str, LinearFigures], int8: Collection[str]) -> Iterator[None]:
     """While active, `figures[name]` takes in what the linear `name` reads and gives; those of `int8` are compared.
 
     To be entered while weights are float, and before inputs are quantized.
@@ -103,7 +103,7 @@ def watched(block: Block, figures: Mapping[str, LinearFigures], int8: Mapping[st
     hooks = []
     for name, taken in figures.items():
         linear = block.submodule(name)
-        exact = functional_linear(linear) if name in int8 else None
+        exact = _float_product(linear) if name in int8 else None
         hooks += _watch(name, linear, taken, exact)
     try:
         yield
@@ -112,7 +112,7 @@ def watched(block: Block, figures: Mapping[str, LinearFigures], int8: Mapping[st
             hook.remove()
 
 
-def functional_linear(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+def _float_product(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     """The product of `linear` with the weights that it has now."""
     weights = {name: parameter.data for name, parameter in linear.named_parameters()}
     return lambda x: functional.linear(x, **weights)
