@@ -1,7 +1,7 @@
 """What a block's linears see on calibration samples: hooks that observe, and the int8 simulation in between."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from telechat_kit.errors import DataError
 from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
+from telechat_kit.quantization.figures import LinearFigures, watched
 from telechat_kit.quantization.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -88,6 +89,11 @@ def smoothing_groups(block: Block, method: str) -> dict[str, list[str]]:
     return _named(block, NORM_GROUPS | linears)
 
 
+def all_groups(block: Block) -> dict[str, list[str]]:
+    """Every feeder that a method may smooth, by name -> names of the linears it feeds."""
+    return _named(block, NORM_GROUPS | LINEAR_GROUPS)
+
+
 def norm_groups(block: Block) -> dict[str, list[str]]:
     """Name of each norm of the block -> names of the linears it feeds directly."""
     return _named(block, NORM_GROUPS)
@@ -105,7 +111,7 @@ def fold(block: Block, scales: Mapping[str, Tensor]) -> None:
 
     A feeder is a norm, up_proj (each row) or key_value (the rows of values); the block computes the same as before.
     """
-    groups = _named(block, NORM_GROUPS | LINEAR_GROUPS)
+    groups = all_groups(block)
     for name, scale in scales.items():
         feeder, *linears = (block.parameter(f"{module}.weight") for module in (name, *groups[name]))
         rows = value_rows(block) if name.endswith(KEY_VALUE) else None
@@ -133,26 +139,40 @@ def sensitivity(block: Block, states: Sequence[Tensor]) -> dict[str, float]:
 
 
 def calibrate(
-    block: Block, states: Sequence[Tensor], scores: Mapping[str, float], act_method: int
+    block: Block,
+    states: Sequence[Tensor],
+    scores: Mapping[str, float],
+    act_method: int,
+    figures: Mapping[str, LinearFigures],
 ) -> tuple[dict[str, Observer], list[Tensor]]:
     """Observers of the inputs of the linears in `scores`, and the states after the block, with their int8 error.
 
+    `figures` of the block's linears, in int8 or not, take in what they read and give.
     As in msModelSlim a sample is quantized with the range known after it, and weights are quantized as well,
     so that deeper linears see what they will see in the int8 model. Weights are restored afterwards.
     """
     observers = {name: make_observer(act_method, score) for name, score in scores.items()}
-    with _quantized_weights(block, scores), _quantized_inputs(block, observers):
+    with (
+        watched(block, figures, observers),
+        _quantized_weights(block, scores),
+        _quantized_inputs(block, observers, figures),
+    ):
         after = block.run(states)
     return observers, after
 
 
-def calibrate_dynamic(block: Block, states: Sequence[Tensor], names: Iterable[str]) -> list[Tensor]:
+def calibrate_dynamic(
+    block: Block, states: Sequence[Tensor], names: Collection[str], figures: Mapping[str, LinearFigures]
+) -> list[Tensor]:
     """The states after the block, with the int8 error of the linears `names` when their activations are dynamic.
 
     No range is to be found, but deeper blocks shall see what they will see in the int8 model.
     """
-    names = list(names)
-    with _quantized_weights(block, names), observed(block, dict.fromkeys(names, fake_quantize_per_token)):
+    with (
+        watched(block, figures, names),
+        _quantized_weights(block, names),
+        observed(block, dict.fromkeys(names, fake_quantize_per_token)),
+    ):
         return block.run(states)
 
 
@@ -184,16 +204,20 @@ def _observing(name: str, update: Callable[[Tensor], Tensor | None]) -> Callable
 
 
 def _quantized_inputs(
-    block: Block, observers: Mapping[str, Observer]
+    block: Block, observers: Mapping[str, Observer], figures: Mapping[str, LinearFigures]
 ) -> contextlib.AbstractContextManager[None]:
-    def observe_and_quantize(observer: Observer) -> Callable[[Tensor], Tensor]:
+    def observe_and_quantize(observer: Observer, taken: LinearFigures) -> Callable[[Tensor], Tensor]:
         def update(x: Tensor) -> Tensor:
             observer.update(x)
-            return fake_quantize(x, *observer.parameters())
+            scale, offset = observer.parameters()
+            taken.take_range(x, scale, offset)
+            return fake_quantize(x, scale, offset)
 
         return update
 
-    return observed(block, {name: observe_and_quantize(observer) for name, observer in observers.items()})
+    return observed(
+        block, {name: observe_and_quantize(observer, figures[name]) for name, observer in observers.items()}
+    )
 
 
 @contextlib.contextmanager

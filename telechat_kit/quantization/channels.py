@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.calibration import BEST, smoothing_groups
+from telechat_kit.quantization.calibration import all_groups
 
 
 class ChannelMaxima:
@@ -26,7 +26,7 @@ class ChannelMaxima:
 
     def facts(self, block: Block, scales: Mapping[str, Tensor]) -> dict[str, dict[str, float | int]]:
         """Fields of a `LinearRecord` for each linear of `block`, folded with the smoothing `scales` of its feeders."""
-        groups = smoothing_groups(block, BEST)
+        groups = all_groups(block)
         divisor = {name: scale for feeder, scale in scales.items() for name in groups[feeder]}
         return {
             name: _facts(largest, divisor.get(name), block.parameter(f"{name}.weight").data)

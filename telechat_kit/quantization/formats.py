@@ -104,13 +104,16 @@ def _outer_norm_entries(norm: str, shards: Shards, kind: str) -> Iterator[tuple[
         yield tensor_entry(file_name, value.dtype, value.shape, partial(iter, [raw])), of
 
 
-def needed_bytes(shards: Shards) -> int:
-    """Room for the parts and the whole made of them: int8 blocks twice, and what stands outside once."""
+def needed_bytes(shards: Shards, trial: bool = False) -> int:
+    """Room for the parts and the whole made of them: int8 blocks twice, and what stands outside once.
+
+    A `trial` quantization before it leaves its blocks as well.
+    """
     blocks = sum(
         stored.shape.numel() for name, stored in shards.tensors.items() if name.startswith("transformer.h.")
     )
     outer = sum(shards.tensors[name].nbytes for name in (EMBEDDING, HEAD) if name in shards.tensors)
-    return 2 * blocks + outer
+    return (3 if trial else 2) * blocks + outer
 
 
 def write_w8a8_folder(

@@ -28,10 +28,12 @@ from telechat_kit.provenance import (
     tokenizer_hash,
     weights_hash,
 )
+from telechat_kit.quantization.blocks import model_linear_names
 from telechat_kit.quantization.calibration import BEST
-from telechat_kit.quantization.fallback import FloatLinear, parse_level
+from telechat_kit.quantization.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.formats import needed_bytes, write_w8a8_folder
 from telechat_kit.quantization.given import GivenWeights, check_given
+from telechat_kit.quantization.measured_levels import MeasuredLevel, parse_budget
 from telechat_kit.quantization.observers import make_observer
 from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.samples import calibration_set
@@ -66,6 +68,7 @@ class QuantizeRecord:
     conditions: Conditions
     recipe_sha256: str = ""
     given: GivenWeights | None = None
+    measured: MeasuredLevel | None = None  # of level auto
 
 
 def quantize(
@@ -73,6 +76,8 @@ def quantize(
     quant_path: str | Path,
     *,
     level: str = "L5",
+    budget: str = "5 linears",
+    budget_samples: int = 4,
     anti_outlier: str = "m1",
     act_method: int = 1,
     activations: str = "static",
@@ -89,7 +94,11 @@ def quantize(
     """Quantize the float checkpoint folder `checkpoint_path` into the W8A8 folder `quant_path`.
 
     Args:
-        level: "L0", "L5" ...: how many of the most sensitive linears stay in float.
+        level: which linears stay in float. "L0", "L5" ...: so many of the most sensitive ones; names and shell
+            patterns separated by commas: these; "auto": those that `budget` buys.
+        budget: of level "auto", met by measuring: "5 linears" keeps at most so many in float, those that lower the
+            KL from float most; "KL 0.02" as few as reach that KL (nats per token).
+        budget_samples: calibration samples, the first ones, that level "auto" measures on.
         anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
             "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
             "best" (SmoothQuant with searched exponents, up_proj -> down_proj smoothed too).
@@ -117,6 +126,7 @@ def quantize(
         load_tokenizer(source), calibration, format=calibration_format, lines=calibration_lines,
         samples=samples, tokens=tokens, seed=seed, context=context,
     )  # fmt: skip
+    _check_budget(source, level, budget, budget_samples)
     recipe = Recipe(
         level=level,
         anti_outlier=anti_outlier,
@@ -126,6 +136,8 @@ def quantize(
         source_weights=weights_hash(source),
         source_tokenizer=tokenizer_hash(source),
         activations=activations,
+        budget=budget if level == AUTO else "",
+        budget_samples=min(budget_samples, len(chosen.tensors())) if level == AUTO else 0,
         **chosen.recipe(),
     )
     quantized = _quantize(Shards(source), target, chosen.tensors(), recipe, torch_device)
@@ -186,14 +198,14 @@ def _quantize(
 ) -> Quantized:
     """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
     folder = partial_folder(target)
-    require_space(target, needed_bytes(shards), "the W8A8 checkpoint")
+    require_space(target, needed_bytes(shards, trial=recipe.level == AUTO), "the W8A8 checkpoint")
     shards.require_finite()
     with working_in(folder):
         open_partial(folder, _work_key(shards, recipe, device))
         try:
             quantized = quantize_blocks(shards, samples, recipe, folder, device)
             write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind)
-        except (CheckpointError, DataError):  # the input is at fault: there is nothing to go on with
+        except (CheckpointError, DataError, ParameterError):  # the input is at fault: nothing to go on with
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
@@ -208,6 +220,7 @@ def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
         "recipe_sha256": recipe_hash(recipe),
         "linears": [finite(asdict(linear)) for linear in quantized.linears],
         "float_linears": [finite(asdict(linear)) for linear in quantized.float_linears],
+        **({"measured": asdict(quantized.measured)} if quantized.measured else {}),
     }
 
 
@@ -236,7 +249,7 @@ def _check_request(
         )
     if target.exists() and not description_path(target) and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
-    parse_level(level, 6 * config.n_layer)
+    check_level(level, model_linear_names(config))
     make_observer(act_method)
     if activations not in ACTIVATIONS:
         raise ParameterError(f'activations "{activations}" is unknown. Use one of {", ".join(ACTIVATIONS)}.')
@@ -244,6 +257,14 @@ def _check_request(
         known = ", ".join(("none", *METHODS, BEST))
         raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')
     return config
+
+
+def _check_budget(source: Path, level: str, budget: str, samples: int) -> None:
+    """Refuse a budget that level auto cannot work with; other levels have none."""
+    if level == AUTO:
+        parse_budget(budget, len(model_linear_names(read_config(source))))
+        if samples < 1:
+            raise ParameterError(f"budget_samples {samples}: level auto measures on at least 1 sample.")
 
 
 def _bytes(folder: Path) -> int:

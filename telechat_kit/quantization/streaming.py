@@ -1,10 +1,11 @@
-"""Two passes over the blocks of a checkpoint, one block in memory at a time: analyze all, then quantize all.
+"""Passes over the blocks of a checkpoint, one block in memory at a time: analyze all, then quantize all.
 
-The second pass needs what the first one finds of the whole network: which linears are the most sensitive.
+The second pass needs what the first one finds of the whole network: which linears are the most sensitive. Level
+`auto` adds four: a quantization at L0, two in which `measured_levels` measures on it, and a last measurement.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +13,8 @@ from torch import Tensor
 
 from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
 from telechat_kit.model.int8 import decode_scale
-from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.shards import Shards
-from telechat_kit.progress import track
-from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.blocks import Block, stream
 from telechat_kit.quantization.calibration import (
     FIRST_SAMPLE_ONLY,
     SENSITIVITY_SAMPLES,
@@ -29,8 +28,11 @@ from telechat_kit.quantization.calibration import (
     smoothing_scales,
 )
 from telechat_kit.quantization.channels import ChannelMaxima
-from telechat_kit.quantization.fallback import FloatLinear, choose_float_linears
+from telechat_kit.quantization.fallback import AUTO, FloatLinear, choose_float_linears
+from telechat_kit.quantization.figures import LinearFigures, residual_noise
+from telechat_kit.quantization.flow import Flow
 from telechat_kit.quantization.formats import as_stored, block_tensors
+from telechat_kit.quantization.measured_levels import MeasuredLevel, choose_measured
 from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
 from telechat_kit.quantization.partial import Pass
 
@@ -53,6 +55,8 @@ class Recipe:
     source_weights: str
     source_tokenizer: str
     activations: str = "static"
+    budget: str = ""  # of level auto
+    budget_samples: int = 0  # calibration samples that level auto measures on
     calibration_format: str = "blocks"  # "blocks", "lines", "chat"
     calibration_lines: list[int] = field(default_factory=list)  # number in the file of each sample's line
     calibration_cut: list[tuple[int, int]] = field(default_factory=list)  # line cut, its tokens before
@@ -86,8 +90,9 @@ class LinearRecord:
     raw_median: float | None = None
     dead_inputs: int = 0  # channels of the input that were 0 on every sample
     dead_outputs: int = 0  # rows of the weight that are 0
-    output_snr_db: float | None = None  # signal to int8 error of its output, dB
-    clipped_share: float | None = None  # of its input's values, beyond the range
+    output_snr_db: float | None = None  # energy of the float output over that of its int8 error, dB
+    clipped_share: float | None = None  # of the input's values, by the range known when they came
+    residual_noise: float | None = None  # energy of that error over that of the residual stream, estimated
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Quantized:
     blocks: Pass
     linears: list[LinearRecord]
     float_linears: list[FloatLinear]
+    measured: MeasuredLevel | None
 
 
 def quantize_blocks(
@@ -106,18 +112,50 @@ def quantize_blocks(
 
     What is finished in `folder` already is kept. Memory holds one block in float32 and the hidden states.
     """
-    count = shards.config.n_layer
-    analysis, blocks = Pass(folder, "analysis"), Pass(folder, "block")
-    analyzer = _Analyzer(shards, recipe.anti_outlier, analysis, device)
+    count, analysis = shards.config.n_layer, Pass(folder, "analysis")
+    passes = 6 if recipe.level == AUTO else 2
     looked_at = SENSITIVITY_SAMPLES if recipe.anti_outlier in FIRST_SAMPLE_ONLY else len(samples)
-    _stream(analyzer, samples[:looked_at], "1 of 2, analysis of blocks")
+    analyzer = _Analyzer(shards, recipe.anti_outlier, analysis, device)
+    stream(analyzer, samples[:looked_at], f"1 of {passes}, analysis of blocks")
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
-    float_linears = choose_float_linears(scores, recipe.level, recipe.group_fallback)
-    kept = {linear.name for linear in float_linears}
-    quantizer = _Quantizer(shards, recipe, analysis, kept, blocks, device)
-    _stream(quantizer, samples, "2 of 2, quantization of blocks")
-    linears = [LinearRecord(**row) for index in range(count) for row in blocks.details(index)["linears"]]
-    return Quantized(blocks, linears, float_linears)
+    at_l0 = _Quantizer(shards, recipe, analysis, frozenset(), Pass(folder, "trial"), device)
+    if recipe.level == AUTO:
+        float_linears, measured = _measure(at_l0, samples, recipe, scores)
+    else:
+        float_linears, measured = choose_float_linears(scores, recipe.level, recipe.group_fallback), None
+    kept = frozenset(linear.name for linear in float_linears)
+    blocks = Pass(folder, "trial" if measured and not kept else "block")  # at L0 the trial is the result
+    quantizer = replace(at_l0, float_linears=kept, results=blocks)
+    stream(quantizer, samples, f"{passes - 1 if measured else 2} of {passes}, quantization of blocks")
+    if measured:
+        measured = replace(measured, kl_written=_written_kl(quantizer, samples[: measured.samples]))
+    return Quantized(blocks, _linear_records(blocks, count), float_linears, measured)
+
+
+def _linear_records(blocks: Pass, count: int) -> list[LinearRecord]:
+    return [LinearRecord(**row) for index in range(count) for row in blocks.details(index)["linears"]]
+
+
+def _measure(
+    quantizer: "_Quantizer", samples: Sequence[Tensor], recipe: Recipe, scores: Mapping[str, float]
+) -> tuple[list[FloatLinear], MeasuredLevel]:
+    """Level auto: quantize at L0, then measure what candidates for float bring."""
+    stream(quantizer, samples, "2 of 6, quantization at L0")
+    linears = _linear_records(quantizer.results, quantizer.shards.config.n_layer)
+    noise = {linear.name: linear.residual_noise or 0.0 for linear in linears}
+    few = samples[: recipe.budget_samples]
+    flow = _flow(quantizer, "candidates", len(few))
+    return choose_measured(flow, few, noise, scores, recipe.budget, recipe.group_fallback)
+
+
+def _written_kl(quantizer: "_Quantizer", samples: Sequence[Tensor]) -> float:
+    """KL of the quantized blocks as written."""
+    return _flow(quantizer, "check", len(samples)).measure(samples, "6 of 6, check of blocks")[()]
+
+
+def _flow(quantizer: "_Quantizer", name: str, samples: int) -> Flow:
+    shards, device, packed = quantizer.shards, quantizer.device, quantizer.results
+    return Flow(shards, Pass(packed.folder, name), device, packed, quantizer.prepare, [()], samples)
 
 
 @dataclass(frozen=True)
@@ -151,30 +189,34 @@ class _Quantizer:
     def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
         """Write the quantized `block`; the states after it, with the int8 error of all blocks so far."""
         scores = self.analysis.details(block.index)
-        scales = self.analysis.tensors(block.index)
-        fold(block, {name: scale.to(self.device) for name, scale in scales.items()})
-        self._round_float_parts(block)
+        self.prepare(block, self.float_linears)
         int8 = {name: score for name, score in scores.items() if name not in self.float_linears}
-        observers: dict[str, Observer] = {}
+        figures = {name: LinearFigures() for name in scores}
         channels = ChannelMaxima(block.linear_names)
+        observers: dict[str, Observer] = {}
         with observed(block, channels.updates()):
             if self.recipe.kind == DYNAMIC:
-                after = calibrate_dynamic(block, states, int8)
+                after = calibrate_dynamic(block, states, int8, figures)
             else:
-                observers, after = calibrate(block, states, int8, self.recipe.act_method)
+                observers, after = calibrate(block, states, int8, self.recipe.act_method, figures)
+        noise = residual_noise(block, figures, after)
         packed = {name: self._pack(block, name, observers.get(name)) for name in int8}
         tensors, kinds = block_tensors(block, packed, self.shards, self.recipe.kind)
-        found = channels.facts(block, scales)
+        found = channels.facts(block, self.analysis.tensors(block.index))
         linears = [
-            asdict(self._linear_record(name, score, observers)) | found[name]
+            asdict(self._linear_record(name, score, observers.get(name), figures[name]))
+            | found[name]
+            | {"residual_noise": noise.get(name)}
             for name, score in scores.items()
         ]
         self.results.write(block.index, tensors, {"kinds": kinds, "linears": linears}, after)
         return after
 
-    def _round_float_parts(self, block: Block) -> None:
-        """Calibration shall see the folded norms and float linears as they will be stored."""
-        for name in [*norm_groups(block), *self.float_linears]:
+    def prepare(self, block: Block, float_linears: Collection[str]) -> None:
+        """Fold the scales into `block`. Its norms and `float_linears` become what will be stored of them."""
+        scales = self.analysis.tensors(block.index)
+        fold(block, {name: scale.to(self.device) for name, scale in scales.items()})
+        for name in [*norm_groups(block), *float_linears]:
             if name.startswith(block.prefix):
                 weight = block.parameter(f"{name}.weight")
                 weight.data = as_stored(f"{name}.weight", weight.data, self.shards).float()
@@ -190,24 +232,21 @@ class _Quantizer:
             packed["deq_scale"] = decode_scale(packed["deq_scale"])
         return packed
 
-    def _linear_record(self, name: str, score: float, observers: Mapping[str, Observer]) -> LinearRecord:
-        if name not in observers:
-            kind = FLOAT if name in self.float_linears else self.recipe.kind
-            return LinearRecord(name, kind, score, None, None, None, None)
-        (low, high), (scale, offset) = observers[name].range(), observers[name].parameters()
-        return LinearRecord(name, STATIC, score, low.item(), high.item(), scale.item(), int(offset.item()))
-
-
-def _stream(stage: _Analyzer | _Quantizer, samples: Sequence[Tensor], description: str) -> None:
-    """Run the blocks that are not finished, each on the states that the one before it left."""
-    shards, results, count = stage.shards, stage.results, stage.shards.config.n_layer
-    start, rotary = results.finished, Rotary(stage.shards.config)
-    if start == count:
-        return
-    states = (
-        [state.to(stage.device) for state in results.states(start - 1)]
-        if start
-        else embed(shards, samples, stage.device)
-    )
-    for index in track(range(start, count), description, total=count, done=start):
-        states = stage.step(load_block(shards, index, rotary, stage.device), states)
+    def _linear_record(
+        self, name: str, score: float, observer: Observer | None, figures: LinearFigures
+    ) -> LinearRecord:
+        low = high = scale = offset = None
+        if observer is not None:
+            low, high = (bound.item() for bound in observer.range())
+            scale, offset = (parameter.item() for parameter in observer.parameters())
+        return LinearRecord(
+            name=name,
+            kind=FLOAT if name in self.float_linears else self.recipe.kind,
+            score=score,
+            low=low,
+            high=high,
+            input_scale=scale,
+            input_offset=None if offset is None else int(offset),
+            clipped_share=figures.clipped_share,
+            output_snr_db=figures.output_snr_db,
+        )

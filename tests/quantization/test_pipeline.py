@@ -196,7 +196,7 @@ def test_linears_that_share_an_input_stay_in_float_together(tmp_path: Path) -> N
     )
     names = [linear.name for linear in result.float_linears]
     assert len(names) == 2
-    assert result.float_linears[1].reason == f"reads the same input as {names[0]}"
+    assert result.float_linears[1].reason == f"shares an input with {names[0]}"
 
 
 @pytest.mark.parametrize(

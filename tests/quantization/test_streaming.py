@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError, KitError
 from telechat_kit.files import LOCK, OWNER, working_in
-from telechat_kit.quantization import quantize, streaming
+from telechat_kit.quantization import blocks, quantize
 from telechat_kit.quantization.partial import partial_folder
 
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 OPTIONS = {"level": "L3", "anti_outlier": "m2", "samples": 6, "tokens": 48}
+AUTO = {"level": "auto", "budget": "3 linears", "budget_samples": 2, "samples": 6, "tokens": 48}
 
-#: Quantizes argv[1] into argv[2], tells every file that is finished, and dies just before argv[3] is
-PROCESS = f"""
-import os, signal, sys
+#: Quantizes argv[1] into argv[2] with the options argv[4], tells every file that is finished, and dies just before
+#: argv[3] is
+PROCESS = """
+import json, os, signal, sys
 from pathlib import Path
 import torch
 from telechat_kit.quantization import quantize
@@ -38,13 +40,15 @@ def renaming(event, arguments):
 
 torch.set_num_threads(1)
 sys.addaudithook(renaming)
-quantize(sys.argv[1], sys.argv[2], **{OPTIONS})
+quantize(sys.argv[1], sys.argv[2], **json.loads(sys.argv[4]))
 """
 
 
-def quantize_in_a_process(source: Path, target: Path, die_before: str = "") -> tuple[int, list[str]]:
+def quantize_in_a_process(
+    source: Path, target: Path, die_before: str = "", options: dict[str, object] = OPTIONS
+) -> tuple[int, list[str]]:
     """Exit code, and the names of the files that were finished, in this order."""
-    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before]
+    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.split()
 
@@ -58,6 +62,14 @@ def unbroken(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """The files of a quantization that nothing interrupts."""
     folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
     quantize(tiny_folder, folder, **OPTIONS)  # type: ignore[arg-type]
+    return contents(folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken_auto(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The same at level auto."""
+    folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
+    quantize(tiny_folder, folder, **AUTO)  # type: ignore[arg-type]
     return contents(folder)
 
 
@@ -95,17 +107,32 @@ def test_resumes_where_it_was_killed_and_gives_the_bytes_of_an_unbroken_run(
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("die_before", ["candidates-002.safetensors", "joint-004.safetensors"])
+def test_level_auto_resumes_in_the_middle_of_measuring(
+    die_before: str, source: Path, tmp_path: Path, unbroken_auto: dict[str, bytes]
+) -> None:
+    target = tmp_path / "w8a8"
+    code, finished = quantize_in_a_process(source, target, die_before, AUTO)
+    assert code == -signal.SIGKILL
+    assert {"trial-003.safetensors", "candidates-001.safetensors"} <= set(finished)
+    code, again = quantize_in_a_process(source, target, options=AUTO)
+    assert code == 0
+    parts = {name for name in finished if "states" not in name}
+    assert not parts & set(again)
+    assert contents(target) == unbroken_auto
+
+
 def interrupt(source: Path, target: Path) -> None:
     """Begin a quantization and press Ctrl+C when two blocks are quantized."""
 
-    def track(blocks: Iterable[int], description: str, **_: int) -> Iterator[int]:
-        for block in blocks:
+    def track(indices: Iterable[int], description: str, **_: int) -> Iterator[int]:
+        for block in indices:
             if description.endswith("quantization of blocks") and block == 2:
                 raise KeyboardInterrupt
             yield block
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(streaming, "track", track)
+        patch.setattr(blocks, "track", track)
         quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
     assert (partial_folder(target) / "block-001.safetensors").is_file()
 
@@ -205,7 +232,7 @@ def test_weights_that_are_not_finite_are_named_before_any_work(
     tensors[name].view(-1)[-1] = value
     torch.save(tensors, source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
-    monkeypatch.setattr(streaming, "load_block", None)
+    monkeypatch.setattr(blocks, "load_block", None)
     with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin: {name} holds NaN or infinite values"):
         quantize(source, tmp_path / "w8a8", samples=2, tokens=48)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
