@@ -10,6 +10,8 @@ from telechat_kit.environment.probe import DRIVER, Outcome, Probe, parent, parse
 FIRMWARE = "/usr/local/Ascend/firmware"
 #: The page that the advice of many rows points to
 PAGE = "docs/ascend-setup.md"
+#: The advice for a container that lacks devices or driver
+START = "start the container with environment/start-container.sh, which hands in devices and driver"
 #: Where CANN lies: from 8.5 on, and before
 TOOLKITS = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 #: Where ATB lies: in the nnal package, and in the guide

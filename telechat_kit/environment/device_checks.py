@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 
-from telechat_kit.environment.ascend import CONTROL_NODES, PAGE, AscendStack
+from telechat_kit.environment.ascend import CONTROL_NODES, PAGE, START, AscendStack
 from telechat_kit.environment.check import Check
 from telechat_kit.environment.footprint import Footprint
 from telechat_kit.environment.npu_smi import Chip
 from telechat_kit.environment.probe import DRIVER, Probe
 from telechat_kit.environment.releases import AscendReleases, listed
 
-_START = "start the container with environment/start-container.sh, which hands the devices in"
 #: What npu-smi says when it fails, and what to do about it
 _SMI_REMEDIES = {
-    "-8020": f"another container holds the chip, or this one lacks /usr/local/dcmi: stop the other one, or {_START}",
+    "-8020": f"another container holds the chip, or this one lacks /usr/local/dcmi: stop the other one, or {START}",
     "-8005": "the driver does not run or is not yours to use: reboot after installing it, be root or in its user group",
     "shared libraries": f"export LD_LIBRARY_PATH={DRIVER}/lib64/driver:{DRIVER}/lib64/common:$LD_LIBRARY_PATH",
 }
@@ -62,7 +61,7 @@ def _chip(stack: AscendStack, probe: Probe, releases: AscendReleases, index: int
 
 def _no_chip(stack: AscendStack, probe: Probe) -> str:
     remedy = next((text for mark, text in _SMI_REMEDIES.items() if mark in stack.smi_failure), None)
-    return remedy or (_START if probe.in_container else f"install driver and firmware: {PAGE}, step 1")
+    return remedy or (START if probe.in_container else f"install driver and firmware: {PAGE}, step 1")
 
 
 def _nodes(stack: AscendStack, probe: Probe) -> Check:
@@ -74,7 +73,7 @@ def _nodes(stack: AscendStack, probe: Probe) -> Check:
     required = f"davinciN, {', '.join(CONTROL_NODES)}"
     if not lacking:
         return Check("device files", found, required, "ok")
-    advice = _START if probe.in_container else f"reboot after installing the driver: {PAGE}, step 1"
+    advice = START if probe.in_container else f"reboot after installing the driver: {PAGE}, step 1"
     return Check("device files", found, required, "missing", advice)
 
 

@@ -113,6 +113,8 @@ def _version_checks(device_type: str, probe: Probe) -> Iterator[Check]:
             continue  # torch_npu's own list of Python versions decides there
         found = probe.python if name == "python" else probe.package(name)
         remedy, lowest = f"install {name} {required} or newer", f"{required} or newer"
+        if name == "torch" and device_type == "npu":
+            remedy = "install the torch of a published set: see torch_npu and the version set"
         if found is None:
             yield Check(name, "not installed", lowest, "missing", remedy)
         elif Version(base_version(found)) < Version(required):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from telechat_kit.environment.ascend import PAGE, AscendStack, Toolkit
+from telechat_kit.environment.ascend import PAGE, START, AscendStack, Toolkit
 from telechat_kit.environment.check import Check
 from telechat_kit.environment.probe import Probe
 from telechat_kit.environment.releases import AscendReleases, allows, listed, release_key
@@ -12,8 +12,9 @@ def stack_checks(
     stack: AscendStack, probe: Probe, releases: AscendReleases, lowest_torch: str
 ) -> Iterator[Check]:
     """Driver to environment variables; what a missing toolkit would have to hold is not asked for."""
-    yield _driver(stack, releases)
-    yield _firmware(stack)
+    install = START if probe.in_container else f"install it: {PAGE}, step 1"
+    yield _driver(stack, releases, install)
+    yield _firmware(stack, install)
     yield _toolkit(stack, releases, lowest_torch)
     if stack.toolkit is not None:
         yield _kernels(stack, stack.toolkit, releases)
@@ -21,12 +22,12 @@ def stack_checks(
         yield _variables(stack.toolkit, probe)
 
 
-def _driver(stack: AscendStack, releases: AscendReleases) -> Check:
+def _driver(stack: AscendStack, releases: AscendReleases, install: str) -> Check:
     row = releases.release(stack.toolkit.version) if stack.toolkit else None
     wanted = row[1].drivers or (row[1].driver,) if row else ()
     required = f"{listed(wanted)} (CANN {row[0]})" if row else "as CANN requires"
     if stack.driver is None:
-        return Check("driver", "not found", required, "missing", f"install it on the host: {PAGE}, step 1")
+        return Check("driver", "not found", required, "missing", install)
     if row is None or any(allows(pattern, stack.driver) for pattern in wanted):
         return Check("driver", stack.driver, required, "ok")
     if release_key(stack.driver) < release_key(wanted[0].removesuffix(".X")):
@@ -36,13 +37,14 @@ def _driver(stack: AscendStack, releases: AscendReleases) -> Check:
     return Check("driver", stack.driver, required, "warning", advice)
 
 
-def _firmware(stack: AscendStack) -> Check:
+def _firmware(stack: AscendStack, install: str) -> Check:
     ranges = [f"{low} to {high}" for low, high in stack.driver_firmware]
     required = f"{listed(ranges)} (driver)" if ranges else "as the driver requires"
     if stack.firmware is None:
-        advice = "on the host: npu-smi info -t board -i 0" if stack.driver else f"install it: {PAGE}, step 1"
-        verdict = "warning" if stack.driver else "missing"
-        return Check("firmware", "not visible here", required, verdict, advice)  # type: ignore[arg-type]
+        if stack.driver is None:
+            return Check("firmware", "not found", required, "missing", install)
+        advice = "ask on the host: npu-smi info -t board -i 0"
+        return Check("firmware", "not visible here", required, "warning", advice)
     found = release_key(stack.firmware)[:3]
     inside = [low for low, high in stack.driver_firmware if release_key(low) <= found <= release_key(high)]
     if inside or not ranges:

@@ -1,5 +1,6 @@
 """The rows of torch on an NPU: Python, torch_npu, its operators, and whether all of them are a published set."""
 
+import re
 from collections.abc import Iterator
 
 from packaging.version import Version
@@ -14,7 +15,7 @@ def torch_npu_checks(
     stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: dict[str, str]
 ) -> Iterator[Check]:
     """`lowest`: what the kit itself requires of python and torch, as `required_versions("npu")` says."""
-    yield _python(stack, probe, releases, lowest["python"])
+    yield _python(stack, probe, releases, lowest)
     yield _torch_npu(stack, releases, lowest["torch"])
     if stack.imported and not stack.imported.failure:
         yield _operators(stack, releases)
@@ -22,12 +23,16 @@ def torch_npu_checks(
         yield _version_set(stack, stack.toolkit, releases, lowest["torch"])
 
 
-def _python(stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: str) -> Check:
-    pairs = [pair for release in releases.cann.values() for pair in release.pairs]
+def _python(stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: dict[str, str]) -> Check:
+    pairs = [p for release in releases.cann.values() for p in releases.usable(release, lowest["torch"])]
     own = next((pair for pair in pairs if pair.torch_npu == stack.torch_npu), None)
-    known = [text for text in own.python if Version(text) >= Version(lowest)] if own else []
-    required = f"{listed(known)} (torch_npu {stack.torch_npu})" if known else f"{lowest} or newer"
-    good = probe.python.rpartition(".")[0] in known if known else Version(probe.python) >= Version(lowest)
+    known = [text for text in own.python if Version(text) >= Version(lowest["python"])] if own else []
+    required = f"{listed(known)} (torch_npu {stack.torch_npu})" if known else f"{lowest['python']} or newer"
+    good = (
+        probe.python.rpartition(".")[0] in known
+        if known
+        else Version(probe.python) >= Version(lowest["python"])
+    )
     if good:
         return Check("python", probe.python, required, "ok")
     return Check(
@@ -35,7 +40,7 @@ def _python(stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: 
         probe.python,
         required,
         "wrong",
-        f"make the environment with Python {(known or [lowest])[-1]}",
+        f"make the environment with Python {(known or [lowest['python']])[-1]}",
     )
 
 
@@ -45,7 +50,9 @@ def _torch_npu(stack: AscendStack, releases: AscendReleases, lowest_torch: str) 
         advice = _install(stack, releases, lowest_torch)
         return Check("torch_npu", "not installed", required, "missing", advice)
     if stack.imported.failure:
-        found = f"{version}, cannot be imported: {stack.imported.failure}"
+        # without the folders of the file that is named in it: they only push the cause out of sight
+        cause = re.sub(r"(?<=\s)/\S+/", "", stack.imported.failure)[:200]
+        found = f"{version}, cannot be imported: {cause}"
         return Check("torch_npu", found, required, "wrong", _import_remedy(stack, stack.imported.failure))
     if stack.imported.devices == 0:
         advice = "put right what stands above, then check again"
