@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
+_NAME, _NUMBER = re.compile(r"(\d+)\s+(\S.*)"), re.compile(r"\d+")
 _BUS = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-fxX]{2}:")
 _VERSION = re.compile(r"npu-smi\s+([0-9]\S*)")
 
@@ -64,13 +65,14 @@ def _cells(line: str) -> list[str]:
 def _chips(rows: list[list[str]], processes: dict[tuple[int, int], tuple[DeviceProcess, ...]]) -> list[Chip]:
     chips = []
     for first, second in pairwise(rows):
-        if len(first) < 3 or len(second) < 3 or not _BUS.match(second[1]):
+        if min(len(first), len(second)) < 3 or not _BUS.match(second[1]):
             continue
-        card, name = first[0].split(maxsplit=1)
-        place = int(second[0].split()[0])
-        used, total = map(int, _PAIR.findall(second[2])[-1])
-        key = (int(card), place)
-        chips.append(Chip(*key, name.strip(), first[1], used, total, processes.get(key, ())))
+        names, places = _NAME.match(first[0]), _NUMBER.match(second[0])
+        memory = _PAIR.findall(second[2])  # host memory, then HBM where there is some
+        if names and places and memory:
+            key = (int(names[1]), int(places[0]))
+            used, total = map(int, memory[-1])
+            chips.append(Chip(*key, names[2], first[1], used, total, processes.get(key, ())))
     return chips
 
 

@@ -126,8 +126,9 @@ def release_key(version: str) -> tuple[tuple[int, int], ...]:
     """Sort key of Ascend's version numbers: 24.1.RC3 < 24.1.0 < 24.1.0.1, in any case of letters."""
     parts = []
     for part in re.split(r"[.\-]", version.lower()):
-        letters, digits = re.fullmatch(r"([a-z]*)(\d*).*", part).groups()  # type: ignore[union-attr]
-        parts.append((0 if letters else 1, int(digits or 0)))
+        letters = part[:1].isalpha()
+        digits = re.search(r"\d+", part)
+        parts.append((0 if letters else 1, int(digits[0]) if digits else 0))
     return tuple(parts)
 
 

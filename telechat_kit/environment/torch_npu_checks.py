@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from packaging.version import Version
 
 from telechat_kit.environment.ascend import PAGE, AscendStack, Toolkit
-from telechat_kit.environment.check import Check
+from telechat_kit.environment.check import Check, Verdict
 from telechat_kit.environment.probe import Probe
 from telechat_kit.environment.releases import AscendReleases, Pair, Release, base_version, listed
 
@@ -103,8 +103,8 @@ def _version_set(stack: AscendStack, toolkit: Toolkit, releases: AscendReleases,
     return _row(found, "warning", f"not published for CANN {row[0]}: if a run fails, {way}")
 
 
-def _row(found: str, verdict: str, advice: str) -> Check:
-    return Check("version set", found, "a published set", verdict, advice)  # type: ignore[arg-type]
+def _row(found: str, verdict: Verdict, advice: str) -> Check:
+    return Check("version set", found, "a published set", verdict, advice)
 
 
 def _leave_the_guide(releases: AscendReleases, lowest_torch: str) -> str:

@@ -103,9 +103,15 @@ def test_every_row_of_a_whole_checkpoint_is_good(tiny_folder: Path, tmp_path: Pa
     setup = check_setup(tiny_folder, tmp_path / "not" / "yet", "cpu")
     assert {check.verdict for check in setup.checks} == {"ok"}
     assert {check.advice for check in setup.checks} == {""}
-    assert {*required_versions("cpu"), "chip", "device", "free memory", "free disk", "weights", "tokenizer"} == {
-        check.component for check in setup.checks
-    }
+    assert {
+        *required_versions("cpu"),
+        "chip",
+        "device",
+        "free memory",
+        "free disk",
+        "weights",
+        "tokenizer",
+    } == {check.component for check in setup.checks}
     assert not (tmp_path / "not").exists()
 
 
