@@ -46,8 +46,8 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """Where to move when nothing that is here fits."""
+class VersionSet:
+    """Three versions that belong together."""
 
     cann: str
     torch: str
@@ -56,10 +56,10 @@ class Recommended:
 
 @dataclass(frozen=True)
 class AscendReleases:
-    """The `ascend` part of `environment/versions.yaml`."""
+    """The `ascend` part of `environment/versions.yaml`. `recommended`: where to move when nothing here fits."""
 
-    guide: str
-    recommended: Recommended
+    guide: VersionSet
+    recommended: VersionSet
     operators: tuple[str, ...]
     chips: dict[str, Family]
     cann: dict[str, Release]

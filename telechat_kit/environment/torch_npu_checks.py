@@ -19,29 +19,24 @@ def torch_npu_checks(
     yield _torch_npu(stack, releases, lowest["torch"])
     if stack.imported and not stack.imported.failure:
         yield _operators(stack, releases)
-    if stack.toolkit and (stack.torch_npu or stack.toolkit.version == releases.guide):
+    if stack.toolkit and (stack.torch_npu or stack.toolkit.version == releases.guide.cann):
         yield _version_set(stack, stack.toolkit, releases, lowest["torch"])
 
 
 def _python(stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: dict[str, str]) -> Check:
     pairs = [p for release in releases.cann.values() for p in releases.usable(release, lowest["torch"])]
     own = next((pair for pair in pairs if pair.torch_npu == stack.torch_npu), None)
-    known = [text for text in own.python if Version(text) >= Version(lowest["python"])] if own else []
-    required = f"{listed(known)} (torch_npu {stack.torch_npu})" if known else f"{lowest['python']} or newer"
-    good = (
-        probe.python.rpartition(".")[0] in known
-        if known
-        else Version(probe.python) >= Version(lowest["python"])
-    )
+    least = Version(lowest["python"])
+    if own is None:
+        required, best = f"{least} or newer", str(least)
+        good = Version(probe.python) >= least
+    else:
+        known = [version for version in own.python if Version(version) >= least]
+        required, best = f"{listed(known)} (torch_npu {own.torch_npu})", known[-1]
+        good = probe.python.rpartition(".")[0] in known
     if good:
         return Check("python", probe.python, required, "ok")
-    return Check(
-        "python",
-        probe.python,
-        required,
-        "wrong",
-        f"make the environment with Python {(known or [lowest['python']])[-1]}",
-    )
+    return Check("python", probe.python, required, "wrong", f"make the environment with Python {best}")
 
 
 def _torch_npu(stack: AscendStack, releases: AscendReleases, lowest_torch: str) -> Check:
@@ -84,8 +79,9 @@ def _operators(stack: AscendStack, releases: AscendReleases) -> Check:
 def _version_set(stack: AscendStack, toolkit: Toolkit, releases: AscendReleases, lowest_torch: str) -> Check:
     cann, torch, torch_npu = toolkit.version, stack.torch or "none", stack.torch_npu or "none"
     found = f"CANN {cann}, torch {torch}, torch_npu {torch_npu}"
-    if cann == releases.guide:
-        return _row(f"{found}: the guide's own set", "wrong", _leave_the_guide(releases, lowest_torch))
+    if cann == releases.guide.cann:
+        whose = "the guide's own set" if torch_npu == releases.guide.torch_npu else "the guide's CANN"
+        return _row(f"{found}: {whose}", "wrong", _leave_the_guide(releases, lowest_torch))
     way = _install(stack, releases, lowest_torch)
     if base_version(torch_npu) != base_version(torch):
         return _row(
@@ -111,7 +107,7 @@ def _leave_the_guide(releases: AscendReleases, lowest_torch: str) -> str:
     best = releases.recommended
     drivers = releases.cann[best.cann].drivers
     return (
-        "its torch_npu has no int8 operators, the guide ran int8 through ATB; the kit calls torch_npu and needs "
+        "torch_npu has no int8 operators there, the guide ran int8 through ATB; the kit calls torch_npu and needs "
         f"CANN {releases.first_usable(lowest_torch)} or newer, for example CANN {best.cann} with torch {best.torch} "
         f"and torch_npu {best.torch_npu} on driver {drivers[0]} or newer: {PAGE} says how to move"
     )

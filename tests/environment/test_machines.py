@@ -151,11 +151,11 @@ def test_an_import_that_hangs_crashes_or_raises_is_a_row(
     assert row.advice == "read the whole message: python -c 'import torch, torch_npu'"
 
 
-def test_the_guides_set_is_known_without_torch_npu_too(at: Callable[..., dict[str, Check]]) -> None:
+def test_the_guides_cann_is_known_without_torch_npu_too(at: Callable[..., dict[str, Check]]) -> None:
     """So it looks to somebody who installs the kit, which needs a newer Python, beside the guide's CANN."""
     packages = {"torch": "2.13.0", "transformers": "5.23.0", "safetensors": "0.8.0"}
     row = at(replace(recorded("guide-310p"), python="3.11.9", package=packages.get))["version set"]
-    assert row.found == "CANN 7.0.0, torch 2.13.0, torch_npu none: the guide's own set"
+    assert row.found == "CANN 7.0.0, torch 2.13.0, torch_npu none: the guide's CANN"
     assert "the guide ran int8 through ATB" in row.advice
 
 

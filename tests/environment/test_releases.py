@@ -43,8 +43,9 @@ def test_the_recommended_set_is_a_row_that_the_kit_can_use() -> None:
 
 def test_the_guides_row_is_there_and_out_of_use() -> None:
     releases = ascend_releases()
-    row = releases.cann[releases.guide]
+    row = releases.cann[releases.guide.cann]
     assert (row.driver, row.firmware) == ("23.0.0", "7.1.0.3.220")
+    assert (releases.guide.torch, releases.guide.torch_npu) == ("2.0.1", "2.0.1.post1")
     assert ("2.0.1", "2.0.1.post1") in [(pair.torch, pair.torch_npu) for pair in row.pairs]
     assert releases.usable(row, required_versions("npu")["torch"]) == []
 
@@ -81,7 +82,7 @@ def test_a_damaged_file_is_named_with_the_entry(tmp_path: Path, monkeypatch: pyt
     for name in ("notebooks", "params"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "environment").mkdir()
-    (tmp_path / "environment" / "versions.yaml").write_text("ascend: {guide: 7.0.0}\n")
+    (tmp_path / "environment" / "versions.yaml").write_text("ascend: {operators: []}\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(KitError, match=r"versions\.yaml: ascend\.recommended: Field required"):
+    with pytest.raises(KitError, match=r"versions\.yaml: ascend\.guide: Field required"):
         ascend_releases()
