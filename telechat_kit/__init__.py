@@ -5,6 +5,10 @@ import warnings
 # transformers asks tqdm for notebook widgets; the kit's bars are text, which also reads well in a log and a page
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+from telechat_kit.npu_import import guard_torch_npu  # noqa: E402
+
+guard_torch_npu()
+
 from telechat_kit.model import load_model, load_tokenizer, register  # noqa: E402
 
 __all__ = ["load_model", "load_tokenizer"]

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from telechat_kit.backends import backend_for
+from telechat_kit.errors import CheckpointError
 from telechat_kit.files import project_root, sha256
 from telechat_kit.model.checkpoint import weight_files
 
@@ -34,6 +35,28 @@ class Conditions:
     code: str
     started: str
     hashes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """Name below the folder, size and SHA-256 of one file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FolderHashes:
+    """Every file of a folder, and the combined hashes that records carry; empty where there is nothing to hash.
+
+    `problem`: why the folder is no whole checkpoint, if it is none.
+    """
+
+    files: list[FileHash]
+    weights: str
+    tokenizer: str
+    problem: str
 
 
 def conditions(device: torch.device, **folders: Path) -> Conditions:
@@ -95,6 +118,18 @@ def tokenizer_hash(folder: Path) -> str:
     """One hash over the tokenizer files of a checkpoint folder."""
     files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
+
+
+def folder_hashes(folder: Path) -> FolderHashes:
+    """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    files = [FileHash(str(p.relative_to(folder)), p.stat().st_size, file_hash(p)) for p in paths]
+    try:
+        weights, problem = weights_hash(folder), ""
+    except CheckpointError as error:
+        weights, problem = "", str(error)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return FolderHashes(files, weights, tokenizer_hash(folder) if has_tokenizer else "", problem)
 
 
 def code_version() -> str:

@@ -5,6 +5,7 @@ import sys
 import click
 
 import telechat_kit
+from telechat_kit.cli.environment import check, hash_folder
 from telechat_kit.cli.runs import html, params, run
 from telechat_kit.cli.weights import export
 from telechat_kit.errors import KitError
@@ -20,7 +21,7 @@ def cli() -> None:
     """
 
 
-for command in (run, params, html, export):
+for command in (run, params, html, export, check, hash_folder):
     cli.add_command(command)
 
 

@@ -72,7 +72,8 @@ class Flow:
 
     def _int8_linears(self, block: Block) -> dict[str, nn.Module]:
         """The linears of the block that are packed in int8, static or dynamic, by name."""
-        tensors, found = self.packed.tensors(block.index), {}
+        tensors = self.packed.tensors(block.index)
+        found: dict[str, nn.Module] = {}
         for name in block.linear_names:
             stored = stored_name(name, self.shards.config)
             parts = {part: tensors[key] for part in ALL_PARTS if (key := f"{stored}.{part}") in tensors}

@@ -1,13 +1,13 @@
 """Tables of the notebooks and the report: one row a finding, units in the headers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import geometric_mean, median
 from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.environment import SetupRecord
+from telechat_kit.environment import Check, SetupRecord
 from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
@@ -22,9 +22,9 @@ def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler
     return frame.style.format(formats, escape="html", na_rep="–").hide(axis="index")
 
 
-def setup(record: SetupRecord) -> Styler:
+def checks(found: Sequence[Check]) -> Styler:
     """Component, found, required, verdict, what to do."""
-    rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in record.checks]
+    rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in found]
     frame = pd.DataFrame(rows, columns=["component", "found", "required", "verdict", "what to do"])
     return styled(frame)
 

@@ -103,9 +103,15 @@ def test_every_row_of_a_whole_checkpoint_is_good(tiny_folder: Path, tmp_path: Pa
     setup = check_setup(tiny_folder, tmp_path / "not" / "yet", "cpu")
     assert {check.verdict for check in setup.checks} == {"ok"}
     assert {check.advice for check in setup.checks} == {""}
-    assert {*required_versions("cpu"), "device", "free memory", "free disk", "weights", "tokenizer"} == {
-        check.component for check in setup.checks
-    }
+    assert {
+        *required_versions("cpu"),
+        "chip",
+        "device",
+        "free memory",
+        "free disk",
+        "weights",
+        "tokenizer",
+    } == {check.component for check in setup.checks}
     assert not (tmp_path / "not").exists()
 
 
@@ -147,7 +153,7 @@ def test_a_tokenizer_of_another_model_is_a_missing_row(own_tiny: Path) -> None:
     tokenizer["added_tokens"].append({"id": 262, "content": "<more>", **extra})
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     row = rows(check_setup(own_tiny, own_tiny))["tokenizer"]
-    assert (row.found, row.required, row.verdict) == ("263 tokens", "at most 262", "missing")
+    assert (row.found, row.required, row.verdict) == ("263 tokens", "at most 262", "wrong")
     assert row.advice == "copy the tokenizer that belongs to the weights"
 
 
@@ -164,7 +170,7 @@ def test_a_version_that_is_too_old_or_absent_is_a_missing_row(
     )
     monkeypatch.chdir(project)
     found = rows(check_setup(tiny_folder, tmp_path))
-    assert (found["torch"].verdict, found["torch"].advice) == ("missing", "install torch 99.1 or newer")
+    assert (found["torch"].verdict, found["torch"].advice) == ("wrong", "install torch 99.1 or newer")
     assert (found["no-such-package"].found, found["no-such-package"].verdict) == ("not installed", "missing")
     assert found["numpy"].verdict == "ok"
 
