@@ -32,10 +32,9 @@ Observer = MinMaxObserver | HistogramObserver
 #: msModelSlim scores the sensitivity on this many samples
 SENSITIVITY_SAMPLES = 5
 
-#: The kit's own method: SmoothQuant with other exponents, and up_proj -> down_proj smoothed as well. The loss of
-#: W8A8 sits in down_proj's input, which no norm feeds; the exponents suit the demo model; on random
-#: weights, which have no outliers, the method loses more than m1.
-BEST, BEST_NORM_ALPHA, BEST_UP_ALPHA = "best", 0.7, 0.75
+#: The kit's own method: SmoothQuant with other exponents, up_proj -> down_proj and value -> dense smoothed as
+#: well. The loss of W8A8 sits in down_proj's input, which no norm feeds. `refinement` and `splitting` have the rest.
+BEST, BEST_ALPHA, BEST_UP_ALPHA = "best", 0.8, 0.9
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
 KEY_VALUE, DENSE = "self_attention.key_value", "self_attention.dense"
 
@@ -47,7 +46,7 @@ NORM_GROUPS: dict[str, tuple[str, ...]] = dict(zip(PAIR_NORMS, SHARED_INPUTS, st
 LINEAR_GROUPS: dict[str, tuple[str, ...]] = {UP: (DOWN,), KEY_VALUE: (DENSE,)}
 
 #: Methods that smooth such groups too -> which ones
-LINEAR_FEEDERS = {BEST: (UP,), "m4": (UP, KEY_VALUE)}
+LINEAR_FEEDERS = {BEST: (UP, KEY_VALUE), "m4": (UP, KEY_VALUE)}
 
 #: Methods that look at no sample beyond the first: sensitivity alone decides how many the first pass needs
 FIRST_SAMPLE_ONLY = ("none", "m3")
@@ -72,7 +71,7 @@ def smoothing_scales(
     for feeder, linears in groups.items():
         weights = [block.parameter(f"{name}.weight").data for name in linears]
         if method == BEST:
-            alpha = BEST_UP_ALPHA if feeder.endswith(UP) else BEST_NORM_ALPHA
+            alpha = BEST_UP_ALPHA if feeder.endswith(UP) else BEST_ALPHA
             scales[feeder] = migration_scale(statistics[feeder], weights, alpha)
         else:
             scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
@@ -144,14 +143,16 @@ def calibrate(
     scores: Mapping[str, float],
     act_method: int,
     figures: Mapping[str, LinearFigures],
+    widest: bool = False,
 ) -> tuple[dict[str, Observer], list[Tensor]]:
     """Observers of the inputs of the linears in `scores`, and the states after the block, with their int8 error.
 
     `figures` of the block's linears, in int8 or not, take in what they read and give.
     As in msModelSlim a sample is quantized with the range known after it, and weights are quantized as well,
     so that deeper linears see what they will see in the int8 model. Weights are restored afterwards.
+    `widest` ranges reach over all samples; otherwise min-max ranges are means over them.
     """
-    observers = {name: make_observer(act_method, score) for name, score in scores.items()}
+    observers = {name: make_observer(act_method, score, widest) for name, score in scores.items()}
     with (
         watched(block, figures, observers),
         _quantized_weights(block, scores),

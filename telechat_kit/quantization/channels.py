@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.calibration import all_groups
+from telechat_kit.quantization.calibration import DOWN, all_groups
 
 
 class ChannelMaxima:
@@ -24,10 +24,18 @@ class ChannelMaxima:
         largest, before = x.reshape(-1, x.shape[-1]).abs().amax(dim=0), self._maxima[name]
         self._maxima[name] = largest if before is None else torch.maximum(before, largest)
 
-    def facts(self, block: Block, scales: Mapping[str, Tensor]) -> dict[str, dict[str, float | int]]:
-        """Fields of a `LinearRecord` for each linear of `block`, folded with the smoothing `scales` of its feeders."""
+    def facts(
+        self, block: Block, scales: Mapping[str, Tensor], channels: Tensor | None = None
+    ) -> dict[str, dict[str, float | int]]:
+        """Fields of a `LinearRecord` for each linear of `block`, folded with the smoothing `scales` of its feeders.
+
+        `channels` tells which feed-forward channel each one is, if some were split.
+        """
         groups = all_groups(block)
         divisor = {name: scale for feeder, scale in scales.items() for name in groups[feeder]}
+        if channels is not None:
+            down = block.prefix + DOWN
+            divisor |= {down: divisor[down].to(channels.device)[channels]} if down in divisor else {}
         return {
             name: _facts(largest, divisor.get(name), block.parameter(f"{name}.weight").data)
             for name, largest in self._maxima.items()

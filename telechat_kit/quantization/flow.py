@@ -39,7 +39,7 @@ class Flow:
     results: Pass
     device: torch.device
     packed: Pass
-    prepare: Callable[[Block, Collection[str]], None]
+    prepare: Callable[[Block, Collection[str]], object]
     variants: Sequence[Variant]
     samples: int
 

@@ -117,7 +117,7 @@ def needed_bytes(shards: Shards, trial: bool = False) -> int:
 
 
 def write_w8a8_folder(
-    target: Path, shards: Shards, blocks: Pass, details: Mapping[str, Any], kind: str
+    target: Path, shards: Shards, blocks: Pass, details: Mapping[str, Any], kind: str, ffn_hidden_size: int
 ) -> None:
     """Assemble the W8A8 folder from the finished `blocks`; it takes its place at `target` when it is whole.
 
@@ -133,12 +133,13 @@ def write_w8a8_folder(
         kinds |= blocks.details(index)["kinds"]
     kinds |= {entry.name: of for entry, of in outer}
     require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
+    config = {**dtype_config(shards), "ffn_hidden_size": ffn_hidden_size}
     with writing(target):
         folder = _fresh(blocks.folder / "result")
         copy_beside(shards.folder, folder)
         write_tensor_file(folder / names.weights, entries)
         write_json(folder / names.description, kinds)
-        write_json(folder / "config.json", {**dtype_config(shards), "quantize": names.quantize})
+        write_json(folder / "config.json", {**config, "quantize": names.quantize})
         write_json(folder / "quantize.json", details)
         replace_folder(folder, target)
 

@@ -63,9 +63,13 @@ def fake_quantize_per_token(x: Tensor) -> Tensor:
 
 
 class MinMaxObserver:
-    """Range from the mean of the samples' minima to the mean of their maxima (msModelSlim's act_method 1)."""
+    """Range from the mean of the samples' minima to the mean of their maxima (msModelSlim's act_method 1).
 
-    def __init__(self) -> None:
+    With `widest` it is from the least to the largest value of all samples, as newer versions of that tool have it.
+    """
+
+    def __init__(self, widest: bool = False) -> None:
+        self.widest = widest
         # Python numbers: scalar tensors among large temporary ones keep the heap from shrinking (2 GB on the demo)
         self._lows: list[float] = []
         self._highs: list[float] = []
@@ -86,7 +90,8 @@ class MinMaxObserver:
         """Lower and upper bound, scalars in the samples' dtype."""
         if not self._lows:
             raise _nothing_observed()
-        return self._like.new_tensor(self._lows).mean(), self._like.new_tensor(self._highs).mean()
+        lows, highs = self._like.new_tensor(self._lows), self._like.new_tensor(self._highs)
+        return (lows.min(), highs.max()) if self.widest else (lows.mean(), highs.mean())
 
     def parameters(self) -> tuple[Tensor, Tensor]:
         """Scale `[1]` and offset `[1]` after the samples so far."""
@@ -149,12 +154,15 @@ class HistogramObserver:
         return scale.to(self._sample.device, dtype), offset.to(self._sample.device, dtype)
 
 
-def make_observer(act_method: int, score: float | None = None) -> MinMaxObserver | HistogramObserver:
+def make_observer(
+    act_method: int, score: float | None = None, widest: bool = False
+) -> MinMaxObserver | HistogramObserver:
     """The observer of one linear's input.
 
     Args:
         act_method: 1 min-max, 2 histogram, 3 automatic.
         score: the linear's `sensitivity_score` for the automatic choice; None, unknown, counts as 0.
+        widest: min-max over all samples instead of the mean over them.
 
     Raises:
         ParameterError: `act_method` is none of these.
@@ -164,7 +172,7 @@ def make_observer(act_method: int, score: float | None = None) -> MinMaxObserver
             f"act_method {act_method!r} is unknown. Use 1 (min-max), 2 (histogram) or 3 (automatic)."
         )
     if act_method == 1 or (act_method == 3 and (score or 0) > MIN_MAX_ABOVE_SCORE):
-        return MinMaxObserver()
+        return MinMaxObserver(widest)
     return HistogramObserver()
 
 

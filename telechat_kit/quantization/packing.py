@@ -48,7 +48,11 @@ def fake_quantize_weight(weight: Tensor) -> Tensor:
 
 
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, input_scale: Tensor, input_offset: Tensor
+    weight: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor,
+    input_offset: Tensor,
+    rounded: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Tensors of a W8A8 linear, named as on disk, from its float weight and the range of its input.
 
@@ -57,6 +61,7 @@ def pack_linear(
         bias: `[out]` or None.
         input_scale: `[1]`, from an observer.
         input_offset: `[1]`, an integer stored as float.
+        rounded: int8 `[out, in]` on the grid of `weight_scale(weight)`, if not to the nearest.
 
     Returns:
         `weight` int8 `[out, in]`; `weight_scale`, `weight_offset` `[out, 1]`; `input_scale`, `input_offset`
@@ -66,7 +71,8 @@ def pack_linear(
     scale = weight_scale(weight)
     if bias is not None:
         scale = torch.maximum(scale, _scale_for_bias(bias, input_scale).to(scale.dtype))
-    quantized, deq_scale = _to_int8(weight, scale), product_scale(input_scale, scale)
+    quantized = _to_int8(weight, scale) if rounded is None else rounded
+    deq_scale = product_scale(input_scale, scale)
     packed = {
         "weight": quantized,
         "weight_scale": scale,
@@ -79,18 +85,22 @@ def pack_linear(
     return packed if bias is None else {**packed, "bias": bias}
 
 
-def pack_dynamic_linear(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+def pack_dynamic_linear(
+    weight: Tensor, bias: Tensor | None, rounded: Tensor | None = None
+) -> dict[str, Tensor]:
     """Tensors of a W8A8 linear with dynamic activations, named as on disk: msModelSlim's W8A8_DYNAMIC.
 
     Args:
         weight: `[out, in]`, already smoothed.
         bias: `[out]` or None.
+        rounded: int8 `[out, in]` on the grid of `weight_scale(weight)`, if not to the nearest.
 
     Returns:
         `weight` int8 `[out, in]`; `weight_scale`, `weight_offset` `[out, 1]`; `bias` as given. Scales of the input
         are found while the model runs.
     """
     quantized, scale = quantize_weight(weight)
+    quantized = quantized if rounded is None else rounded
     packed = {"weight": quantized, "weight_scale": scale, "weight_offset": torch.zeros_like(scale)}
     return packed if bias is None else {**packed, "bias": bias}
 

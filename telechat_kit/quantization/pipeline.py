@@ -38,7 +38,15 @@ from telechat_kit.quantization.observers import make_observer
 from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.samples import calibration_set
 from telechat_kit.quantization.smoothing import METHODS
-from telechat_kit.quantization.streaming import LinearRecord, Quantized, Recipe, quantize_blocks
+from telechat_kit.quantization.splitting import SPLIT_CHANNELS
+from telechat_kit.quantization.streaming import (
+    SPLITTING,
+    LinearRecord,
+    Quantized,
+    Recipe,
+    parse_ingredients,
+    quantize_blocks,
+)
 from telechat_kit.records import finite
 
 ACTIVATIONS = ("static", "dynamic")
@@ -79,6 +87,7 @@ def quantize(
     budget: str = "5 linears",
     budget_samples: int = 4,
     anti_outlier: str = "m1",
+    ingredients: str = "all",
     act_method: int = 1,
     activations: str = "static",
     group_fallback: bool = True,
@@ -101,7 +110,9 @@ def quantize(
         budget_samples: calibration samples, the first ones, that level "auto" measures on.
         anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
             "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
-            "best" (SmoothQuant with searched exponents, up_proj -> down_proj smoothed too).
+            "best" (the kit's own: the same groups with other exponents, and what `ingredients` says).
+        ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above),
+            splitting (of feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
         act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
         activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
             each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
@@ -127,6 +138,7 @@ def quantize(
         samples=samples, tokens=tokens, seed=seed, context=context,
     )  # fmt: skip
     _check_budget(source, level, budget, budget_samples)
+    used = parse_ingredients(ingredients) if anti_outlier == BEST else []
     recipe = Recipe(
         level=level,
         anti_outlier=anti_outlier,
@@ -136,6 +148,8 @@ def quantize(
         source_weights=weights_hash(source),
         source_tokenizer=tokenizer_hash(source),
         activations=activations,
+        ingredients=used,
+        split_channels=SPLIT_CHANNELS if SPLITTING in used else 0,
         budget=budget if level == AUTO else "",
         budget_samples=min(budget_samples, len(chosen.tensors())) if level == AUTO else 0,
         **chosen.recipe(),
@@ -204,7 +218,10 @@ def _quantize(
         open_partial(folder, _work_key(shards, recipe, device))
         try:
             quantized = quantize_blocks(shards, samples, recipe, folder, device)
-            write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind)
+            width = shards.config.ffn_hidden_size + recipe.split_channels
+            write_w8a8_folder(
+                target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind, width
+            )
         except (CheckpointError, DataError, ParameterError):  # the input is at fault: nothing to go on with
             shutil.rmtree(folder)
             raise

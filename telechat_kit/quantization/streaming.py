@@ -11,13 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from telechat_kit.errors import ParameterError
 from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
 from telechat_kit.model.int8 import decode_scale
 from telechat_kit.model.shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
 from telechat_kit.quantization.calibration import (
+    BEST,
     FIRST_SAMPLE_ONLY,
+    KEY_VALUE,
     SENSITIVITY_SAMPLES,
+    UP,
     Observer,
     calibrate,
     calibrate_dynamic,
@@ -35,6 +39,28 @@ from telechat_kit.quantization.formats import as_stored, block_tensors
 from telechat_kit.quantization.measured_levels import MeasuredLevel, choose_measured
 from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
 from telechat_kit.quantization.partial import Pass
+from telechat_kit.quantization.refinement import Refined, input_quantizer, refine, run_refined, take
+from telechat_kit.quantization.splitting import split_channels
+
+#: What method best can be made of beside scaled norms; all by default
+UP_PROJ, VALUES, SPLITTING, ROUNDING, BIAS = INGREDIENTS = (
+    "up_proj",
+    "values",
+    "splitting",
+    "rounding",
+    "bias",
+)
+
+
+def parse_ingredients(text: str) -> list[str]:
+    """The ingredients of method best that a parameter names: "all", "none", or some separated by commas."""
+    if text in ("all", "none"):
+        return list(INGREDIENTS) if text == "all" else []
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in INGREDIENTS]:
+        known = ", ".join(INGREDIENTS)
+        raise ParameterError(f'ingredient "{unknown[0]}" is unknown. Use all, none, or some of {known}.')
+    return [name for name in INGREDIENTS if name in names]
 
 
 @dataclass(frozen=True)
@@ -55,6 +81,8 @@ class Recipe:
     source_weights: str
     source_tokenizer: str
     activations: str = "static"
+    ingredients: list[str] = field(default_factory=list)  # of method best
+    split_channels: int = 0  # feed-forward channels added by splitting
     budget: str = ""  # of level auto
     budget_samples: int = 0  # calibration samples that level auto measures on
     calibration_format: str = "blocks"  # "blocks", "lines", "chat"
@@ -67,6 +95,19 @@ class Recipe:
     def kind(self) -> str:
         """What descriptions call the int8 linears."""
         return DYNAMIC if self.activations == "dynamic" else STATIC
+
+    @property
+    def unscaled(self) -> tuple[str, ...]:
+        """Feeders that method best leaves alone, for want of an ingredient."""
+        if self.anti_outlier != BEST:
+            return ()
+        feeders = {UP_PROJ: UP, VALUES: KEY_VALUE}
+        return tuple(feeder for name, feeder in feeders.items() if name not in self.ingredients)
+
+    @property
+    def refined(self) -> bool:
+        """Whether blocks are refined after calibration."""
+        return not {ROUNDING, BIAS}.isdisjoint(self.ingredients)
 
 
 @dataclass(frozen=True)
@@ -115,7 +156,7 @@ def quantize_blocks(
     count, analysis = shards.config.n_layer, Pass(folder, "analysis")
     passes = 6 if recipe.level == AUTO else 2
     looked_at = SENSITIVITY_SAMPLES if recipe.anti_outlier in FIRST_SAMPLE_ONLY else len(samples)
-    analyzer = _Analyzer(shards, recipe.anti_outlier, analysis, device)
+    analyzer = _Analyzer(shards, recipe, analysis, device)
     stream(analyzer, samples[:looked_at], f"1 of {passes}, analysis of blocks")
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
     at_l0 = _Quantizer(shards, recipe, analysis, frozenset(), Pass(folder, "trial"), device)
@@ -163,13 +204,14 @@ class _Analyzer:
     """First pass: smoothing scales and sensitivity scores of a block, from the states of the float network."""
 
     shards: Shards
-    method: str
+    recipe: Recipe
     results: Pass
     device: torch.device
 
     def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
         """Write what is found of `block`; the states after it."""
-        scales, after = smoothing_scales(block, states, self.method)
+        scales, after = smoothing_scales(block, states, self.recipe.anti_outlier)
+        scales = {name: scale for name, scale in scales.items() if not name.endswith(self.recipe.unscaled)}
         fold(block, scales)
         self.results.write(block.index, scales, sensitivity(block, states), after)
         return after
@@ -189,20 +231,34 @@ class _Quantizer:
     def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
         """Write the quantized `block`; the states after it, with the int8 error of all blocks so far."""
         scores = self.analysis.details(block.index)
-        self.prepare(block, self.float_linears)
+        split = self.prepare(block, self.float_linears)
         int8 = {name: score for name, score in scores.items() if name not in self.float_linears}
         figures = {name: LinearFigures() for name in scores}
         channels = ChannelMaxima(block.linear_names)
         observers: dict[str, Observer] = {}
+        refined = None
         with observed(block, channels.updates()):
             if self.recipe.kind == DYNAMIC:
                 after = calibrate_dynamic(block, states, int8, figures)
             else:
-                observers, after = calibrate(block, states, int8, self.recipe.act_method, figures)
+                observers, after = calibrate(
+                    block, states, int8, self.recipe.act_method, figures, self.recipe.anti_outlier == BEST
+                )
+            if self.recipe.refined:
+                inputs = {name: input_quantizer(observers.get(name)) for name in int8}
+                refined = refine(
+                    block,
+                    states,
+                    inputs,
+                    ROUNDING in self.recipe.ingredients,
+                    BIAS in self.recipe.ingredients,
+                )
+                after = run_refined(block, states, inputs, refined)
+                take(block, refined)
         noise = residual_noise(block, figures, after)
-        packed = {name: self._pack(block, name, observers.get(name)) for name in int8}
+        packed = {name: self._pack(block, name, observers.get(name), refined) for name in int8}
         tensors, kinds = block_tensors(block, packed, self.shards, self.recipe.kind)
-        found = channels.facts(block, self.analysis.tensors(block.index))
+        found = channels.facts(block, self.analysis.tensors(block.index), split)
         linears = [
             asdict(self._linear_record(name, score, observers.get(name), figures[name]))
             | found[name]
@@ -212,22 +268,30 @@ class _Quantizer:
         self.results.write(block.index, tensors, {"kinds": kinds, "linears": linears}, after)
         return after
 
-    def prepare(self, block: Block, float_linears: Collection[str]) -> None:
-        """Fold the scales into `block`. Its norms and `float_linears` become what will be stored of them."""
+    def prepare(self, block: Block, float_linears: Collection[str]) -> Tensor | None:
+        """Fold the scales into `block`. Its norms and `float_linears` become what will be stored of them.
+
+        Where channels are split: which channel each one is.
+        """
         scales = self.analysis.tensors(block.index)
         fold(block, {name: scale.to(self.device) for name, scale in scales.items()})
+        split = split_channels(block, self.recipe.split_channels) if self.recipe.split_channels else None
         for name in [*norm_groups(block), *float_linears]:
             if name.startswith(block.prefix):
                 weight = block.parameter(f"{name}.weight")
                 weight.data = as_stored(f"{name}.weight", weight.data, self.shards).float()
+        return split
 
-    def _pack(self, block: Block, name: str, observer: Observer | None) -> dict[str, Tensor]:
+    def _pack(
+        self, block: Block, name: str, observer: Observer | None, refined: Refined | None
+    ) -> dict[str, Tensor]:
         """Tensors of an int8 linear; without an observer its activations are dynamic."""
         parts = dict(block.submodule(name).named_parameters())
         bias = parts["bias"].data if "bias" in parts else None
+        rounded = refined.weights[name] if refined else None
         if observer is None:
-            return pack_dynamic_linear(parts["weight"].data, bias)
-        packed = pack_linear(parts["weight"].data, bias, *observer.parameters())
+            return pack_dynamic_linear(parts["weight"].data, bias, rounded)
+        packed = pack_linear(parts["weight"].data, bias, *observer.parameters(), rounded)
         if self.shards.dtype == torch.bfloat16:  # loaders of bfloat16 models expect float32, not bit patterns
             packed["deq_scale"] = decode_scale(packed["deq_scale"])
         return packed
