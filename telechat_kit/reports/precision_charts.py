@@ -81,7 +81,7 @@ def probability_change(record: PrecisionRecord) -> Chart:
     values = [estimate.value for estimate in estimates]
     bars = axes.bar(labels, values, 0.6, color=COLORS["w8a8"])
     axes.errorbar(labels, values, yerr=error_bars(estimates), fmt="none", ecolor=DARK, capsize=3)
-    axes.bar_label(bars, [f"{value:+.1f}" for value in values], padding=6, fontsize=9)
+    axes.bar_label(bars, [f"{value:+.1f}".replace("-0.0", "0.0") for value in values], padding=6, fontsize=9)
     axes.axhline(0, color=DARK, lw=0.8)
     axes.margins(y=0.22)
     title = (
@@ -112,12 +112,12 @@ def by_position(record: PrecisionRecord) -> Chart:
     axes.margins(y=0.15)
     first, last = groups[0].kl_mean, groups[-1].kl_mean
     apart = last.low > first.high or last.high < first.low
-    change = (
-        ("higher" if last.value > first.value else "lower")
+    relation = "higher" if last.value > first.value else "lower"
+    title = (
+        f"At positions {names[-1]} the divergence is {relation} than at {names[0]}"
         if apart
-        else "no different, within the intervals,"
+        else f"The divergence at positions {names[-1]} is not shown to differ from that at {names[0]}"
     )
-    title = f"At positions {names[-1]} the divergence is {change} than at {names[0]}"
     alt = ", ".join(f"{name}: {estimate}" for name, estimate in zip(names, estimates, strict=True))
     return finish(figure, axes, title, "position in the sequence", "mean KL, nats", alt)
 
@@ -153,7 +153,7 @@ def linear_sources(sources: Sources | None) -> Chart | None:
 def _ring_the_dearest(axes: Axes, sources: Sources) -> None:
     found = {linear.name: linear.output_snr for linear in sources.linears}
     last = max((block_and_kind(name)[0] for name in found), default=0)
-    for kept in sources.kept[:5]:
+    for number, kept in enumerate(sources.kept[:5]):
         name = kept.names[0]
         block, snr = block_and_kind(name)[0], found[name]
         if snr is None:
@@ -163,7 +163,7 @@ def _ring_the_dearest(axes: Axes, sources: Sources) -> None:
         axes.annotate(
             f"{_short_names(kept.names)}: {kept.estimated_share:.0%}",
             (block, snr),
-            (-9 if left else 9, -4),
+            (-9 if left else 9, -11 if number % 2 else 5),
             textcoords="offset points",
             ha="right" if left else "left",
             fontsize=8.5,
