@@ -13,6 +13,8 @@ LEVEL = 0.95
 Z = 1.959963984540054  # the normal law's quantile at 97.5 %
 #: A quantile needs this many positions beyond it to get an interval
 MIN_BEYOND = 50
+#: With fewer sequences than this, intervals are Student's
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def bootstrap(
     such as divergences. Here each draw is divided by its own jackknife error (bootstrap-t: Efron and
     Tibshirani 1993, chapter 12). Where a single row stands out that alone gives too little on the
     far side, so the interval holds the percentile interval as well. Both models' figures of a sequence stand in
-    one row, so they are drawn together.
+    one row, so they are drawn together. Under eight sequences draws tell little: Student's interval with the
+    jackknife error then.
 
     Args:
         rows: `[sequences, columns]`, means over each sequence.
@@ -76,6 +79,9 @@ def bootstrap(
     value, error = figure(rows.mean(axis=0)), _jackknife_error(rows[None], figure)[0]
     if len(rows) < 2 or not error > 0:
         return Estimate(float(value), float(value), float(value), LEVEL if len(rows) > 1 else 0.0)
+    if len(rows) < FEW:
+        half = student_quantile(len(rows) - 1) * error
+        return Estimate(float(value), float(value - half), float(value + half), LEVEL)
     drawn = rows[_draws(len(rows), draws, seed)]
     figures, errors = figure(drawn.mean(axis=1)), _jackknife_error(drawn, figure)
     usable = errors > 1e-9 * error  # a draw of one row only has no error of its own
