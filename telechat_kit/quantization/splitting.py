@@ -7,6 +7,7 @@ activation, so the columns that read them may share its weight. The function sta
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.errors import CheckpointError
 from telechat_kit.quantization.blocks import Block
 
 #: Feed-forward channels that method best adds: 32, in which the NPU's matrix format counts
@@ -40,15 +41,39 @@ def split_channels(block: Block, extra: int) -> Tensor:
 
     The function of the block stays: copies have the rows of gate_proj and up_proj, and share the column of down_proj.
     """
-    mlp = block.module.mlp
-    copies = channel_copies(mlp.down_proj.weight.data, extra)
+    copies = channel_copies(block.module.mlp.down_proj.weight.data, extra)
     channels = torch.repeat_interleave(torch.arange(len(copies), device=copies.device), copies)
+    copy_channels(block, channels)
+    return channels
+
+
+def copied_channels(rows: Tensor, width: int) -> Tensor:
+    """Which of `width` channels each of the `rows` of a split gate_proj, `[ffn + extra, in]`, belongs to.
+
+    Copies stand side by side and are equal.
+
+    Raises:
+        CheckpointError: there are not as many equal neighbors as there are rows more than channels.
+    """
+    fresh = (rows[1:] != rows[:-1]).any(dim=1)
+    channels = torch.cat([fresh.new_zeros(1), fresh]).long().cumsum(0)
+    if int(channels[-1]) != width - 1:
+        raise CheckpointError(
+            f"gate_proj has {len(rows)} rows, the float checkpoint {width}: not by splitting channels. "
+            "Give the float checkpoint that was quantized."
+        )
+    return channels
+
+
+def copy_channels(block: Block, channels: Tensor) -> None:
+    """Give the feed-forward of `block` the `channels [ffn + extra]` of itself, in place; copies share a column."""
+    mlp = block.module.mlp
+    copies = torch.bincount(channels)
     for name in ("gate_proj", "up_proj"):
         mlp.set_submodule(name, _linear(getattr(mlp, name).weight.data[channels], None))
     shared = mlp.down_proj.weight.data / copies
     bias = mlp.down_proj.bias
     mlp.down_proj = _linear(shared[:, channels], None if bias is None else bias.data)
-    return channels
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -16,7 +16,7 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
-from telechat_kit.reports import charts, tables
+from telechat_kit.reports import charts, precision_charts, precision_tables, tables
 from telechat_kit.reports.html import dress_tables, render_page
 
 #: Pages of a run, in the order of its steps
@@ -107,12 +107,12 @@ def _sections(run: RunRecords) -> list[Section]:
             "What int8 costs",
             f"Both models read the same {precision.divergence.tokens:,} tokens of {precision.text_source}, none of which "
             "was used for calibration. Intervals are bootstrapped over sequences.",
-            [charts.perplexity(precision).html(), charts.divergence_quantiles(precision).html(), table(tables.divergence(precision))],
+            [precision_charts.perplexity(precision).html(), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
         ),
         Section(
             "Answers side by side",
             f"Greedy, repetition penalty {precision.repetition_penalty}, at most {precision.max_new_tokens} new tokens.",
-            [table(tables.answers(precision))],
+            [dress_tables(str(precision_tables.answers(precision).markup))],
         ),
         Section(
             "Speed",

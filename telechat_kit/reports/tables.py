@@ -14,7 +14,6 @@ from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.streaming import Recipe
 from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
-from telechat_kit.statistics import Estimate
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:
@@ -185,45 +184,6 @@ def float_linears(record: QuantizeRecord) -> Styler:
         for linear in record.float_linears
     ]
     return styled(pd.DataFrame(rows, columns=["kept in float", "score", "reason"]), {"score": "{:.2f}"})
-
-
-def divergence(record: PrecisionRecord) -> Styler:
-    """Float against W8A8 over the text, with 95 % intervals."""
-    found = record.divergence
-    rows = [
-        ("perplexity, float", *_estimate(found.perplexity_float, "{:.3f}")),
-        ("perplexity, W8A8", *_estimate(found.perplexity_w8a8, "{:.3f}")),
-        ("perplexity ratio, W8A8 / float", *_estimate(found.perplexity_ratio, "{:.4f}")),
-        ("KL(float || W8A8), nats per token, mean", *_estimate(found.kl_mean, "{:.4f}")),
-        *(
-            (f"KL, {share} % of positions at most", f"{value:.4f}", "–")
-            for share, value in found.kl_quantiles.items()
-        ),
-        ("KL, largest", f"{found.kl_max:.3f}", "–"),
-        ("same most likely token", *_estimate(found.top1_agreement, "{:.2%}")),
-    ]
-    return styled(pd.DataFrame(rows, columns=["figure", "value", "95 % interval"]))
-
-
-def _estimate(estimate: Estimate, pattern: str) -> tuple[str, str]:
-    low, high = pattern.format(estimate.low), pattern.format(estimate.high)
-    return pattern.format(estimate.value), f"{low} – {high}"
-
-
-def answers(record: PrecisionRecord) -> Styler:
-    """Answers of both models side by side."""
-    rows = [
-        (
-            a.input,
-            a.float_answer,
-            a.w8a8_answer,
-            f"{a.common_tokens} of {max(a.float_tokens, a.w8a8_tokens)}",
-            a.similarity,
-        )
-        for a in record.answers
-    ]
-    names = ["question", "float", "W8A8", "same tokens from the start", "similarity of the texts"]
-    return styled(pd.DataFrame(rows, columns=names), {names[4]: "{:.0%}"})
 
 
 def cases(record: PerformanceRecord) -> Styler:
