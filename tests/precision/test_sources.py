@@ -8,9 +8,13 @@ import torch
 
 from telechat_kit.data import Block
 from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.model.rotary import Rotary
+from telechat_kit.model.shards import Shards
 from telechat_kit.precision import Pair, measure_divergence, measure_sources
-from telechat_kit.precision.basis import block_bases, dense_weight
+from telechat_kit.precision.basis import block_bases, dense_weight, split_alike
 from telechat_kit.quantization import quantize
+from telechat_kit.quantization.blocks import Block as QuantBlock
+from telechat_kit.quantization.blocks import load_block
 
 
 def blocks(count: int, length: int) -> list[Block]:
@@ -20,19 +24,27 @@ def blocks(count: int, length: int) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def smoothed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Norms and up_proj smoothed, some linears kept in float: every change of channels that the kit makes."""
+    """Norms, up_proj and values smoothed, channels split, some linears kept in float: every change of channels that the kit makes."""
     folder = tmp_path_factory.mktemp("best") / "w8a8"
     quantize(tiny_folder, folder, level="L2", anti_outlier="best", samples=4, tokens=64, device="cpu")
     return Pair(tiny_folder, folder, "cpu")
 
 
-def test_the_scales_of_outlier_suppression_are_found_again(smoothed: Pair) -> None:
-    floats, own = (smoothed.models[name].transformer.h[1] for name in ("float", "w8a8"))
-    for name, basis in block_bases(floats, own).items():
-        expected = floats.get_submodule(name).weight * basis.scale / torch.atleast_1d(basis.out)[:, None]
-        found = dense_weight(own.get_submodule(name))
+def test_the_channels_of_outlier_suppression_are_found_again(smoothed: Pair) -> None:
+    """Scaled ones by their factor, split ones by their copies."""
+    rotary = Rotary(smoothed.configs["float"])
+    floats = load_block(Shards(smoothed.float_folder), 1, rotary, smoothed.device)
+    own = QuantBlock(1, smoothed.models["w8a8"].transformer.h[1], rotary)
+    split_alike(floats, own)
+    bases = block_bases(floats, own)
+    for name, basis in bases.items():
+        expected = (
+            floats.module.get_submodule(name).weight * basis.scale / torch.atleast_1d(basis.out)[:, None]
+        )
+        found = dense_weight(own.module.get_submodule(name))
         assert (found - expected).norm() / expected.norm() < 0.02, name
-    assert float((block_bases(floats, own)["mlp.down_proj"].scale - 1).detach().abs().max()) > 0.05
+    for name in ("mlp.down_proj", "self_attention.dense"):
+        assert float((bases[name].scale - 1).detach().abs().max()) > 0.05
 
 
 def test_the_noise_of_a_linear_is_that_of_its_output(smoothed: Pair) -> None:
