@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import GenerationConfig
 
-from telechat_kit.backends import resolve_device
+from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import resolve
 from telechat_kit.model.compressed_tensors import read_compressed
@@ -23,6 +24,7 @@ from telechat_kit.model.folder import (
     weight_files,
     weights_format,
 )
+from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, read_described, stored_name
@@ -36,6 +38,7 @@ __all__ = [
     "linear_names",
     "load_model",
     "origin",
+    "prepare",
     "read_config",
     "read_w8a8",
     "stored_name",
@@ -69,10 +72,25 @@ def load_model(
     folder, target = resolve(folder), resolve_device(device)
     beside = config_folder(folder, None if model_path is None else resolve(model_path))
     config = read_config(beside)
-    if dtype is None:
-        dtype = torch.float32 if target.type == "cpu" else config.dtype or torch.float16
+    dtype = backend_for(target.type).choose_dtype(dtype, config.dtype)
     model = _load_w8a8(folder, beside, config, dtype) if is_w8a8(folder) else _load_float(folder, dtype)
-    return model.to(target).eval()
+    model = model.to(target).eval()
+    prepare(model)
+    return model
+
+
+def prepare(model: TelechatForCausalLM) -> None:
+    """Bring the weights of `model`, which lies on its device, into the form that the device multiplies with.
+
+    The head keeps its own: it may be tied to the embedding, whose rows are looked up.
+    """
+    backend = backend_for(model.device.type)
+    for name in linear_names(model):
+        linear = model.get_submodule(name)
+        if isinstance(linear, W8A8Linear):
+            linear.prepare()
+        elif isinstance(linear, nn.Linear):
+            backend.prepare_float_linear(linear)
 
 
 def config_folder(folder: Path, model_path: Path | None) -> Path:
