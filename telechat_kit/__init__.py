@@ -3,11 +3,14 @@
 import os
 import warnings
 
-# torch would import an installed torch_npu by itself and fail as a whole if CANN is missing; the npu backend
-# imports it when a profile asks for the device, and explains what is wrong
+# torch would import an installed torch_npu by itself and fail as a whole if CANN is missing
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 # transformers asks tqdm for notebook widgets; the kit's bars are text, which also reads well in a log and a page
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+from telechat_kit.backends.npu.runtime import hide_broken_torch_npu  # noqa: E402
+
+hide_broken_torch_npu()
 
 from telechat_kit.model import load_model, load_tokenizer, register  # noqa: E402
 

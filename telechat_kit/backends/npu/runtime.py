@@ -1,6 +1,8 @@
 """torch_npu at the kit's service: imported when a device is asked for, and explained when it cannot be."""
 
 import importlib
+import importlib.util
+import sys
 from functools import cache
 from typing import Any
 
@@ -15,6 +17,25 @@ _SOURCE = (
 )
 
 
+#: Why an installed torch_npu could not be imported when the kit was
+_failure: Exception | None = None
+
+
+def hide_broken_torch_npu() -> None:
+    """Import torch_npu if it is installed; if that fails, hide it, so that everything else still works.
+
+    transformers imports an installed torch_npu by itself and would fail with it. To be called before its import.
+    """
+    global _failure  # noqa: PLW0603
+    if importlib.util.find_spec("torch_npu") is None:
+        return
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:  # a broken installation raises whatever it likes
+        _failure = error
+        sys.modules["torch_npu"] = None  # type: ignore[assignment]
+
+
 def torch_npu() -> Any:
     """The module torch_npu.
 
@@ -23,10 +44,9 @@ def torch_npu() -> Any:
     """
     try:
         return importlib.import_module("torch_npu")
-    except Exception as error:  # a broken installation raises whatever it likes
-        raise DeviceError(
-            f"torch_npu cannot be imported ({_first_line(error)}). {_remedy(error)}."
-        ) from error
+    except ImportError as error:
+        cause = _failure or error
+        raise DeviceError(f"torch_npu cannot be imported ({_first_line(cause)}). {_remedy(cause)}.") from cause
 
 
 def _first_line(error: Exception) -> str:
