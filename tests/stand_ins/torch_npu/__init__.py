@@ -5,14 +5,9 @@ operators are those of `npu_operators`. `TORCH_NPU_STAND_IN_CHIP` names the chip
 folder into which each process writes the kinds of operator calls that it made.
 """
 
-import atexit
-import json
 import os
-from dataclasses import asdict
-from pathlib import Path
 
 import npu_operators
-import npu_registry
 import torch
 
 from torch_npu import device
@@ -21,12 +16,3 @@ npu = device.install()
 npu_operators.Chip.name = os.environ.get("TORCH_NPU_STAND_IN_CHIP", npu_operators.Chip.name)
 for _name in (*npu_operators.OPERATORS, "npu_fusion_attention"):  # transformers imports the last one by name
     globals()[_name] = getattr(torch.ops.npu, _name)
-
-
-def _write_calls(folder: Path) -> None:
-    calls = [asdict(call) for call in npu_registry.calls()]
-    (folder / f"{os.getpid()}.json").write_text(json.dumps(calls), encoding="utf-8")
-
-
-if "TORCH_NPU_STAND_IN_CALLS" in os.environ:
-    atexit.register(_write_calls, Path(os.environ["TORCH_NPU_STAND_IN_CALLS"]))

@@ -55,7 +55,7 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return 0  # attention of separate operators
     leaves, structure = tree.tree_flatten((args, kwargs))
     wrappers = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, NpuTensor)}
-    on_npu = _result_is_on_npu(op._schema.name, leaves, kwargs)
+    on_npu = _result_is_on_npu(op._schema.name, leaves)
     low_args, low_kwargs = tree.tree_unflatten([_lowered(leaf) for leaf in leaves], structure)
     result = op(*low_args, **low_kwargs)
 
@@ -73,13 +73,13 @@ def _lowered(leaf: Any) -> Any:
     return leaf.held if isinstance(leaf, NpuTensor) else leaf
 
 
-def _result_is_on_npu(name: str, leaves: list[Any], kwargs: dict[str, Any]) -> bool:
+def _result_is_on_npu(name: str, leaves: list[Any]) -> bool:
     """Where a result belongs; raises for tensors of two devices, which only copies may take."""
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     here = [isinstance(tensor, NpuTensor) for tensor in tensors]
-    if name == "aten::_to_copy":
-        target = kwargs.get("device")
-        return torch.device(target).type == "npu" if target is not None else here[0]
+    if name in ("aten::_to_copy", "aten::to"):  # the second in inference mode
+        targets = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
+        return targets[0].type == "npu" if targets else here[-1]
     if name == "aten::copy_":
         return here[0]
     if any(here) and any(not own and tensor.ndim for own, tensor in zip(here, tensors, strict=True)):
