@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import resolve
+from telechat_kit.memory import explained, require_room
 from telechat_kit.model.compressed_tensors import read_compressed
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import (
@@ -60,22 +61,25 @@ def load_model(
         folder: an official checkpoint, the demo model, or a quantized folder: the kit's and msModelSlim's
             safetensors (either description), msModelSlim's `.npy` dictionaries, compressed-tensors.
         device: "auto", "cpu", or a device that is present.
-        dtype: of the float tensors; None takes float32 on the CPU and the checkpoint's own elsewhere. Int8
-            weights stay int8.
+        dtype: of the float tensors; None takes float32 on the CPU and a half precision elsewhere, the
+            checkpoint's own if the device has it. Int8 weights stay int8.
         model_path: the float folder after outlier suppression that belongs to `.npy` dictionaries (scenario
             two); for other quantized folders, where to find config.json if they have none.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
     """
     folder, target = resolve(folder), resolve_device(device)
     beside = config_folder(folder, None if model_path is None else resolve(model_path))
     config = read_config(beside)
     dtype = backend_for(target.type).choose_dtype(dtype, config.dtype)
-    model = _load_w8a8(folder, beside, config, dtype) if is_w8a8(folder) else _load_float(folder, dtype)
-    model = model.to(target).eval()
-    prepare(model)
+    quantized = is_w8a8(folder)
+    require_room(config, quantized, dtype, target)
+    model = _load_w8a8(folder, beside, config, dtype) if quantized else _load_float(folder, dtype)
+    with explained(f"loading {folder}", backend_for(target.type)):
+        model = model.to(target).eval()
+        prepare(model)
     return model
 
 

@@ -15,6 +15,7 @@ from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.data import load_text, token_blocks
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, require_space, resolve
+from telechat_kit.memory import explained
 from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, is_w8a8, read_config, weight_files
 from telechat_kit.model.shards import Shards
 from telechat_kit.model.tokenization import load_tokenizer
@@ -128,7 +129,8 @@ def _quantize(
     require_space(target, needed_bytes(shards), "the W8A8 checkpoint")
     open_partial(folder, _work_key(shards, recipe, device))
     try:
-        quantized = quantize_blocks(shards, samples, recipe, folder, device)
+        with explained("calibration", backend_for(device.type)):
+            quantized = quantize_blocks(shards, samples, recipe, folder, device)
         write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized))
     except (CheckpointError, DataError):  # the input is at fault: there is nothing to go on with
         shutil.rmtree(folder)

@@ -153,7 +153,9 @@ def _check_combination(
     if per_token is not None:
         demand(not Chip.is_310p(), op, "pertoken_scale is not supported")
         demand(per_token.dtype == torch.float32, op, f"pertoken_scale is {per_token.dtype}")
-        demand(x1.ndim == 2 and tuple(per_token.shape) == (len(x1),), op, "pertoken_scale needs one value a row")
+        demand(
+            x1.ndim == 2 and tuple(per_token.shape) == (len(x1),), op, "pertoken_scale needs one value a row"
+        )
     if wanted == torch.bfloat16:
         good = scale.dtype in (torch.float32, torch.bfloat16) and kind != torch.float16
         demand(good and not Chip.is_310p(), op, f"bfloat16 with scale {scale.dtype}, bias {kind}")
@@ -161,7 +163,9 @@ def _check_combination(
         good = scale.dtype in (torch.float32, torch.bfloat16) and kind in whole
         demand(good and not Chip.is_310p(), op, f"int32 with scale {scale.dtype}, bias {kind}")
     elif wanted == torch.float16 and per_token is not None:
-        demand(scale.dtype == torch.float32 and kind != torch.float16, op, f"scale {scale.dtype}, bias {kind}")
+        demand(
+            scale.dtype == torch.float32 and kind != torch.float16, op, f"scale {scale.dtype}, bias {kind}"
+        )
     else:
         demand(wanted == torch.float16, op, f"output {wanted}")
         good = scale.dtype in (torch.int64, torch.float32) and kind in whole
@@ -229,7 +233,9 @@ def npu_prompt_flash_attention(
         demand(bool((atten_mask == torch.ones(2048, 2048).triu(1).bool()).all()), op, "mask is no triangle")
         hidden = torch.ones(queries, keys, dtype=torch.bool).triu(1)
     else:
-        demand(sparse_mode == 0 and given[-2:] == (queries, keys), op, f"sparse_mode {sparse_mode}, mask {given}")
+        demand(
+            sparse_mode == 0 and given[-2:] == (queries, keys), op, f"sparse_mode {sparse_mode}, mask {given}"
+        )
         hidden = atten_mask
     return _attend(query, key, value, scale_value, hidden)
 

@@ -46,7 +46,9 @@ def torch_npu() -> Any:
         return importlib.import_module("torch_npu")
     except ImportError as error:
         cause = _failure or error
-        raise DeviceError(f"torch_npu cannot be imported ({_first_line(cause)}). {_remedy(cause)}.") from cause
+        raise DeviceError(
+            f"torch_npu cannot be imported ({_first_line(cause)}). {_remedy(cause)}."
+        ) from cause
 
 
 def _first_line(error: Exception) -> str:

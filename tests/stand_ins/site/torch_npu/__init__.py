@@ -1,4 +1,6 @@
-"""A stand-in for torch_npu on machines without an NPU: put its folder on PYTHONPATH, and `device: npu:0` works.
+"""A stand-in for torch_npu on machines without an NPU.
+
+With its folder and that of `npu_operators` on PYTHONPATH, a process of the kit takes `device: npu:0`.
 
 The device "npu" holds its tensors in main memory and refuses to calculate with tensors of another device; the
 operators are those of `npu_operators`. `TORCH_NPU_STAND_IN_CHIP` names the chip, `TORCH_NPU_STAND_IN_CALLS` a
