@@ -52,6 +52,12 @@ def test_the_table_says_what_does_not_fit() -> None:
     assert "TeleChat-12B" in shown
 
 
+def test_the_page_on_the_npu_holds_the_same_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "npu.md").read_text(encoding="utf-8")
+    for row in tables.fits(fits()).data.itertuples(index=False):  # type: ignore[attr-defined]
+        assert f"| {' | '.join(row)} |" in page
+
+
 class SmallDevice:
     """A backend with 1 GB free."""
 
