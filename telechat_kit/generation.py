@@ -10,6 +10,7 @@ from torch import Tensor
 
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import DataError
+from telechat_kit.memory import explained
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 
@@ -88,8 +89,22 @@ def generate(
 
     Raises:
         DataError: the prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory.
     """
     _check_prompt(model.config, prompt_ids, max_new_tokens)
+    case = f"input {len(prompt_ids)}, output {max_new_tokens} tokens"
+    with explained(case, backend_for(model.device.type)):
+        return _generate(model, prompt_ids, max_new_tokens, repetition_penalty, stop_ids, on_token)
+
+
+def _generate(
+    model: TelechatForCausalLM,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    repetition_penalty: float,
+    stop_ids: Sequence[int],
+    on_token: Callable[[int], None] | None,
+) -> Generation:
     backend, ids = backend_for(model.device.type), torch.tensor([prompt_ids], device=model.device)
     weight = model.get_input_embeddings().weight
     cache = PreallocatedCache(model.config, 1, len(prompt_ids) + max_new_tokens, like=weight)

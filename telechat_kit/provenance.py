@@ -19,7 +19,16 @@ from telechat_kit.files import project_root, sha256
 from telechat_kit.model.checkpoint import weight_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
-_PACKAGES = ("telechat-kit", "torch", "transformers", "safetensors", "numpy", "papermill", "nbconvert")
+_PACKAGES = (
+    "telechat-kit",
+    "torch",
+    "torch_npu",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "papermill",
+    "nbconvert",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Conditions:
     code: str
     started: str
     hashes: dict[str, str] = field(default_factory=dict)
+    #: which operator of the device did what, where there is more than one way
+    operators: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,13 +72,13 @@ class FolderHashes:
 
 def conditions(device: torch.device, **folders: Path) -> Conditions:
     """Conditions here and now on `device`, with the hashes of the weights and tokenizer of each named folder."""
-    hashes = {}
+    backend, hashes = backend_for(device.type), {}
     for name, folder in folders.items():
         hashes[f"{name}_weights"] = weights_hash(folder)
         hashes[f"{name}_tokenizer"] = tokenizer_hash(folder)
     return Conditions(
         device=device.type,
-        device_name=backend_for(device.type).device_name(),
+        device_name=backend.device_name(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.machine()}",
@@ -75,6 +86,7 @@ def conditions(device: torch.device, **folders: Path) -> Conditions:
         code=code_version(),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         hashes=hashes,
+        operators=backend.operators(),
     )
 
 

@@ -3,22 +3,38 @@
 import platform
 import resource
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from telechat_kit.backends.plain import attention, quantize, quantize_per_token, rms_norm, rotate
+from telechat_kit.backends import plain
+from telechat_kit.backends.plain import (
+    attention,
+    measured_bandwidth,
+    quantize,
+    quantize_per_token,
+    rms_norm,
+    rotate,
+)
 
 __all__ = [
     "accumulate",
     "attention",
+    "choose_dtype",
+    "device_count",
     "device_name",
     "dynamic_int8_linear",
+    "free_memory_bytes",
     "int8_linear",
     "name",
+    "open_device",
+    "operators",
     "peak_memory_bytes",
+    "prepare_float_linear",
+    "prepare_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
@@ -28,6 +44,30 @@ __all__ = [
 ]
 
 name = "cpu"
+
+
+def device_count() -> int:
+    """One: all cores together are the device "cpu"."""
+    return 1
+
+
+def open_device(index: int) -> None:
+    """Nothing to open."""
+
+
+def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:
+    """The dtype of a model's float tensors: `asked`, else float32, the dtype that processors are fast in."""
+    del stored
+    return asked or torch.float32
+
+
+def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a W8A8 linear as they are."""
+    return dict(tensors)
+
+
+def prepare_float_linear(linear: nn.Linear) -> None:
+    """Float weights are used as they are."""
 
 
 def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
@@ -51,11 +91,12 @@ def int8_linear(
 
 def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
-    x_q, x_scale = quantize_per_token(x.reshape(-1, weight.shape[1]))
-    y = accumulate(x_q, weight).float().mul_(x_scale).mul_(weight_scale)
-    if bias is not None:
-        y.add_(bias)
-    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+    return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
+
+
+def operators() -> dict[str, str]:
+    """Which operator does each verb that has more than one way."""
+    return {"attention": "scaled_dot_product_attention", "int8_linear": "torch._int_mm"}
 
 
 def synchronize() -> None:
@@ -68,6 +109,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory_bytes() -> int:
+    """Memory that programs can still get without the machine starting to swap."""
+    return psutil.virtual_memory().available
+
+
 def device_name() -> str:
     """Model name of the processor and the number of threads that torch uses."""
     return f"{_processor()} ({torch.get_num_threads()} threads)"
@@ -75,14 +121,7 @@ def device_name() -> str:
 
 def read_bandwidth() -> tuple[float, str]:
     """Bytes read per second by all threads, and that it was measured: the best of five passes over 512 MB."""
-    data = torch.ones(1 << 26, dtype=torch.int64)
-    data.sum()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        data.sum()
-        seconds.append(time.perf_counter() - start)
-    return data.nbytes / min(seconds), "measured"
+    return measured_bandwidth(torch.device("cpu"), synchronize), "measured"
 
 
 def _processor() -> str:

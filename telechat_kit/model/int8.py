@@ -57,19 +57,24 @@ class W8A8Linear(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.out_features, self.in_features = tensors["weight"].shape
         self.register_buffer("weight", tensors["weight"].contiguous())
         self.register_buffer("input_scale", tensors["input_scale"].float())
         self.register_buffer("input_offset", tensors["input_offset"].float())
         self.register_buffer("quant_bias", tensors["quant_bias"])
         self.register_buffer("deq_scale", decode_scale(tensors["deq_scale"]))
 
+    def prepare(self) -> None:
+        """Bring the tensors into the form that the device multiplies with: once, when they have reached it."""
+        tensors = dict(self.named_buffers())
+        for name, tensor in backend_for(self.weight.device.type).prepare_linear(tensors).items():
+            self.register_buffer(name, tensor)
+
     def forward(self, x: Tensor) -> Tensor:
-        return backend_for(x.device.type).int8_linear(
-            x, self.weight, self.input_scale, self.input_offset, self.quant_bias, self.deq_scale
-        )
+        return backend_for(x.device.type).int8_linear(x, **self._buffers)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class DynamicW8A8Linear(nn.Module):

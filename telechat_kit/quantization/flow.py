@@ -78,7 +78,8 @@ class Flow:
             stored = stored_name(name, self.shards.config)
             parts = {part: tensors[key] for part in ALL_PARTS if (key := f"{stored}.{part}") in tensors}
             if "deq_scale" in parts:
-                found[name] = W8A8Linear(parts).to(self.device)
+                found[name] = linear = W8A8Linear(parts).to(self.device)
+                linear.prepare()
             elif "weight_scale" in parts:
                 found[name] = DynamicW8A8Linear(parts).to(self.device)
         return found

@@ -14,6 +14,7 @@ from torch import Tensor
 from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, require_space, resolve, working_in
+from telechat_kit.memory import explained
 from telechat_kit.model.checkpoint import is_w8a8, read_config, weight_files
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import description_path
@@ -217,7 +218,8 @@ def _quantize(
     with working_in(folder):
         open_partial(folder, _work_key(shards, recipe, device))
         try:
-            quantized = quantize_blocks(shards, samples, recipe, folder, device)
+            with explained("calibration", backend_for(device.type)):
+                quantized = quantize_blocks(shards, samples, recipe, folder, device)
             width = shards.config.ffn_hidden_size + recipe.split_channels
             write_w8a8_folder(
                 target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind, width

@@ -8,6 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from telechat_kit.environment import Check, SetupRecord
+from telechat_kit.memory import Fit
 from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
@@ -43,11 +44,33 @@ def conditions(found: Conditions) -> Styler:
         ("memory", f"{found.memory_bytes / 2**30:.1f} GiB"),
         ("system", found.system),
         *((f"version of {name}", version) for name, version in found.versions.items()),
+        *((f"operators of {verb.replace('_', ' ')}", way) for verb, way in found.operators.items()),
         ("code", found.code),
         ("started (UTC)", found.started),
         *((f"SHA-256, {name.replace('_', ' ')}", value) for name, value in found.hashes.items()),
     ]
     return styled(pd.DataFrame(rows, columns=["condition", "value"]))
+
+
+def fits(rows: Sequence[Fit]) -> Styler:
+    """Which model fits a card, the longest context with it, and the fastest decode that its memory allows."""
+    titles = ["model", "weights", "GB", "KB/token of cache", "longest context", "limit, tokens/s"]
+    return styled(
+        pd.DataFrame(
+            [
+                (
+                    row.model,
+                    row.precision,
+                    f"{row.weight_bytes / 1e9:.2f}",
+                    f"{row.cache_bytes_per_token / 1e3:.0f}",
+                    f"{row.largest_context:,}" if row.largest_context else "does not fit",
+                    f"{row.limit_tokens_per_second:.1f}",
+                )
+                for row in rows
+            ],
+            columns=titles,
+        )
+    )
 
 
 def recipe(record: QuantizeRecord) -> Styler:

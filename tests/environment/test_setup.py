@@ -176,7 +176,7 @@ def test_a_version_that_is_too_old_or_absent_is_a_missing_row(
 
 
 def test_a_device_that_is_not_there_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r'device "npu:0" asked for, but torch sees 0 npu device'):
+    with pytest.raises(DeviceError, match=r'device "npu:0" asked for, but torch'):
         check_setup(tiny_folder, tmp_path, "npu:0")
     with pytest.raises(DeviceError, match=r'device "tpu" is unknown. Use auto'):
         check_setup(tiny_folder, tmp_path, "tpu")
