@@ -34,17 +34,19 @@ class Conditions:
     code: str
     started: str
     hashes: dict[str, str] = field(default_factory=dict)
+    #: which operator of the device did what, where there is more than one way
+    operators: dict[str, str] = field(default_factory=dict)
 
 
 def conditions(device: torch.device, **folders: Path) -> Conditions:
     """Conditions here and now on `device`, with the hashes of the weights and tokenizer of each named folder."""
-    hashes = {}
+    backend, hashes = backend_for(device.type), {}
     for name, folder in folders.items():
         hashes[f"{name}_weights"] = weights_hash(folder)
         hashes[f"{name}_tokenizer"] = tokenizer_hash(folder)
     return Conditions(
         device=device.type,
-        device_name=backend_for(device.type).device_name(),
+        device_name=backend.device_name(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.machine()}",
@@ -52,6 +54,7 @@ def conditions(device: torch.device, **folders: Path) -> Conditions:
         code=code_version(),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         hashes=hashes,
+        operators=backend.operators(),
     )
 
 
@@ -109,8 +112,9 @@ def code_version() -> str:
 
 
 def code_hash() -> str:
-    """Hash of the package's Python files: what a step's result depends on besides its inputs."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    """Hash of the package's Python and C files: what a step's result depends on besides its inputs."""
+    folder = Path(__file__).parent
+    files = sorted(path for kind in ("*.py", "*.c") for path in folder.rglob(kind))
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
 
 

@@ -23,6 +23,7 @@ from telechat_kit.model.folder import (
     weight_files,
     weights_format,
 )
+from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, read_described, stored_name
@@ -36,6 +37,7 @@ __all__ = [
     "linear_names",
     "load_model",
     "origin",
+    "prepare",
     "read_config",
     "read_w8a8",
     "stored_name",
@@ -72,7 +74,17 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else config.dtype or torch.float16
     model = _load_w8a8(folder, beside, config, dtype) if is_w8a8(folder) else _load_float(folder, dtype)
-    return model.to(target).eval()
+    model = model.to(target).eval()
+    prepare(model)
+    return model
+
+
+def prepare(model: TelechatForCausalLM) -> None:
+    """Bring the weights of `model`, which lies on its device, into the form that the device multiplies with."""
+    for name in linear_names(model):
+        linear = model.get_submodule(name)
+        if isinstance(linear, W8A8Linear):
+            linear.prepare()
 
 
 def config_folder(folder: Path, model_path: Path | None) -> Path:

@@ -1,6 +1,7 @@
 """The W8A8 linear as the network runs it: int8 weights, one static scale and offset for its input."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +56,44 @@ class W8A8Linear(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.out_features, self.in_features = tensors["weight"].shape
         self.register_buffer("weight", tensors["weight"].contiguous())
         self.register_buffer("input_scale", tensors["input_scale"].float())
         self.register_buffer("input_offset", tensors["input_offset"].float())
         self.register_buffer("quant_bias", tensors["quant_bias"])
         self.register_buffer("deq_scale", decode_scale(tensors["deq_scale"]))
 
+    def prepare(self) -> None:
+        """Bring the tensors into the form that the device multiplies with: once, when they have reached it."""
+        tensors = dict(self.named_buffers())
+        for name, tensor in backend_for(self.weight.device.type).prepare_linear(tensors).items():
+            self.register_buffer(name, tensor)
+
     def forward(self, x: Tensor) -> Tensor:
-        return backend_for(x.device.type).int8_linear(
-            x, self.weight, self.input_scale, self.input_offset, self.quant_bias, self.deq_scale
-        )
+        return backend_for(x.device.type).int8_linear(x, **self._buffers)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A state dict holds the tensors as on disk, whatever form the device multiplies with."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._restored().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        for name, tensor in self._restored().items():
+            self.register_buffer(name, tensor)
+        super()._load_from_state_dict(*arguments)
+        self.prepare()
+
+    def _restored(self) -> dict[str, Tensor]:
+        backend = backend_for(self.weight.device.type)
+        return backend.restore_linear(dict(self.named_buffers()), self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class FloatLinear(nn.Linear):
+    """A linear that a W8A8 model keeps in float: the backend multiplies, as in the rest of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return backend_for(x.device.type).float_linear(x, self.weight, self.bias)

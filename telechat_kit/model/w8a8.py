@@ -20,7 +20,7 @@ from telechat_kit.model.folder import (
     read_object,
     weight_files,
 )
-from telechat_kit.model.int8 import RUNTIME_TENSORS, W8A8Linear
+from telechat_kit.model.int8 import RUNTIME_TENSORS, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.
@@ -153,8 +153,11 @@ def place(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) 
 
 def _place_int8(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
     for name in linear_names(model):
-        if (stored := stored_name(name, model.config)) in weights.linears:
-            out, size = model.get_submodule(name).weight.shape
+        linear = model.get_submodule(name)
+        out, size = linear.weight.shape
+        if (stored := stored_name(name, model.config)) not in weights.linears:
+            model.set_submodule(name, FloatLinear(size, out, linear.bias is not None, device="meta"))
+        else:
             parts = {
                 "weight": weights.checked(f"{stored}.weight", (out, size), (torch.int8,)),
                 "input_scale": weights.checked(f"{stored}.input_scale", (1,)),

@@ -42,6 +42,7 @@ def conditions(found: Conditions) -> Styler:
         ("memory", f"{found.memory_bytes / 2**30:.1f} GiB"),
         ("system", found.system),
         *((f"version of {name}", version) for name, version in found.versions.items()),
+        *((f"operators of {verb.replace('_', ' ')}", way) for verb, way in found.operators.items()),
         ("code", found.code),
         ("started (UTC)", found.started),
         *((f"SHA-256, {name.replace('_', ' ')}", value) for name, value in found.hashes.items()),
