@@ -156,8 +156,9 @@ def code_version() -> str:
 
 
 def code_hash() -> str:
-    """Hash of the package's Python files: what a step's result depends on besides its inputs."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    """Hash of the package's Python and C files: what a step's result depends on besides its inputs."""
+    folder = Path(__file__).parent
+    files = sorted(path for kind in ("*.py", "*.c") for path in folder.rglob(kind))
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
 
 

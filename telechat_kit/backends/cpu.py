@@ -1,4 +1,7 @@
-"""The CPU backend: true int8 products through torch's own kernels, on x86-64 and aarch64 alike."""
+"""The CPU backend: true int8 products through compiled kernels or, without a compiler, torch's own.
+
+Both are exact, on x86-64 and aarch64 alike.
+"""
 
 import platform
 import resource
@@ -11,14 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import plain
-from telechat_kit.backends.plain import (
-    attention,
-    measured_bandwidth,
-    quantize,
-    quantize_per_token,
-    rms_norm,
-    rotate,
-)
+from telechat_kit.backends.cpu_kernels import operators as compiled
+from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
+from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
+from telechat_kit.backends.plain import measured_bandwidth, quantize, quantize_per_token, rotate
 
 __all__ = [
     "accumulate",
@@ -27,6 +26,7 @@ __all__ = [
     "device_count",
     "device_name",
     "dynamic_int8_linear",
+    "float_linear",
     "free_memory_bytes",
     "int8_linear",
     "name",
@@ -38,8 +38,10 @@ __all__ = [
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_linear",
     "rms_norm",
     "rotate",
+    "silu_product",
     "synchronize",
 ]
 
@@ -61,13 +63,22 @@ def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch
     return asked or torch.float32
 
 
-def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a W8A8 linear as they are."""
-    return dict(tensors)
-
-
 def prepare_float_linear(linear: nn.Linear) -> None:
     """Float weights are used as they are."""
+
+
+def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the weight in the kernels' panels, where there are kernels."""
+    if library() is None or tensors["weight"].ndim == 4:
+        return dict(tensors)
+    return pack_linear(tensors, activation_shift())
+
+
+def restore_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+    """The tensors with the weight `[out, size]` and the bias as on disk."""
+    if tensors["weight"].ndim == 2:
+        return dict(tensors)
+    return unpack_linear(tensors, out, size, activation_shift())
 
 
 def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
@@ -83,7 +94,9 @@ def int8_linear(
     quant_bias: Tensor,
     deq_scale: Tensor,
 ) -> Tensor:
-    """W8A8 linear of `x [..., K]`, `weight [N, K]` int8: the integer product of `accumulate`, scaled to `[..., N]`."""
+    """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels: integer product, scaled, `[..., N]`."""
+    if weight.ndim == 4:
+        return compiled.int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
     x_q = quantize(x, input_scale, input_offset).reshape(-1, weight.shape[1])
     scaled = accumulate(x_q, weight).add_(quant_bias).float().mul_(deq_scale)
     return scaled.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
@@ -94,9 +107,46 @@ def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: T
     return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
 
 
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Float linear of a W8A8 model, `x [..., K]`, `weight [N, K]`."""
+    if _compiled(x):
+        return compiled.float_linear(x, weight, bias)
+    return plain.float_linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMS norm of the last axis."""
+    if _compiled(x):
+        return compiled.rms_norm(x, weight, epsilon)
+    return plain.rms_norm(x, weight, epsilon)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`."""
+    return compiled.silu_product(gate, up) if _compiled(gate) else plain.silu_product(gate, up)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of `query [B, heads, T, d]` over `key` and `value [B, heads, S, d]`, as in `plain`."""
+    if _compiled(query) and compiled.can_attend(query, key, mask):
+        return compiled.attention(query, key, value)
+    return plain.attention(query, key, value, mask)
+
+
+def _compiled(x: Tensor) -> bool:
+    """Whether the kernels take `x`: they know no gradients, and no dtype but float32."""
+    return (
+        x.dtype == torch.float32
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and library() is not None
+    )
+
+
 def operators() -> dict[str, str]:
     """Which operator does each verb that has more than one way."""
-    return {"attention": "scaled_dot_product_attention", "int8_linear": "torch._int_mm"}
+    if library() is None:
+        return {"attention": "scaled_dot_product_attention", "int8_linear": f"torch._int_mm: {description()}"}
+    return {"attention": description(), "int8_linear": description()}
 
 
 def synchronize() -> None:

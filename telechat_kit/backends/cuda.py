@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telechat_kit.backends import plain
-from telechat_kit.backends.plain import attention, quantize, quantize_per_token, rms_norm, rotate
+from telechat_kit.backends.plain import (
+    attention,
+    float_linear,
+    quantize,
+    quantize_per_token,
+    rms_norm,
+    rotate,
+    silu_product,
+)
 
 __all__ = [
     "accumulate",
@@ -16,6 +24,7 @@ __all__ = [
     "device_count",
     "device_name",
     "dynamic_int8_linear",
+    "float_linear",
     "free_memory_bytes",
     "int8_linear",
     "name",
@@ -27,8 +36,10 @@ __all__ = [
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_linear",
     "rms_norm",
     "rotate",
+    "silu_product",
     "synchronize",
 ]
 
@@ -55,6 +66,11 @@ def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the int8 `weight` padded by zeros to sides that are multiples of 8, once and not per call."""
     weight = tensors["weight"]
     return {**tensors, "weight": padded(weight, *map(padded_size, weight.shape))}
+
+
+def restore_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+    """The tensors with the weight `[out, size]` without its padding."""
+    return {**tensors, "weight": tensors["weight"][:out, :size].contiguous()}
 
 
 def prepare_float_linear(linear: nn.Linear) -> None:

@@ -17,6 +17,16 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, the heart of SwiGLU."""
+    return functional.silu(gate) * up
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x . weight^T + bias` of a linear that a W8A8 model keeps in float."""
+    return functional.linear(x, weight, bias)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of `x [B, heads, T, d]` with tables `[T, d]`, halves split as in GPT-NeoX.
 

@@ -1,6 +1,7 @@
 """The W8A8 linear as the network runs it: int8 weights; one static range for its input, or a scale for each token."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,25 @@ class W8A8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return backend_for(x.device.type).int8_linear(x, **self._buffers)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A state dict holds the tensors as on disk, whatever form the device multiplies with."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        stored = self.stored_tensors()
+        for name in self._buffers:
+            destination.pop(prefix + name, None)
+        destination.update({prefix + name: tensor for name, tensor in stored.items()})
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        for name, tensor in self.stored_tensors().items():
+            self.register_buffer(name, tensor)
+        super()._load_from_state_dict(*arguments)
+        self.prepare()
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors that this linear was made of, `weight [out, in]`, whatever the device has made of them."""
+        backend = backend_for(self.weight.device.type)
+        return backend.restore_linear(dict(self.named_buffers()), self.out_features, self.in_features)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
@@ -99,3 +119,10 @@ class DynamicW8A8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+
+
+class FloatLinear(nn.Linear):
+    """A linear that a W8A8 model keeps in float: the backend multiplies, as in the rest of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return backend_for(x.device.type).float_linear(x, self.weight, self.bias)

@@ -24,7 +24,7 @@ from telechat_kit.model.folder import (
     read_object,
     weight_files,
 )
-from telechat_kit.model.int8 import RUNTIME_TENSORS, DynamicW8A8Linear, W8A8Linear
+from telechat_kit.model.int8 import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.
@@ -163,14 +163,15 @@ def place(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) 
 
 def _place_int8(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
     for name in linear_names(model):
-        if (stored := stored_name(name, model.config)) in weights.linears:
-            linear = model.get_submodule(name)
-            out, size = linear.weight.shape
-            if stored in weights.dynamic:
-                parts = _dynamic_parts(stored, weights, out, size, linear.bias is not None)
-                model.set_submodule(name, DynamicW8A8Linear(parts))
-            else:
-                model.set_submodule(name, W8A8Linear(_static_parts(stored, weights, out, size)))
+        linear = model.get_submodule(name)
+        out, size = linear.weight.shape
+        if (stored := stored_name(name, model.config)) not in weights.linears:
+            model.set_submodule(name, FloatLinear(size, out, linear.bias is not None, device="meta"))
+        elif stored in weights.dynamic:
+            parts = _dynamic_parts(stored, weights, out, size, linear.bias is not None)
+            model.set_submodule(name, DynamicW8A8Linear(parts))
+        else:
+            model.set_submodule(name, W8A8Linear(_static_parts(stored, weights, out, size)))
 
 
 def _static_parts(linear: str, weights: W8A8Weights, out: int, size: int) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ def _row_factors(linear: nn.Module, quantized: nn.Module, scale: Tensor) -> Tens
 def dense_weight(linear: nn.Module) -> Tensor:
     """float32 `[out, in]` of a linear; of an int8 one its values times their scales."""
     if isinstance(linear, W8A8Linear):
-        return linear.weight.float() * (linear.deq_scale / linear.input_scale)[:, None]
+        return linear.stored_tensors()["weight"].float() * (linear.deq_scale / linear.input_scale)[:, None]
     if isinstance(linear, DynamicW8A8Linear):
         return linear.weight.float() * linear.weight_scale[:, None]
     return linear.get_parameter("weight").detach().float()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import plain
-from telechat_kit.backends.npu.chips import FRACTAL_NZ, card_of
+from telechat_kit.backends.npu.chips import FRACTAL_NZ, ND, card_of
 from telechat_kit.backends.npu.runtime import current_chip, device_count, has, open_device, torch_npu
-from telechat_kit.backends.plain import accumulate, quantize_per_token
+from telechat_kit.backends.plain import accumulate, float_linear, quantize_per_token, silu_product
 from telechat_kit.errors import DeviceError
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "device_count",
     "device_name",
     "dynamic_int8_linear",
+    "float_linear",
     "free_memory_bytes",
     "int8_linear",
     "name",
@@ -35,8 +36,10 @@ __all__ = [
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_linear",
     "rms_norm",
     "rotate",
+    "silu_product",
     "synchronize",
 ]
 
@@ -87,6 +90,17 @@ def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "matmul_scale": _call("prepare_linear", "npu_trans_quant_param", scale),
         "zero_point": tensors["input_offset"].to(torch.int32),
     }
+
+
+def restore_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+    """The tensors that `prepare_linear` was given: `weight [out, size]` in the plain format."""
+    kept = {name: tensor for name, tensor in tensors.items() if name not in ("matmul_scale", "zero_point")}
+    if "matmul_scale" not in tensors:
+        return kept
+    weight = _call("restore_linear", "npu_format_cast", tensors["weight"], ND)
+    if current_chip().cast_weight_as == "in, out":
+        weight = weight.t().contiguous()
+    return {**kept, "weight": weight.reshape(out, size)}
 
 
 def prepare_float_linear(linear: nn.Linear) -> None:
