@@ -48,3 +48,10 @@ def test_the_kit_runs_on_the_cpu_and_remembers_the_reason(broken: dict[str, str]
     code = "import telechat_kit, torch; from telechat_kit import npu_import; print(torch.ones(2).sum().item(), npu_import.failure)"
     done = python(code, env=broken)
     assert done.stdout == f"2.0 ImportError: {REASON}\n", done.stderr
+
+
+def test_the_device_is_refused_with_the_remedy(broken: dict[str, str]) -> None:
+    code = "from telechat_kit.backends import resolve_device; resolve_device('npu:0')"
+    told = python(code, env=broken).stderr.splitlines()[-1]
+    assert 'device "npu:0" asked for, but torch_npu cannot be imported (libhccl.so: cannot open' in told
+    assert "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in told
