@@ -64,12 +64,14 @@ class W8A8Linear(nn.Module):
         self.register_buffer("input_offset", tensors["input_offset"].float())
         self.register_buffer("quant_bias", tensors["quant_bias"])
         self.register_buffer("deq_scale", decode_scale(tensors["deq_scale"]))
+        self.prepared = False
 
     def prepare(self) -> None:
         """Bring the tensors into the form that the device multiplies with: once, when they have reached it."""
         tensors = dict(self.named_buffers())
         for name, tensor in backend_for(self.weight.device.type).prepare_linear(tensors).items():
             self.register_buffer(name, tensor)
+        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
         return backend_for(x.device.type).int8_linear(x, **self._buffers)
@@ -86,10 +88,13 @@ class W8A8Linear(nn.Module):
         for name, tensor in self.stored_tensors().items():
             self.register_buffer(name, tensor)
         super()._load_from_state_dict(*arguments)
-        self.prepare()
+        if self.prepared:
+            self.prepare()
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """The tensors that this linear was made of, `weight [out, in]`, whatever the device has made of them."""
+        if not self.prepared:
+            return dict(self.named_buffers())
         backend = backend_for(self.weight.device.type)
         return backend.restore_linear(dict(self.named_buffers()), self.out_features, self.in_features)
 

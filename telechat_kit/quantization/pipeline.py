@@ -156,7 +156,8 @@ def quantize(
         **chosen.recipe(),
     )
     quantized = _quantize(Shards(source), target, chosen.tensors(), recipe, torch_device)
-    return _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
+    record = _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
+    return replace(record, measured=quantized.measured)
 
 
 def check_given_weights(

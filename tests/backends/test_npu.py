@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from telechat_kit import npu_import
 from telechat_kit.backends import npu, plain, resolve_device
 from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, card_of, chip_of
 from telechat_kit.errors import DeviceError
@@ -250,7 +251,7 @@ def test_a_torch_npu_that_breaks_on_import_is_told_with_its_error_and_the_remedy
     monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_npu", None)
-    monkeypatch.setattr(npu.runtime, "_failure", error)
+    monkeypatch.setattr(npu_import, "cause", error)
     with pytest.raises(DeviceError, match=remedy) as told:
         resolve_device("npu:0")
     assert str(error).split(":", maxsplit=1)[0] in str(told.value)

@@ -18,6 +18,7 @@ from telechat_kit.quantization.calibration import (
     smoothing_scales,
     value_rows,
 )
+from telechat_kit.quantization.figures import LinearFigures
 from telechat_kit.quantization.packing import pack_dynamic_linear
 
 CPU = torch.device("cpu")
@@ -89,7 +90,8 @@ def test_dynamic_calibration_is_what_the_int8_block_computes(tiny_folder: Path) 
     block, states = block_of(tiny_folder, 1), states_with_outliers()
     weights = {name: value.clone() for name, value in block.module.state_dict().items()}
     int8 = [name for name in block.linear_names if not name.endswith("up_proj")]
-    simulated = calibrate_dynamic(block, states, int8)
+    figures = {name: LinearFigures() for name in block.linear_names}
+    simulated = calibrate_dynamic(block, states, int8, figures)
     assert all(torch.equal(value, weights[name]) for name, value in block.module.state_dict().items())
     exact = block.run(states)
     for name in int8:
@@ -108,4 +110,4 @@ def test_dynamic_activations_that_are_not_finite_are_named(value: float, tiny_fo
     block = block_of(tiny_folder, 1)
     block.module.post_attention_layernorm.weight.data[3] = value
     with pytest.raises(DataError, match=r"input of transformer\.h\.1\.mlp\.gate_proj: .*not finite"):
-        calibrate_dynamic(block, states_with_outliers(), block.linear_names)
+        calibrate_dynamic(block, states_with_outliers(), block.linear_names, {})

@@ -314,12 +314,10 @@ def test_unknown_activations_are_refused(tiny_folder: Path, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_activations_that_are_not_finite_are_named_and_leave_nothing(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_activations_that_overflow_are_named_and_leave_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_folder, tmp_path / "float"))
     name = "transformer.h.2.mlp.down_proj.weight"
-    change_tensors(source / "model.safetensors", lambda tensors: tensors[name].view(-1)[:1].fill_(torch.inf))
-    with pytest.raises(DataError, match=r"input of transformer\.h\.3\.self_attention\.query: .*not finite"):
+    change_tensors(source / "model.safetensors", lambda tensors: tensors[name].fill_(3e38))
+    with pytest.raises(DataError, match=r"input of transformer\.h\.3\.self_attention\.\w+: .*not finite"):
         quantize(source, tmp_path / "w8a8", activations="dynamic", **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["float"]

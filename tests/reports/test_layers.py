@@ -79,7 +79,8 @@ def test_smoothing_is_seen_in_the_inputs_that_norms_feed_alone(record: QuantizeR
 
 
 def test_the_table_of_linears_has_a_row_a_kind_and_no_empty_column(record: QuantizeRecord) -> None:
-    table = BeautifulSoup(tables.linears(record).to_html(), "html.parser")
+    known = replace(record, linears=[replace(row, clipped_share=None) for row in record.linears])
+    table = BeautifulSoup(tables.linears(known).to_html(), "html.parser")
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.select("tbody tr")]
     assert [row[0] for row in rows] == list(layers.KINDS)
     assert "12.0" in rows[4]
