@@ -125,7 +125,8 @@ def value_rows(block: Block) -> Tensor:
     key_value has, head after head, the rows of its key and then those of its value.
     """
     attention = block.module.self_attention
-    rows = torch.arange(2 * attention.n_head * attention.head_dim)
+    device = attention.key_value.weight.device
+    rows = torch.arange(2 * attention.n_head * attention.head_dim, device=device)
     return rows.view(attention.n_head, 2, attention.head_dim)[:, 1].flatten()
 
 

@@ -52,7 +52,7 @@ def written_calls(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_small_model(folder: Path) -> None:
-    """Quantize a TeleChat with heads of 128, load both precisions on the device, decode a few tokens with each."""
+    """Quantize a TeleChat with heads of 128, load both precisions on the device, decode a few tokens with each, read them back."""
     from telechat_kit.generation import generate  # noqa: PLC0415  only the child process may import the kit
     from telechat_kit.model import TelechatConfig, TelechatForCausalLM, load_model  # noqa: PLC0415
     from telechat_kit.model.tiny import byte_tokenizer  # noqa: PLC0415
@@ -72,7 +72,9 @@ def run_small_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "float")
     quantize(folder / "float", folder / "w8a8", level="L0", samples=1, tokens=16, device="npu:0")
     for name in ("float", "w8a8"):
-        generate(load_model(folder / name, "npu:0"), [7, 8, 9], 3, repetition_penalty=1.03)
+        model = load_model(folder / name, "npu:0")
+        generate(model, [7, 8, 9], 3, repetition_penalty=1.03)
+        model.state_dict()  # weights as on disk, from the form that the device multiplies with
 
 
 if __name__ == "__main__":
