@@ -97,9 +97,8 @@ def int8_linear(
     """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels: integer product, scaled, `[..., N]`."""
     if weight.ndim == 4:
         return compiled.int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
-    x_q = quantize(x, input_scale, input_offset).reshape(-1, weight.shape[1])
-    scaled = accumulate(x_q, weight).add_(quant_bias).float().mul_(deq_scale)
-    return scaled.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+    x_q = quantize(x, input_scale, input_offset)
+    return plain.scaled_product(x_q, weight, quant_bias, deq_scale, x.dtype, accumulate)
 
 
 def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -100,9 +100,17 @@ def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
 
 
 def scaled_product(
-    x_q: Tensor, weight: Tensor, quant_bias: Tensor, deq_scale: Tensor, dtype: torch.dtype
+    x_q: Tensor,
+    weight: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    dtype: torch.dtype,
+    accumulate: Callable[[Tensor, Tensor], Tensor] = accumulate,
 ) -> Tensor:
-    """`(x_q . weight^T + quant_bias) * deq_scale` of `x_q [..., K]` and `weight [N, K]`: `[..., N]` in `dtype`."""
+    """`(x_q . weight^T + quant_bias) * deq_scale` of `x_q [..., K]` and `weight [N, K]`: `[..., N]` in `dtype`.
+
+    `accumulate` is a device's exact product.
+    """
     rows = accumulate(x_q.reshape(-1, weight.shape[1]), weight)
     scaled = rows.add_(quant_bias).float().mul_(deq_scale)
     return scaled.to(dtype).view(*x_q.shape[:-1], weight.shape[0])

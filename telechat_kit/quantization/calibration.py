@@ -222,14 +222,21 @@ def _quantized_inputs(
     )
 
 
+def _quantized_weights(block: Block, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+    return with_weights(
+        block, {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in names}
+    )
+
+
 @contextlib.contextmanager
-def _quantized_weights(block: Block, names: Iterable[str]) -> Iterator[None]:
-    weights = {name: block.parameter(f"{name}.weight") for name in names}
-    originals = {name: weight.data for name, weight in weights.items()}
+def with_weights(block: Block, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """While active, the linears named in `weights` have these; their own come back afterwards."""
+    parameters = {name: block.parameter(f"{name}.weight") for name in weights}
+    originals = {name: parameter.data for name, parameter in parameters.items()}
     try:
-        for weight in weights.values():
-            weight.data = fake_quantize_weight(weight.data)
+        for name, weight in weights.items():
+            parameters[name].data = weight
         yield
     finally:
-        for name, weight in weights.items():
-            weight.data = originals[name]
+        for name, parameter in parameters.items():
+            parameter.data = originals[name]

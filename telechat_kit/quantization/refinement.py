@@ -5,8 +5,7 @@ the linear adds to. The few tokens whose stream is far larger than the others' (
 count a thousandfold: every other token attends to them, so the network bears no error there.
 """
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.calibration import SHARED_INPUTS, Observer, observed
+from telechat_kit.quantization.calibration import SHARED_INPUTS, Observer, observed, with_weights
 from telechat_kit.quantization.observers import fake_quantize, fake_quantize_per_token
-from telechat_kit.quantization.packing import weight_scale
+from telechat_kit.quantization.packing import fake_quantize_weight, quantize_weight, weight_scale
 from telechat_kit.quantization.rounding import gptq_round
 
 #: A token is massive when the energy of its residual stream is this many times the median one; how much it counts then
@@ -80,17 +79,15 @@ def refine(
         rounding: by GPTQ instead of to the nearest.
         bias: less the mean error that int8 brings.
     """
-    nearest = {name: _nearest(block, name) for name in inputs}
+    nearest = {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in inputs}
     energies = _energies(block, states, nearest, inputs)
     moments = _moments(block, states, nearest, inputs, energies)
     weights, biases = {}, {}
     for name in inputs:
         found, weight = moments[_reader(block, name, inputs)], block.parameter(f"{name}.weight").data
-        scale = weight_scale(weight)
+        weights[name], scale = quantize_weight(weight)
         if rounding and found.second is not None:
             weights[name] = gptq_round(weight, scale, found.second)
-        else:
-            weights[name] = torch.round(weight / scale).clamp(-127, 127).to(torch.int8)
         if bias and name.endswith(EXITS):
             error = functional.linear(found.quantized, weights[name] * scale)
             error = (error - functional.linear(found.exact, weight)) / found.total
@@ -101,25 +98,22 @@ def refine(
 def run_refined(
     block: Block, states: Sequence[Tensor], inputs: Mapping[str, QuantizeInput], refined: Refined
 ) -> list[Tensor]:
-    """The states after the block with int8 weights and inputs; the block's own weights come back afterwards."""
+    """The states after the block with int8 weights and inputs, and the biases that it has.
+
+    The block's own weights come back afterwards: scales are found from them.
+    """
     weights = {
         name: weight * weight_scale(block.parameter(f"{name}.weight").data)
         for name, weight in refined.weights.items()
     }
-    with _swapped(block, weights, refined.biases), observed(block, inputs):
+    with with_weights(block, weights), observed(block, inputs):
         return block.run(states)
 
 
-def take(block: Block, refined: Refined) -> None:
-    """Give the block its corrected biases; its weights stay the float ones that scales are found from."""
+def correct_biases(block: Block, refined: Refined) -> None:
+    """Give the block its corrected biases."""
     for name, bias in refined.biases.items():
         block.parameter(f"{name}.bias").data = bias
-
-
-def _nearest(block: Block, name: str) -> Tensor:
-    weight = block.parameter(f"{name}.weight").data
-    scale = weight_scale(weight)
-    return torch.round(weight / scale).clamp(-127, 127) * scale
 
 
 def _reader(block: Block, name: str, inputs: Collection[str]) -> str:
@@ -138,7 +132,7 @@ def _energies(
     between: list[Tensor] = []
     norm = block.prefix + "post_attention_layernorm"
     watch = {norm: lambda x: between.append(x.square().sum(-1)[0])}
-    with _swapped(block, weights, {}), observed(block, {**inputs, **watch}):
+    with with_weights(block, weights), observed(block, {**inputs, **watch}):
         after = block.run(states)
     return [
         (x.square().sum(-1)[0], middle, y.square().sum(-1)[0])
@@ -173,7 +167,7 @@ def _moments(
 
         return update
 
-    with _swapped(block, weights, {}), observed(block, {n: taking(n, q) for n, q in inputs.items()}):
+    with with_weights(block, weights), observed(block, {n: taking(n, q) for n, q in inputs.items()}):
         for state, found in zip(states, energies, strict=True):
             current[:] = [found]
             block.run([state])
@@ -185,18 +179,3 @@ def _stream_of(name: str) -> int:
     if name.endswith("mlp.down_proj"):
         return 2
     return 0 if name.endswith(("query", "key_value")) else 1
-
-
-@contextlib.contextmanager
-def _swapped(block: Block, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor]) -> Iterator[None]:
-    """While active, linears have these weights and biases."""
-    values = {f"{name}.weight": value for name, value in weights.items()}
-    values |= {f"{name}.bias": value for name, value in biases.items()}
-    originals = {name: block.parameter(name).data for name in values}
-    try:
-        for name, value in values.items():
-            block.parameter(name).data = value
-        yield
-    finally:
-        for name, value in originals.items():
-            block.parameter(name).data = value

@@ -4,7 +4,7 @@ The second pass needs what the first one finds of the whole network: which linea
 `auto` adds four: a quantization at L0, two in which `measured_levels` measures on it, and a last measurement.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from telechat_kit.quantization.formats import as_stored, block_tensors
 from telechat_kit.quantization.measured_levels import MeasuredLevel, choose_measured
 from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
 from telechat_kit.quantization.partial import Pass
-from telechat_kit.quantization.refinement import Refined, input_quantizer, refine, run_refined, take
+from telechat_kit.quantization.refinement import Refined, correct_biases, input_quantizer, refine, run_refined
 from telechat_kit.quantization.splitting import split_channels
 
 #: What method best can be made of beside scaled norms; all by default
@@ -235,26 +235,11 @@ class _Quantizer:
         int8 = {name: score for name, score in scores.items() if name not in self.float_linears}
         figures = {name: LinearFigures() for name in scores}
         channels = ChannelMaxima(block.linear_names)
-        observers: dict[str, Observer] = {}
         refined = None
         with observed(block, channels.updates()):
-            if self.recipe.kind == DYNAMIC:
-                after = calibrate_dynamic(block, states, int8, figures)
-            else:
-                observers, after = calibrate(
-                    block, states, int8, self.recipe.act_method, figures, self.recipe.anti_outlier == BEST
-                )
+            observers, after = self._calibrate(block, states, int8, figures)
             if self.recipe.refined:
-                inputs = {name: input_quantizer(observers.get(name)) for name in int8}
-                refined = refine(
-                    block,
-                    states,
-                    inputs,
-                    ROUNDING in self.recipe.ingredients,
-                    BIAS in self.recipe.ingredients,
-                )
-                after = run_refined(block, states, inputs, refined)
-                take(block, refined)
+                refined, after = self._refine(block, states, int8, observers)
         noise = residual_noise(block, figures, after)
         packed = {name: self._pack(block, name, observers.get(name), refined) for name in int8}
         tensors, kinds = block_tensors(block, packed, self.shards, self.recipe.kind)
@@ -267,6 +252,29 @@ class _Quantizer:
         ]
         self.results.write(block.index, tensors, {"kinds": kinds, "linears": linears}, after)
         return after
+
+    def _calibrate(
+        self,
+        block: Block,
+        states: Sequence[Tensor],
+        scores: Mapping[str, float],
+        figures: Mapping[str, LinearFigures],
+    ) -> tuple[dict[str, Observer], list[Tensor]]:
+        """Observers of the linears in `scores`, none where activations are dynamic, and the states after the block."""
+        if self.recipe.kind == DYNAMIC:
+            return {}, calibrate_dynamic(block, states, scores, figures)
+        widest = self.recipe.anti_outlier == BEST
+        return calibrate(block, states, scores, self.recipe.act_method, figures, widest)
+
+    def _refine(
+        self, block: Block, states: Sequence[Tensor], names: Iterable[str], observers: Mapping[str, Observer]
+    ) -> tuple[Refined, list[Tensor]]:
+        """What method best makes of the linears `names`, and the states after the block with it."""
+        inputs = {name: input_quantizer(observers.get(name)) for name in names}
+        used = self.recipe.ingredients
+        refined = refine(block, states, inputs, rounding=ROUNDING in used, bias=BIAS in used)
+        correct_biases(block, refined)
+        return refined, run_refined(block, states, inputs, refined)
 
     def prepare(self, block: Block, float_linears: Collection[str]) -> Tensor | None:
         """Fold the scales into `block`. Its norms and `float_linears` become what will be stored of them.

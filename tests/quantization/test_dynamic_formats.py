@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damaged_folder import change_json, change_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,18 +59,6 @@ def error_of(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         load_model(folder, device="cpu")
     return str(caught.value)
-
-
-def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
-def change_tensors(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def test_the_folder_says_that_its_activations_are_dynamic(quantized: Path) -> None:

@@ -4,12 +4,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from damaged_folder import change_json, change_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,18 +39,6 @@ def error_of(folder: Path, model_path: Path | None = None) -> str:
     with pytest.raises(CheckpointError) as caught:
         telechat_kit.load_model(folder, device="cpu", model_path=model_path)
     return str(caught.value)
-
-
-def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
-def change_tensors(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def change_dictionary(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
