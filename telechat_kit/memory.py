@@ -1,7 +1,7 @@
 """What a model needs of a device's memory, from its shapes: before it is loaded, and said when it was too much."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,34 +105,43 @@ def explained(case: str, backend: Backend) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether and how a model fits a card. `largest_context` is in tokens, 0 if not even the weights fit."""
+    """Whether and how a model fits `devices` like a card, which share it; bytes are those of each.
+
+    `largest_context` is in tokens, 0 if not even the weights fit.
+    """
 
     model: str
     precision: str
+    devices: int
     weight_bytes: int
     cache_bytes_per_token: int
     largest_context: int
     limit_tokens_per_second: float
 
 
-def fits(card: Card = CARDS[0]) -> list[Fit]:
+def fits(card: Card = CARDS[0], devices: Sequence[int] = (1, 2)) -> list[Fit]:
     """The published models in float16 and W8A8 on `card`, batch 1; the longest context ends at the trained length.
 
-    The limit is that of an empty cache, from the card's bandwidth; a longer context lowers it.
+    The limit is that of an empty cache, from the card's bandwidth; a longer context and the sums over devices lower it.
     """
-    rows = []
-    for name, config in TELECHAT.items():
-        for precision in ("float16", "W8A8"):
-            model = needs(config, precision == "W8A8")
-            room = max(card.memory_bytes - model.weight_bytes, 0) // model.cache_bytes_per_token
-            rows.append(
-                Fit(
-                    name,
-                    precision,
-                    model.weight_bytes,
-                    model.cache_bytes_per_token,
-                    min(room, config.training_seqlen),
-                    model.tokens_per_second(card.bandwidth),
-                )
-            )
-    return rows
+    return [
+        _fit(name, precision, card, count)
+        for count in devices
+        for name in TELECHAT
+        for precision in ("float16", "W8A8")
+    ]
+
+
+def _fit(name: str, precision: str, card: Card, devices: int) -> Fit:
+    config = TELECHAT[name]
+    own = needs(config, precision == "W8A8", devices=devices)
+    room = max(card.memory_bytes - own.weight_bytes, 0) // own.cache_bytes_per_token
+    return Fit(
+        name,
+        precision,
+        devices,
+        own.weight_bytes,
+        own.cache_bytes_per_token,
+        min(room, config.training_seqlen),
+        own.tokens_per_second(card.bandwidth),
+    )

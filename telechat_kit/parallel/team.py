@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -36,8 +37,12 @@ class Team:
     """
 
     def __init__(self, devices: tuple[str, ...]) -> None:
-        for device in devices:
-            require_device(device)
+        if len({require_device(device)[0] for device in devices}) > 1:
+            raise DeviceError(f"{', '.join(devices)}: only devices of one kind can share a model.")
+        if dist.is_initialized():
+            raise DeviceError(
+                f"this process shares its models over other devices than {', '.join(devices)} already. Start another one."
+            )
         self.devices, self._numbers = devices, count()
         self._models: list[int] = []  # given up, and not yet told
         self._caches: list[int] = []
