@@ -13,7 +13,6 @@ from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.parallel import Team, team_of
 from telechat_kit.performance import measure_performance
 from telechat_kit.precision import measure_precision
-from telechat_kit.quantization import quantize
 
 TWO = "cpu,cpu"
 PROMPT = [11, 5, 200, 17, 42, 8, 99]
@@ -25,14 +24,6 @@ def team() -> Iterator[None]:
     yield
     team_of(("cpu", "cpu")).close()
     team_of.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def dynamic_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantized") / "dynamic"
-    options = {"level": "L0", "activations": "dynamic", "samples": 2, "tokens": 32, "device": "cpu"}
-    quantize(tiny_folder, folder, anti_outlier="m2", **options)  # type: ignore[arg-type]
-    return folder
 
 
 @pytest.fixture(params=["tiny_folder", "tiny_w8a8_folder", "dynamic_folder"])
