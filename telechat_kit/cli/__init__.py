@@ -5,6 +5,7 @@ import sys
 import click
 
 import telechat_kit
+from telechat_kit.cli.results import compare
 from telechat_kit.cli.runs import html, params, run
 from telechat_kit.cli.weights import export
 from telechat_kit.errors import KitError
@@ -16,11 +17,11 @@ def cli() -> None:
     """Reproduce TeleChat W8A8 inference as executed notebooks.
 
     \b
-    Exit codes: 0 done, 1 a step failed, 2 wrong input, 130 interrupted.
+    Exit codes: 0 done, 1 a step failed, 2 wrong input, 4 folder in use, 130 interrupted, 143 ended.
     """
 
 
-for command in (run, params, html, export):
+for command in (run, params, compare, html, export):
     cli.add_command(command)
 
 
@@ -30,4 +31,4 @@ def main() -> None:
         cli()
     except KitError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)

@@ -64,7 +64,10 @@ class Failure:
 
 @dataclass
 class StepState:
-    """State of one step: pending, running, completed, failed, interrupted or skipped."""
+    """State of one step: pending, running, completed, failed, interrupted or skipped.
+
+    `key` hashes `parts`, all that decided the result; `left` holds the SHA-256 of each file that the step left.
+    """
 
     name: str
     status: str = "pending"
@@ -72,6 +75,13 @@ class StepState:
     seconds: float | None = None
     key: str | None = None
     failure: Failure | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def take_over(self, done: "StepState") -> None:
+        """Keep the result of an earlier run."""
+        self.key, self.started, self.seconds = done.key, done.started, done.seconds
+        self.parts, self.left = done.parts, done.left
 
 
 @dataclass
@@ -82,6 +92,8 @@ class RunState:
     profile: str
     parameters: dict[str, Any]
     versions: dict[str, str]
+    runs_at_once: int = 1  # of this machine's; the others slow this one's timings
+    edited_notebooks: list[str] = field(default_factory=list)  # not as committed
     steps: list[StepState] = field(default_factory=lambda: [StepState(step.name) for step in STEPS])
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,174 @@
+"""A comparison as tables, a chart, a page and Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure as Canvas
+from pandas.io.formats.style import Styler
+
+from telechat_kit.comparison import Comparison, FigureRow
+from telechat_kit.figures import Change, Figure
+from telechat_kit.files import write_text
+from telechat_kit.reports.charts import COLORS, STYLE, Chart
+from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.page import Section
+from telechat_kit.reports.tables import styled
+
+HOW_TO_READ = (
+    "Changes are multiples of the first run. An interval that leaves out 1 is marked * : the runs differ. "
+    "Speeds: the cases of both in pairs, repeats drawn anew; elsewhere from the two runs' own intervals."
+)
+
+
+def conditions_frame(found: Comparison) -> pd.DataFrame:
+    """Every condition, those that differ first and marked."""
+    rows = [
+        ("differs" if row.differs else "same", row.name, *(value or "not recorded" for value in row.values))
+        for row in found.conditions
+    ]
+    return pd.DataFrame(rows, columns=["", "condition", *_headings(found)])
+
+
+def figures_frame(found: Comparison) -> pd.DataFrame:
+    """Every figure with its interval, and its change against the first run."""
+    names = _headings(found)
+    changed = [f"{name} against {names[0]}" for name in names[1:]]
+    rows = [
+        (row.name, _with_unit(row), *map(figure_text, row.values), *map(change_text, row.changes))
+        for row in found.figures
+    ]
+    return pd.DataFrame(rows, columns=["name", "figure", *names, *changed])
+
+
+def _headings(found: Comparison) -> list[str]:
+    """The runs' names; numbered where two are the same, since a table's columns must be told apart."""
+    return [
+        name if found.names.count(name) == 1 else f"{number}: {name}"
+        for number, name in enumerate(found.names, start=1)
+    ]
+
+
+def _with_unit(row: FigureRow) -> str:
+    return f"{row.shown.label}, {row.shown.unit}" if row.shown.unit else row.shown.label
+
+
+def figure_text(figure: Figure | None) -> str:
+    """A value with its interval, if it has one."""
+    if figure is None:
+        return "–"
+    found = figure.estimate
+    if figure.exact:
+        return f"{found.value:,.0f}" if found.value >= 1e4 else f"{found.value:.4g}"
+    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+
+
+def change_text(change: Change | None) -> str:
+    """A ratio with its interval; a star where the interval leaves out 1."""
+    if change is None:
+        return "–"
+    if change.ratio.coverage == 0:
+        return f"{change.ratio.value:.3f}x"
+    star = " *" if change.seen else ""
+    return f"{change.ratio.value:.3f}x [{change.ratio.low:.3f}, {change.ratio.high:.3f}]{star}"
+
+
+def markdown(found: Comparison) -> str:
+    """The comparison for a terminal or a pull request: differing conditions, then figures."""
+    differing = conditions_frame(found).iloc[: len(found.differing), 1:]
+    same = len(found.conditions) - len(differing)
+    head = f"{len(differing)} conditions differ, {same} are the same."
+    parts = [f"## {' | '.join(_headings(found))}", head]
+    parts += [markdown_table(differing)] if len(differing) else []
+    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *found.alignment]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A table in Markdown, its columns padded so that it also reads in a terminal."""
+    rows = [[_cell(text) for text in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+@mpl.rc_context(STYLE)
+def changes_chart(found: Comparison) -> Chart:
+    """Each run's figures as multiples of the first run's, with their intervals."""
+    rows = [row for row in found.figures if any(change is not None for change in row.changes)]
+    canvas = Canvas(
+        figsize=(8.6, 1.2 + 0.26 * len(rows) * max(1, len(found.names) - 1)), layout="constrained"
+    )
+    axes = canvas.add_subplot()
+    runs = found.names[1:]
+    colors = [COLORS["float"], COLORS["w8a8"], COLORS["kept in float"], COLORS["published"]]
+    for number, name in enumerate(runs):
+        shift = 0.25 * (number - (len(runs) - 1) / 2)
+        points = [(i + shift, row.changes[number]) for i, row in enumerate(rows)]
+        _draw(axes, [(y, change) for y, change in points if change is not None], colors[number % 4], name)
+    axes.axvline(1, color="#333333", lw=1)
+    axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.grid(axis="x")
+    axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
+    seen = sum(bool(change and change.seen) for row in rows for change in row.changes)
+    axes.set_title(f"{seen} of {len(rows) * len(runs)} changes lie outside their interval of chance", pad=12)
+    if len(runs) > 1:
+        canvas.legend(ncol=len(runs), loc="outside lower center")
+    return Chart(
+        canvas, f"{seen} of {len(rows) * len(runs)} figures changed; the table under the chart has the values"
+    )
+
+
+def _draw(axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str) -> None:
+    places, values = [y for y, _ in points], [change.ratio.value for _, change in points]
+    spans = [
+        [change.ratio.value - change.ratio.low for _, change in points],
+        [change.ratio.high - change.ratio.value for _, change in points],
+    ]
+    axes.errorbar(
+        values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#555555", capsize=3, label=label
+    )
+
+
+def write_comparison(found: Comparison, page: Path) -> Path:
+    """Write the comparison as one self-contained page, whole or not at all."""
+    differing = ", ".join(row.name for row in found.differing)
+    sections = [
+        Section(
+            "Conditions",
+            f"These differ: {differing}." if differing else "No recorded condition differs.",
+            [_table(styled(conditions_frame(found)))],
+        ),
+        Section("Figures", HOW_TO_READ, [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]),
+    ]
+    if found.alignment:
+        sections.append(Section("Position by position", " ".join(found.alignment), []))
+    title = " against ".join(found.names)
+    verdict = (
+        f"{len(found.differing)} conditions differ."
+        if differing
+        else "The runs were made under the same conditions."
+    )
+    return write_text(page, render_page("report.html.j2", title=title, verdict=verdict, sections=sections))
+
+
+def _table(style: Styler) -> Markup:
+    return dress_tables(style.to_html())
+
+
+def _chart(found: Comparison) -> list[Markup]:
+    drawn = any(change is not None for row in found.figures for change in row.changes)
+    return [changes_chart(found).html()] if drawn else []
