@@ -5,8 +5,9 @@ import importlib.util
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import PurePath
 
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.figures import Change, Figure, change, exact, figures
@@ -43,7 +44,12 @@ class ConditionRow:
 
     @property
     def differs(self) -> bool:
-        return len(set(self.values)) > 1
+        return len({value for value in self.values if value is not None}) > 1
+
+    @property
+    def verdict(self) -> str:
+        """differs, same, or unknown where a run does not tell and the others agree."""
+        return "differs" if self.differs else "unknown" if None in self.values else "same"
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,18 @@ def compare(places: Sequence[str]) -> Comparison:
         DataError: a place holds no run, or a damaged one.
         ParameterError: no such column of the published table.
     """
-    sides = [_side(place) for place in places]
+    sides = _short_names([_side(place) for place in places])
     found = list(dict.fromkeys(name for side in sides for name in side.figures))
     if any(side.run is None for side in sides):  # the table has few cases: the others say nothing about it
         found = [name for name in found if all(name in side.figures for side in sides)]
+    if not found:
+        raise DataError(
+            f"{' and '.join(side.name for side in sides)} have no figure in common, so nothing is compared."
+        )
     rows = [_figure_row(name, sides) for name in found]
     names = dict.fromkeys(name for side in sides for name in side.conditions)
     conditions = [ConditionRow(name, [side.conditions.get(name) for side in sides]) for name in names]
-    conditions.sort(key=lambda row: not row.differs)
+    conditions.sort(key=lambda row: ("differs", "unknown", "same").index(row.verdict))
     runs = [side.run for side in sides if side.run is not None]
     return Comparison([side.name for side in sides], conditions, rows, bundle_notes(runs))
 
@@ -98,6 +108,14 @@ def _side(place: str) -> Side:
         return _published(place.partition(":")[2])
     run = read_run_data(place)
     return Side(run.name, run_conditions(run), figures(run), run)
+
+
+def _short_names(sides: list[Side]) -> list[Side]:
+    """Runs by the last part of their place, where that tells them apart."""
+    short = [PurePath(side.name.removesuffix("/report.html")).name for side in sides]
+    if len(set(short)) < len(short):
+        return sides
+    return [replace(side, name=name) if side.run else side for side, name in zip(sides, short, strict=True)]
 
 
 def _published(device: str) -> Side:

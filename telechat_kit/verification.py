@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isclose
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def check_origins(run: RunData) -> Iterator[Origin]:
     for step in run.state.get("steps", []):
         for name, recorded in (step.get("left") or {}).items():
             if run.folder is not None:
-                yield _origin(f"file {name}", recorded, lambda path=run.folder / name: file_hash(path))
+                yield _origin(f"file {name}", recorded, partial(file_hash, run.folder / name))
 
 
 def _checkpoints(run: RunData) -> Iterator[Origin]:
@@ -105,7 +106,7 @@ def _checkpoints(run: RunData) -> Iterator[Origin]:
         for kind, compute in (("weights", weights_hash), ("tokenizer", tokenizer_hash)):
             recorded = hashes.get(f"{name}_{kind}")
             if recorded:
-                yield _origin(f"{name} {kind}", recorded, lambda c=compute, f=folder: c(resolve(f)))
+                yield _origin(f"{name} {kind}", recorded, partial(compute, resolve(folder)))
 
 
 def _texts(run: RunData) -> Iterator[Origin]:
@@ -138,7 +139,7 @@ def _code(run: RunData) -> Iterator[Origin]:
         value = step.get("parts", {}).get("the notebook")
         if value:
             name = step["name"]
-            yield _origin(f"notebook {name}", value, lambda n=name: file_hash(notebook_path(n)), other=NOTE)
+            yield _origin(f"notebook {name}", value, partial(file_hash, notebook_path(name)), other=NOTE)
 
 
 def _origin(name: str, recorded: str, compute: Callable[[], str], other: str = CHANGED) -> Origin:

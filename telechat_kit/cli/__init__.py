@@ -5,7 +5,7 @@ import sys
 import click
 
 import telechat_kit
-from telechat_kit.cli.results import compare
+from telechat_kit.cli.results import compare, pack, verify
 from telechat_kit.cli.runs import html, params, run
 from telechat_kit.cli.weights import export
 from telechat_kit.errors import KitError
@@ -21,7 +21,7 @@ def cli() -> None:
     """
 
 
-for command in (run, params, compare, html, export):
+for command in (run, params, compare, verify, pack, html, export):
     cli.add_command(command)
 
 

@@ -8,7 +8,16 @@ import click
 from telechat_kit.comparison import compare as compare_runs
 from telechat_kit.comparison import parse_rule
 from telechat_kit.files import relative, resolve, write_text
-from telechat_kit.reports.comparison_page import conditions_frame, figures_frame, markdown, write_comparison
+from telechat_kit.packing import pack as pack_run
+from telechat_kit.reports.comparison_page import (
+    conditions_frame,
+    figures_frame,
+    markdown,
+    markdown_table,
+    write_comparison,
+)
+from telechat_kit.reports.verification_tables import origins_frame, summary, verdicts_frame
+from telechat_kit.verification import verify as verify_run
 
 
 @click.command()
@@ -55,3 +64,54 @@ def compare(
     for text in broken:
         click.echo(text, err=True)
     sys.exit(1 if broken else 0)
+
+
+@click.command()
+@click.argument("place", metavar="RUN")
+@click.option("--only", "steps", multiple=True, metavar="STEP", help="Repeat only this step; again for more.")
+@click.option("--hashes-only", is_flag=True, help="Repeat nothing.")
+def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
+    """Check what a RUN (a results folder or a report.html alone) was made from, and repeat it.
+
+    Weights, tokenizers, texts, questions and the files of the run are compared by hash, then the steps run again
+    in a temporary folder, and each figure is said to be reproduced, within its interval, or not reproduced. Times
+    and speeds are said and do not decide; another version of the code is said too.
+
+    \b
+    Examples:
+      telechat-kit verify results/demo
+      telechat-kit verify report.html --only precision
+      telechat-kit verify results/demo --hashes-only
+
+    \b
+    Exit codes:
+      0 verified, 1 a hash or a figure is another, 2 wrong input.
+    """
+    found = verify_run(place, steps, repeat=not hashes_only)
+    click.echo(f"## {found.name}\n\n{markdown_table(origins_frame(found))}")
+    if found.verdicts:
+        click.echo(f"\n{markdown_table(verdicts_frame(found))}")
+        if not found.same_machine:
+            click.echo(
+                "\nThe run was made on another machine, or does not tell: its speeds are not expected here."
+            )
+    click.echo(f"\n{'verified' if found.good else 'not verified'}: {summary(found)}")
+    sys.exit(0 if found.good else 1)
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The archive; RUN.zip beside it by default."
+)
+def pack(folder: Path, output: Path | None) -> None:
+    """Pack a RUN with code, notebooks, parameters and data into one archive, without the weights.
+
+    Another machine unpacks it, puts the weights where PACK.json says, and verifies or repeats the run.
+
+    \b
+    Example:
+      telechat-kit pack results/demo -o demo.zip
+    """
+    path = resolve(folder)
+    click.echo(relative(pack_run(path, resolve(output) if output else path.with_name(f"{path.name}.zip"))))

@@ -1,5 +1,6 @@
 """A comparison as tables, a chart, a page and Markdown."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import matplotlib as mpl
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison import Comparison, FigureRow
 from telechat_kit.figures import Change, Figure
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart
+from telechat_kit.reports.extracts import markdown_rows
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.tables import styled
@@ -26,7 +29,7 @@ HOW_TO_READ = (
 def conditions_frame(found: Comparison) -> pd.DataFrame:
     """Every condition, those that differ first and marked."""
     rows = [
-        ("differs" if row.differs else "same", row.name, *(value or "not recorded" for value in row.values))
+        (row.verdict, row.name, *(value or "not recorded" for value in row.values))
         for row in found.conditions
     ]
     return pd.DataFrame(rows, columns=["", "condition", *_headings(found)])
@@ -78,8 +81,9 @@ def change_text(change: Change | None) -> str:
 def markdown(found: Comparison) -> str:
     """The comparison for a terminal or a pull request: differing conditions, then figures."""
     differing = conditions_frame(found).iloc[: len(found.differing), 1:]
-    same = len(found.conditions) - len(differing)
-    head = f"{len(differing)} conditions differ, {same} are the same."
+    counts = Counter(row.verdict for row in found.conditions)
+    head = f"{counts['differs']} conditions differ, {counts['same']} are the same"
+    head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
     parts = [f"## {' | '.join(_headings(found))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
     parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *found.alignment]
@@ -87,18 +91,10 @@ def markdown(found: Comparison) -> str:
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """A table in Markdown, its columns padded so that it also reads in a terminal."""
-    rows = [[_cell(text) for text in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
+    """A frame as a table in Markdown."""
+    return markdown_rows(
+        [[str(value) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    )
 
 
 @mpl.rc_context(STYLE)
@@ -119,12 +115,13 @@ def changes_chart(found: Comparison) -> Chart:
     axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
     axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
     seen = sum(bool(change and change.seen) for row in rows for change in row.changes)
-    axes.set_title(f"{seen} of {len(rows) * len(runs)} changes lie outside their interval of chance", pad=12)
+    axes.set_title(f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains", pad=12)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")
     return Chart(
@@ -145,24 +142,54 @@ def _draw(axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: st
 
 def write_comparison(found: Comparison, page: Path) -> Path:
     """Write the comparison as one self-contained page, whole or not at all."""
-    differing = ", ".join(row.name for row in found.differing)
+    names = ", ".join(row.name for row in found.differing)
+    conditions = conditions_frame(found)
+    apart = conditions[conditions[""] != "same"]
+    shown = [_table(styled(apart))] if len(apart) else []
     sections = [
         Section(
-            "Conditions",
-            f"These differ: {differing}." if differing else "No recorded condition differs.",
-            [_table(styled(conditions_frame(found)))],
+            "Conditions that differ",
+            f"These differ: {names}." if names else "No recorded condition differs.",
+            [*shown, _folded(conditions[conditions[""] == "same"])],
         ),
         Section("Figures", HOW_TO_READ, [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]),
     ]
     if found.alignment:
         sections.append(Section("Position by position", " ".join(found.alignment), []))
-    title = " against ".join(found.names)
-    verdict = (
-        f"{len(found.differing)} conditions differ."
-        if differing
+    title = " against ".join(_headings(found))
+    return write_text(
+        page, render_page("report.html.j2", title=title, verdict=verdict(found), sections=sections)
+    )
+
+
+def verdict(found: Comparison) -> str:
+    """One sentence: what differs, and which figures changed more than chance explains."""
+    apart = "; ".join(f"{row.name} {' / '.join(map(str, row.values))}" for row in found.differing[:4])
+    more = f" and {len(found.differing) - 4} more" if len(found.differing) > 4 else ""
+    seen = [
+        f"{row.shown.label} {change.ratio.value:.2f}x"
+        for row in found.figures
+        for change in row.changes
+        if change is not None and change.seen
+    ]
+    conditions = (
+        f"Conditions that differ: {apart}{more}."
+        if apart
         else "The runs were made under the same conditions."
     )
-    return write_text(page, render_page("report.html.j2", title=title, verdict=verdict, sections=sections))
+    figures = (
+        f"Changed more than chance explains: {', '.join(seen)}."
+        if seen
+        else "No figure changed more than chance explains."
+    )
+    return f"{conditions} {figures}"
+
+
+def _folded(same: pd.DataFrame) -> Markup:
+    table = _table(styled(same.iloc[:, 1:]))
+    return Markup("<details><summary>{} conditions are the same</summary>{}</details>").format(
+        len(same), table
+    )
 
 
 def _table(style: Styler) -> Markup:

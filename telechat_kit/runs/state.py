@@ -47,7 +47,7 @@ STEPS = (
     Step(
         "05_report",
         needs=("setup.json", "quantize.json", "precision.json", "performance.json"),
-        writes=("report.html",),
+        writes=("report.html", "report.md"),
     ),
 )
 

@@ -36,7 +36,7 @@ WRITES = {
     "02_quantize": ["quantize.json"],
     "03_precision": ["precision.json", "answers.jsonl", "infer_float.jsonl", "infer_w8a8.jsonl"],
     "04_performance": ["performance.json", "samples.jsonl"],
-    "05_report": ["report.html"],
+    "05_report": ["report.html", "report.md"],
 }
 
 
