@@ -7,6 +7,7 @@ import click
 import telechat_kit
 from telechat_kit.cli.results import compare, pack, verify
 from telechat_kit.cli.runs import html, params, run
+from telechat_kit.cli.sweeps import index, sweep
 from telechat_kit.cli.weights import export
 from telechat_kit.errors import KitError
 
@@ -21,7 +22,7 @@ def cli() -> None:
     """
 
 
-for command in (run, params, compare, verify, pack, html, export):
+for command in (run, sweep, params, compare, verify, pack, index, html, export):
     cli.add_command(command)
 
 
