@@ -26,7 +26,7 @@ from telechat_kit.runs.execution import run_profile
 from telechat_kit.runs.plan import Selection, find_step
 from telechat_kit.runs.profile import load_profile, notebook_path
 
-SAME, CHANGED, MISSING, NOTE = "same", "changed", "missing", "differs"
+SAME, CHANGED, LOST, NOTE = "same", "changed", "not readable", "differs"
 REPRODUCED, WITHIN, NOT, UNDECIDED = "reproduced", "within its interval", "not reproduced", "no interval"
 #: Sums in another order, by another number of threads say, move a figure by less than this
 RELATIVE_TOLERANCE = 1e-5
@@ -63,7 +63,7 @@ class Verification:
 
     @property
     def good(self) -> bool:
-        broken = [origin for origin in self.origins if origin.verdict in (CHANGED, MISSING)]
+        broken = [origin for origin in self.origins if origin.verdict in (CHANGED, LOST)]
         return not broken and not any(v.verdict == NOT and not v.recorded.timed for v in self.verdicts)
 
 
@@ -146,7 +146,7 @@ def _origin(name: str, recorded: str, compute: Callable[[], str], other: str = C
     try:
         found = compute()
     except (KitError, OSError) as error:
-        return Origin(name, _short(recorded), str(error), MISSING)
+        return Origin(name, _short(recorded), str(error), LOST)
     return Origin(name, _short(recorded), _short(found), SAME if found == recorded else other)
 
 
