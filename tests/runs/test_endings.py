@@ -22,9 +22,16 @@ SLOW = "04_performance"
 RECORDS = [name for step in STEPS for name in step.writes]
 
 
+def usual_signals() -> None:
+    """What a terminal gives a command, also where the tests were started with signals ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(root: Path, *arguments: str, **options: object) -> "subprocess.Popen[str]":
     """`telechat-kit run` in a process of its own."""
     command = [sys.executable, "-m", "telechat_kit", "run", "params/small.yaml", *arguments]
+    options.setdefault("preexec_fn", usual_signals)
     return subprocess.Popen(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )  # type: ignore[call-overload, no-any-return]
@@ -93,7 +100,10 @@ def test_killed_at_any_moment_a_rerun_completes_with_the_same_records(project: P
     moments = random.Random(victim)
     for _ in range(2):
         process = start(project, "--fresh")
-        time.sleep(moments.uniform(1.5, 8))
+        assert process.stderr is not None
+        for _ in range(moments.randint(1, 20)):  # of the lines that a whole run says
+            process.stderr.readline()
+        time.sleep(moments.uniform(0, 0.5))
         running = psutil.Process(process.pid) if process.poll() is None else None
         kernels = running.children() if running else []
         for target in kernels if victim == "kernel" else filter(None, [running]):
