@@ -53,6 +53,8 @@ def run_jobs(jobs: Sequence[Job], options: Sequence[str] = (), at_once: int = 1)
         ParameterError: a profile is wrong, or two of them write to the same place.
     """
     check_jobs(jobs, at_once)
+    if at_once > 1:
+        prepare_checkpoints(jobs)
     runner = _Runner(min(at_once, len(jobs)), options)
     with orderly_end(), runner.board, ThreadPoolExecutor(runner.at_once) as pool:
         try:
@@ -64,7 +66,7 @@ def run_jobs(jobs: Sequence[Job], options: Sequence[str] = (), at_once: int = 1)
 
 
 def check_jobs(jobs: Sequence[Job], at_once: int) -> None:
-    """Refuse jobs that would overwrite each other's results; make a checkpoint that several share beforehand."""
+    """Refuse jobs that would overwrite each other's results."""
     profiles = {job.label: job.load() for job in jobs}
     if len(profiles) < len(jobs):
         raise ParameterError("two profiles have the same name. Rename one of the files.")
@@ -72,9 +74,13 @@ def check_jobs(jobs: Sequence[Job], at_once: int) -> None:
     if at_once > 1:
         made = {label: profile.values.get("quant_path", "the default") for label, profile in profiles.items()}
         _refuse_shared("quant_path", made)
-        for profile in profiles.values():
-            if profile.values.get("embedded_model"):
-                prepare_checkpoint(profile.values["checkpoint_path"], profile.values["embedded_model"])
+
+
+def prepare_checkpoints(jobs: Sequence[Job]) -> None:
+    """Make the embedded models beforehand: runs at a time that share one would all make it."""
+    for values in (job.load().values for job in jobs):
+        if values.get("embedded_model") and values.get("checkpoint_path"):
+            prepare_checkpoint(values["checkpoint_path"], values["embedded_model"])
 
 
 def _refuse_shared(key: str, places: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
-from telechat_kit.runs.many import Job, check_jobs, run_jobs
+from telechat_kit.runs.many import Job, check_jobs, prepare_checkpoints, run_jobs
 from telechat_kit.runs.profile import load_profile
 
 #: What a run writes to: a sweep gives each run its own
@@ -120,6 +120,7 @@ def _run_on_ray(jobs: Sequence[Job], needed: Resources, options: Sequence[str]) 
     ray.init(ignore_reinit_error=True, log_to_driver=True)
     custom = {"NPU": needed.npus} if needed.npus else {}
     remote = ray.remote(_run_here).options(num_cpus=needed.cpus, num_gpus=needed.gpus, resources=custom)
+    prepare_checkpoints(jobs)
     root = str(project_root())
     codes = ray.get([remote.remote(job.command(options), root, needed.cpus) for job in jobs])
     return {job.label: code for job, code in zip(jobs, codes, strict=True)}
