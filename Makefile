@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint format notebooks lab clean
+.PHONY: help report test lint format notebooks lab npu-shapes clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,16 @@ notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quick
 
 lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+npu-shapes: build/npu-shapes/.installed  ## check our NPU operator calls with the real torch_npu (CPython 3.11, x86-64, gcc; no NPU needed)
+	build/npu-shapes/bin/python tests/npu_shapes.py build/npu-shapes/stubs
+
+build/npu-shapes/.installed: environment/npu-shapes.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "torch_npu is pinned for CPython 3.11; name one with: make PYTHON=python3.11 npu-shapes"; exit 1; }
+	$(PYTHON) -m venv build/npu-shapes
+	build/npu-shapes/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
 
 clean:  ## remove the environment and the caches; results and models stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from telechat_kit.errors import DataError, KitError
 
@@ -81,6 +84,41 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
+#: Names in a work folder that stand for the process at work in it
+LOCK, OWNER = "lock", "owner"
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the work folder `folder`, made if needed, while the context lasts.
+
+    The system gives the lock free when the process that holds it ends, however it ends: one that a dead process
+    left is taken over.
+
+    Raises:
+        KitError: another process is at work in it; the message names process and machine.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise KitError(
+                f"{_owner(folder)} is at work in {folder}. Wait until it is done, or give another target folder."
+            ) from error
+    try:
+        write_text(folder / OWNER, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    path = folder / OWNER
+    return path.read_text(encoding="utf-8") if path.is_file() else "another process"
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -111,13 +149,18 @@ def read_jsonl(path: Path, required: str) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing or empty, or a line is no JSON object with a text under `required`.
     """
+    return list(read_numbered_jsonl(path, required).values())
+
+
+def read_numbered_jsonl(path: Path, required: str) -> dict[int, dict[str, Any]]:
+    """The objects of `read_jsonl` by the numbers of their lines in the file, from 1."""
     if not path.is_file():
         raise DataError(f'{path} does not exist. Give a file of {{"{required}": "..."}} lines.')
-    rows = []
+    rows = {}
     # not str.splitlines(): it also cuts at separators that may stand inside a JSON text, such as U+2028
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
-            rows.append(_parse_line(line, path, number, required))
+            rows[number] = _parse_line(line, path, number, required)
     if not rows:
         raise DataError(f'{path} holds no lines. Give at least one {{"{required}": "..."}} line.')
     return rows

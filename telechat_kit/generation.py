@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from telechat_kit.backends import backend_for
+from telechat_kit.engine import EngineRun, engine_for
 from telechat_kit.errors import DataError
+from telechat_kit.memory import explained
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 
@@ -42,6 +44,31 @@ class PreallocatedCache:
     def crop(self, remove: int) -> None:
         """Forget the last `-remove` positions (negative, as in transformers)."""
         self.length += remove
+
+
+class NetworkRun:
+    """One sequence through the network's modules, on any device. `EngineRun` offers the same."""
+
+    def __init__(self, model: TelechatForCausalLM, capacity: int) -> None:
+        self.model = model
+        self.cache = PreallocatedCache(model.config, 1, capacity, like=model.get_input_embeddings().weight)
+
+    def best(self, ids: Sequence[int]) -> int:
+        """The id of the largest logit after `ids`, which follow those given before."""
+        return int(self.logits(ids).argmax())
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """All logits `[1, vocab]` after `ids`, which follow those given before."""
+        step = torch.tensor([ids], device=self.model.device)
+        return self.model(step, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+
+
+def start_run(model: TelechatForCausalLM, capacity: int) -> EngineRun | NetworkRun:
+    """The fastest run of `model` over up to `capacity` positions: the engine's where it has one and may go so far."""
+    engine = engine_for(model)
+    if engine is not None and engine.fits(capacity):
+        return engine.run(capacity)
+    return NetworkRun(model, capacity)
 
 
 @dataclass(frozen=True)
@@ -88,26 +115,45 @@ def generate(
 
     Raises:
         DataError: the prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory.
     """
     _check_prompt(model.config, prompt_ids, max_new_tokens)
-    backend, ids = backend_for(model.device.type), torch.tensor([prompt_ids], device=model.device)
-    weight = model.get_input_embeddings().weight
-    cache = PreallocatedCache(model.config, 1, len(prompt_ids) + max_new_tokens, like=weight)
+    case = f"input {len(prompt_ids)}, output {max_new_tokens} tokens"
+    with explained(case, backend_for(model.device.type)):
+        return _generate(model, prompt_ids, max_new_tokens, repetition_penalty, stop_ids, on_token)
+
+
+def _generate(
+    model: TelechatForCausalLM,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    repetition_penalty: float,
+    stop_ids: Sequence[int],
+    on_token: Callable[[int], None] | None,
+) -> Generation:
+    backend, run = backend_for(model.device.type), start_run(model, len(prompt_ids) + max_new_tokens)
     new_ids: list[int] = []
     times: list[float] = []
     backend.synchronize()
-    start, step = time.perf_counter(), ids
+    start, step = time.perf_counter(), list(prompt_ids)
     while len(new_ids) < max_new_tokens:
-        logits = model(step, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-        step = penalized(logits, ids, repetition_penalty).argmax(-1, keepdim=True)
-        ids = torch.cat([ids, step], dim=1)
-        new_ids.append(int(step))
+        token = _next_id(run, step, [*prompt_ids, *new_ids], repetition_penalty)
+        step = [token]
+        new_ids.append(token)
         times.append(time.perf_counter() - start)
         if on_token is not None:
-            on_token(new_ids[-1])
-        if new_ids[-1] in stop_ids:
+            on_token(token)
+        if token in stop_ids:
             break
     return Generation(len(prompt_ids), new_ids, times)
+
+
+def _next_id(run: EngineRun | NetworkRun, step: Sequence[int], seen: Sequence[int], penalty: float) -> int:
+    """The greedy choice after `step`, with the penalty on the ids `seen` so far."""
+    if penalty == 1.0:
+        return run.best(step)
+    logits = run.logits(step)
+    return int(penalized(logits, torch.tensor([seen], device=logits.device), penalty).argmax())
 
 
 def penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -115,8 +161,6 @@ def penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
     The rule of CTRL (Keskar et al. 2019) as transformers applies it: once per distinct id.
     """
-    if penalty == 1.0:
-        return logits
     seen = logits.gather(1, ids)
     return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
 

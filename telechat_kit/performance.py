@@ -8,6 +8,7 @@ from typing import Any
 
 from telechat_kit.backends import backend_for
 from telechat_kit.data import load_text
+from telechat_kit.engine import engine_for
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
 from telechat_kit.generation import Generation, generate
@@ -235,9 +236,14 @@ def _case(
 
 
 def model_size(name: str, model: TelechatForCausalLM) -> ModelSize:
-    """Bytes of a model's tensors, those read for one token, and those its cache grows by for one token."""
+    """Bytes of a model's tensors, those read for one token, and those its cache grows by for one token.
+
+    The last two are what the engine reads, where it runs the model: equal heads once, the head by its int8 copy.
+    """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     total = sum(tensor.nbytes for tensor in tensors.values())
+    if (engine := engine_for(model)) is not None:
+        return ModelSize(name, total, engine.read_bytes_per_token, engine.cache_bytes_per_position)
     embedding = model.get_input_embeddings().weight
     looked_up = 0 if model.config.tie_word_embeddings else embedding.nbytes
     per_position = 2 * model.config.n_layer * model.config.hidden_size * embedding.element_size()

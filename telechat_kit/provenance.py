@@ -14,11 +14,21 @@ import psutil
 import torch
 
 from telechat_kit.backends import backend_for
+from telechat_kit.errors import CheckpointError
 from telechat_kit.files import project_root, sha256
 from telechat_kit.model.checkpoint import weight_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
-_PACKAGES = ("telechat-kit", "torch", "transformers", "safetensors", "numpy", "papermill", "nbconvert")
+_PACKAGES = (
+    "telechat-kit",
+    "torch",
+    "torch_npu",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "papermill",
+    "nbconvert",
+)
 
 
 @dataclass(frozen=True)
@@ -34,17 +44,41 @@ class Conditions:
     code: str
     started: str
     hashes: dict[str, str] = field(default_factory=dict)
+    #: which operator of the device did what, where there is more than one way
+    operators: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """Name below the folder, size and SHA-256 of one file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FolderHashes:
+    """Every file of a folder, and the combined hashes that records carry; empty where there is nothing to hash.
+
+    `problem`: why the folder is no whole checkpoint, if it is none.
+    """
+
+    files: list[FileHash]
+    weights: str
+    tokenizer: str
+    problem: str
 
 
 def conditions(device: torch.device, **folders: Path) -> Conditions:
     """Conditions here and now on `device`, with the hashes of the weights and tokenizer of each named folder."""
-    hashes = {}
+    backend, hashes = backend_for(device.type), {}
     for name, folder in folders.items():
         hashes[f"{name}_weights"] = weights_hash(folder)
         hashes[f"{name}_tokenizer"] = tokenizer_hash(folder)
     return Conditions(
         device=device.type,
-        device_name=backend_for(device.type).device_name(),
+        device_name=backend.device_name(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.machine()}",
@@ -52,6 +86,7 @@ def conditions(device: torch.device, **folders: Path) -> Conditions:
         code=code_version(),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         hashes=hashes,
+        operators=backend.operators(),
     )
 
 
@@ -116,6 +151,18 @@ def edited_notebooks() -> list[str]:
     )
 
 
+def folder_hashes(folder: Path) -> FolderHashes:
+    """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    files = [FileHash(str(p.relative_to(folder)), p.stat().st_size, file_hash(p)) for p in paths]
+    try:
+        weights, problem = weights_hash(folder), ""
+    except CheckpointError as error:
+        weights, problem = "", str(error)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return FolderHashes(files, weights, tokenizer_hash(folder) if has_tokenizer else "", problem)
+
+
 def code_version() -> str:
     """The commit of the project, "+changes" if the tree differs; without git the hash of the package's files."""
     root = project_root()
@@ -128,8 +175,9 @@ def code_version() -> str:
 
 
 def code_hash() -> str:
-    """Hash of the package's Python files: what a step's result depends on besides its inputs."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    """Hash of the package's Python and C files: what a step's result depends on besides its inputs."""
+    folder = Path(__file__).parent
+    files = sorted(path for kind in ("*.py", "*.c") for path in folder.rglob(kind))
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
 
 

@@ -30,7 +30,7 @@ def record_path(run_folder: str | Path, schema: str) -> Path:
 
 def write_record(run_folder: str | Path, record: Record) -> Path:
     """Write a record into its run folder, whole or not at all. Infinite and missing numbers become null."""
-    return write_json(record_path(run_folder, record.schema), _finite(asdict(record)))
+    return write_json(record_path(run_folder, record.schema), finite(asdict(record)))
 
 
 def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:
@@ -70,9 +70,10 @@ def _remedy(found: Any, schema: str) -> str:
     return "Run the step again."
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with null for infinite and missing numbers, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

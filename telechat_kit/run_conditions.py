@@ -6,7 +6,7 @@ from typing import Any
 from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
-from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.quantization.streaming import Recipe
 from telechat_kit.run_data import RunData
 
 
@@ -19,7 +19,7 @@ def run_conditions(run: RunData) -> dict[str, str]:
     for record in reversed([record for record in records if record is not None]):
         found |= dict(_shared(record.conditions))
     if run.quantize is not None:
-        found |= dict(_recipe(run.quantize))
+        found |= dict(_recipe(run.quantize.recipe)) if run.quantize.recipe else {"level": "weights as given"}
     if run.precision is not None:
         found |= dict(_text(run.precision))
     if run.performance is not None:
@@ -39,8 +39,7 @@ def _shared(used: Conditions) -> Iterator[tuple[str, str]]:
     yield "code", used.code
 
 
-def _recipe(record: QuantizeRecord) -> Iterator[tuple[str, str]]:
-    used = record.recipe
+def _recipe(used: Recipe) -> Iterator[tuple[str, str]]:
     yield "level", used.level
     yield "outlier suppression", used.anti_outlier
     yield "activation range", str(used.act_method)

@@ -110,8 +110,8 @@ def _checkpoints(run: RunData) -> Iterator[Origin]:
 
 
 def _texts(run: RunData) -> Iterator[Origin]:
-    if run.quantize is not None:
-        used = run.quantize.recipe
+    used = run.quantize.recipe if run.quantize else None
+    if used is not None:
         yield _origin(
             "calibration text", used.calibration_sha256, lambda: load_text(used.calibration_source).sha256
         )

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help with examples, and wrong input told in one line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import telechat_kit
 from telechat_kit.cli import cli, main
+from telechat_kit.files import sha256
+from telechat_kit.provenance import tokenizer_hash, weights_hash
 from telechat_kit.runs.profile import all_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +69,9 @@ def test_the_version_is_that_of_the_package() -> None:
         (["run", TINY, "--only", "6"], 'no step is called "6". Steps: 01_setup, '),
         (["run", TINY, "--timeout", "4=soon"], '"soon" is no number of seconds above 0'),
         (["run", TINY, TINY], "two profiles have the same name"),
+        (["hash", "no/folder"], "folder no/folder does not exist. Correct the path."),
+        (["check", "--profile", "no.yaml"], "profile no.yaml does not exist. Profiles here: "),
+        (["check", "--device", "tpu"], 'device "tpu" is unknown. Use auto, or one of cpu, cuda, npu'),
         (["html", "no.ipynb"], "no.ipynb cannot be read as a notebook"),
     ],
 )
@@ -121,3 +127,30 @@ def test_html_turns_a_notebook_into_a_page(tmp_path: Path, page: str | None) -> 
     text = target.read_text(encoding="utf-8")
     assert "<title>The answer" in text
     assert "42" in text
+
+
+def test_hash_lists_every_file_and_the_hashes_that_records_carry(tiny_folder: Path) -> None:
+    shown = CliRunner().invoke(cli, ["hash", str(tiny_folder)])
+    assert shown.exit_code == 0
+    rows = {line.split()[-1]: line.split()[:-1] for line in shown.output.splitlines()}
+    for path in tiny_folder.iterdir():
+        assert rows[path.name] == [f"{path.stat().st_size:,}", sha256(path)]
+    assert rows[weights_hash(tiny_folder)] == ["weights"]
+    assert rows[tokenizer_hash(tiny_folder)] == ["tokenizer"]
+
+
+def test_hash_in_json_holds_the_same(tiny_folder: Path) -> None:
+    report = json.loads(CliRunner().invoke(cli, ["hash", str(tiny_folder), "--json"]).output)
+    assert set(report) == {"schema", "files", "weights", "tokenizer", "problem"}
+    assert report["weights"] == weights_hash(tiny_folder)
+    assert {file["name"] for file in report["files"]} == {path.name for path in tiny_folder.iterdir()}
+    assert all(set(file) == {"name", "bytes", "sha256"} for file in report["files"])
+
+
+def test_hash_says_why_a_folder_has_no_hash_of_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    shown = CliRunner().invoke(cli, ["hash", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "no whole checkpoint: " in shown.output
+    assert "holds no weights" in shown.output
+    assert "no tokenizer files" in shown.output

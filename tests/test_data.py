@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from telechat_kit.data import PYDOC_TOPICS, Block, Text, load_text, token_blocks
+from telechat_kit.data import PYDOC_TOPICS, Block, Text, line_ranges, line_samples, load_text, token_blocks
 from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.generation import chat_ids
 from telechat_kit.model.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()  # one token a byte
@@ -127,3 +128,86 @@ def test_a_missing_text_says_what_can_be_given(tmp_path: Path) -> None:
 def test_a_folder_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a folder. Give a text or \.jsonl file"):
         load_text(str(tmp_path))
+
+
+LINES = Text("lines.jsonl", ("first", "二", "the third line", "d", "fifth"), (1, 2, 4, 5, 8))
+
+
+def numbers(lines: str, count: int = 2, seed: int = 0) -> list[int]:
+    found = line_samples(TOKENIZER, LINES, lines, chat=False, tokens=100, count=count, seed=seed)
+    return [line.number for line in found]
+
+
+def test_every_line_is_a_sample_of_its_own_length() -> None:
+    found = line_samples(TOKENIZER, LINES, "all", chat=False, tokens=100, count=0, seed=0)
+    assert [TOKENIZER.decode(line.ids) for line in found] == list(LINES.lines)
+    assert [line.number for line in found] == [1, 2, 4, 5, 8]
+    assert [line.length for line in found] == [5, 3, 14, 1, 5]
+
+
+def test_lines_come_as_questions_in_the_chat_format_on_request() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<_user>{{ m.content }}<_bot>{% endfor %}"
+    (line,) = line_samples(tokenizer, LINES, "4", chat=True, tokens=100, count=0, seed=0)
+    assert list(line.ids) == chat_ids(tokenizer, "the third line")
+    assert tokenizer.decode(line.ids) == "<_user>the third line<_bot>"
+
+
+def test_lines_are_drawn_by_seed_without_repeats() -> None:
+    assert numbers("seed", 5) == numbers("seed", 5)
+    assert sorted(numbers("seed", 5)) == [1, 2, 4, 5, 8]
+    assert {number for seed in range(60) for number in numbers("seed", 1, seed)} == {1, 2, 4, 5, 8}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"), [("4", [4]), ("8,1", [8, 1]), ("1-2, 4 - 5", [1, 2, 4, 5]), ("2,1-2", [2, 1])]
+)
+def test_lines_are_given_by_their_numbers_in_the_file(lines: str, expected: list[int]) -> None:
+    assert numbers(lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "message"),
+    [
+        ("every", ParameterError, 'calibration_lines "every" is unknown'),
+        ("1,,2", ParameterError, 'unknown at ""'),
+        ("4-2", ParameterError, 'unknown at "4-2"'),
+        ("7", DataError, r"lines\.jsonl, line 7 is empty"),
+        ("1-999999999999", DataError, r"lines\.jsonl ends with line 8, calibration_lines asks for line 9"),
+        ("0", DataError, "line 0 is empty"),
+    ],
+)
+def test_lines_that_are_not_there_are_named(lines: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        numbers(lines)
+
+
+def test_more_lines_than_there_are_say_how_many_there_are() -> None:
+    with pytest.raises(DataError, match=r"lines\.jsonl has 5 lines, 6 are asked for"):
+        numbers("seed", 6)
+
+
+def test_a_plain_text_has_no_lines_to_choose_from() -> None:
+    with pytest.raises(ParameterError, match=r"a text is one text .* \.jsonl file"):
+        line_samples(TOKENIZER, TEXT, "all", chat=False, tokens=9, count=1, seed=0)
+
+
+def test_a_line_that_is_too_long_is_cut_and_says_how_long_it_was() -> None:
+    (line,) = line_samples(TOKENIZER, LINES, "4", chat=False, tokens=9, count=0, seed=0)
+    assert (TOKENIZER.decode(line.ids), line.length) == ("the third", 14)
+
+
+def test_the_numbers_of_lines_count_blank_ones(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.jsonl"
+    path.write_text('\n{"input": "a"}\n  \n{"input": "b"}\n', encoding="utf-8")
+    assert load_text(str(path)).numbers == (2, 4)
+
+
+@pytest.mark.parametrize("chosen", [[1], [4], [8], [2, 4], [1, 8], [1, 2, 4, 5, 8]])
+def test_ranges_of_lines_cover_them_in_the_joined_text(chosen: list[int]) -> None:
+    ids = TOKENIZER("\n".join(LINES.lines))["input_ids"]
+    ranges = line_ranges(TOKENIZER, LINES, chosen)
+    outside = [i for i in range(len(ids)) if not any(low <= i < high for low, high in ranges)]
+    left = TOKENIZER.decode([ids[i] for i in outside])
+    for number, line in zip(LINES.numbers, LINES.lines, strict=True):
+        assert (line in left) == (number not in chosen)

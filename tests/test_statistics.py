@@ -1,5 +1,6 @@
 """Intervals against tables, order statistics counted by hand, and simulation."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 
 from telechat_kit.errors import DataError
-from telechat_kit.statistics import Estimate, bootstrap, median
+from telechat_kit.statistics import (
+    Estimate,
+    bootstrap,
+    median,
+    paired_difference,
+    quantile,
+    share,
+    student_quantile,
+)
 
 
 # Ranks and coverages as in tables of the sign test (Conover 1999, table A3), 95 % or the next above
@@ -79,18 +88,114 @@ def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_law() -> None:
     estimate = bootstrap(rows, lambda mean: mean[..., 0])
     half_width = 1.96 * rows.std() / 20
     assert estimate.value == pytest.approx(rows.mean())
-    assert estimate.low == pytest.approx(rows.mean() - half_width, abs=0.02)
-    assert estimate.high == pytest.approx(rows.mean() + half_width, abs=0.02)
+    assert estimate.low == pytest.approx(rows.mean() - half_width, abs=0.03)
+    assert estimate.high == pytest.approx(rows.mean() + half_width, abs=0.03)
     assert estimate.coverage == 0.95
 
 
-def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(7)
-    samples = generator.normal(1.0, 0.2, size=(300, 40, 1))
-    truth = np.e
-    estimates = [bootstrap(rows, lambda mean: np.exp(mean[..., 0]), draws=400) for rows in samples]
-    share = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
-    assert 0.89 <= share <= 0.98
+def positive(generator: np.random.Generator) -> np.ndarray:
+    """Mean divergences of 16 sequences: positive and skewed."""
+    return generator.lognormal(0.0, 0.3, size=(16, 1))
+
+
+def losses(generator: np.random.Generator) -> np.ndarray:
+    """Mean losses of two models over 16 sequences: far apart between sequences, near each other within one."""
+    first = generator.normal(2.8, 0.35, size=16)
+    return np.stack([first, first + generator.gamma(2, 0.01, size=16)], axis=1)
+
+
+def shares(generator: np.random.Generator) -> np.ndarray:
+    """Shares of 511 positions in 16 sequences."""
+    return (generator.binomial(511, generator.beta(90, 10, size=16)) / 511)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("sample", "figure", "truth"),
+    [
+        (positive, lambda mean: mean[..., 0], np.exp(0.045)),
+        (losses, lambda mean: mean[..., 0], 2.8),
+        (losses, lambda mean: mean[..., 1] - mean[..., 0], 0.02),
+        (shares, lambda mean: mean[..., 0], 0.9),
+    ],
+)
+def test_the_bootstrap_interval_covers_the_truth_in_93_to_97_of_100_evaluations(
+    sample: Callable[[np.random.Generator], np.ndarray],
+    figure: Callable[[np.ndarray], np.ndarray],
+    truth: float,
+) -> None:
+    """500 evaluations of 16 sequences; the plain percentile interval covers 90 to 92 of 100."""
+    generator = np.random.default_rng(11)
+    estimates = [bootstrap(sample(generator), figure, draws=400, seed=i) for i in range(500)]
+    assert 0.93 <= np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]) <= 0.97
+
+
+def grouped(generator: np.random.Generator) -> list[np.ndarray]:
+    """Divergences of 16 sequences of 511 positions; the scale differs from sequence to sequence."""
+    return [generator.exponential(generator.lognormal(0, 0.2), size=511) ** 1.5 for _ in range(16)]
+
+
+def test_the_interval_of_a_quantile_covers_the_truth() -> None:
+    generator = np.random.default_rng(3)
+    truth = np.quantile(np.concatenate([np.concatenate(grouped(generator)) for _ in range(500)]), 0.9)
+    estimates = [quantile(grouped(generator), 0.9, log=True, draws=100) for _ in range(200)]
+    assert 0.91 <= np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]) <= 0.99
+
+
+def test_a_quantile_is_that_of_all_positions_and_known_only_with_enough_of_them_beyond() -> None:
+    groups = grouped(np.random.default_rng(0))
+    values = np.concatenate(groups)
+    known, unknown = quantile(groups, 0.99), quantile(groups, 0.999)
+    assert known.value == np.quantile(values, 0.99)
+    assert known.low < known.value < known.high
+    assert known.coverage == 0.95
+    assert (unknown.low, unknown.high, unknown.coverage) == (unknown.value, unknown.value, 0.0)
+
+
+def test_one_sequence_gives_no_interval() -> None:
+    assert bootstrap(np.array([[3.0]]), lambda mean: mean[..., 0]) == Estimate(3.0, 3.0, 3.0, 0.0)
+    assert quantile([np.arange(1000.0)], 0.5).coverage == 0.0
+
+
+def test_a_single_row_that_stands_out_makes_the_interval_wide_on_its_side() -> None:
+    found = bootstrap(np.array([[0.0]] * 7 + [[1.0]]), lambda mean: mean[..., 0])
+    assert found.low <= 0.0 < found.value < 2 * found.value < found.high
+
+
+# table I of Wilson's interval in Newcombe 1998 (two-sided 95 %)
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_a_share_has_wilsons_interval(successes: int, count: int, low: float, high: float) -> None:
+    estimate = share(successes, count)
+    assert estimate.value == successes / count
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_paired_difference_covers_the_truth() -> None:
+    """Both models fail or succeed together on most questions: that is what pairing is for."""
+    generator, hits, widths = np.random.default_rng(5), 0, []
+    for _ in range(500):
+        first = generator.random(200) < 0.4
+        second = np.where(generator.random(200) < 0.1, generator.random(200) < 0.2, first)
+        estimate = paired_difference(first.tolist(), second.tolist())
+        hits += estimate.low <= -0.02 <= estimate.high
+        widths.append(estimate.high - estimate.low)
+    assert 0.93 <= hits / 500 <= 0.99
+    assert np.median(widths) < 0.12  # of two samples of their own it would be 0.19
+
+
+def test_equal_answers_do_not_prove_equal_models() -> None:
+    """With no answer changed, the score interval is +- z^2 / (n + z^2) (Tango 1998)."""
+    estimate = paired_difference([True, False] * 20, [True, False] * 20)
+    limit = 1.96**2 / (40 + 1.96**2)
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((-limit, 0.0, limit), abs=1e-4)
+    assert paired_difference([True] * 3, [False] * 3).value == -1.0
+
+
+@pytest.mark.parametrize(("degrees", "quantile_97_5"), [(1, 12.706), (3, 3.182), (15, 2.131), (120, 1.980)])
+def test_students_law_is_that_of_the_tables(degrees: int, quantile_97_5: float) -> None:
+    assert student_quantile(degrees) == pytest.approx(quantile_97_5, abs=6e-4)
 
 
 def test_the_bootstrap_draws_whole_rows() -> None:

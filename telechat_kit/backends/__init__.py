@@ -1,12 +1,13 @@
 """What differs between devices, one module each, behind one small interface; nothing else branches on devices."""
 
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from telechat_kit.backends import cpu
+from telechat_kit.backends import cpu, cuda, npu
 from telechat_kit.errors import DeviceError
 
 DEVICES = ("cpu", "cuda", "npu")
@@ -17,22 +18,38 @@ class Backend(Protocol):
 
     name: str
 
+    def device_count(self) -> int: ...
+    def open_device(self, index: int) -> None: ...
+    def choose_dtype(self, asked: torch.dtype | None, stored: torch.dtype | None) -> torch.dtype: ...
+
+    def prepare_linear(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a W8A8 linear on the device, in the form and under the names that `int8_linear` takes."""
+        ...
+
+    def prepare_float_linear(self, linear: nn.Linear) -> None: ...
+    def restore_linear(self, tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+        """What `prepare_linear` was given, from what it gave, for a weight `[out, size]`."""
+        ...
+
     def quantize(self, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor: ...
     def accumulate(self, x_q: Tensor, weight: Tensor) -> Tensor: ...
-    def int8_linear(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        input_scale: Tensor,
-        input_offset: Tensor,
-        quant_bias: Tensor,
-        deq_scale: Tensor,
+
+    #: x, then what `prepare_linear` gave
+    int8_linear: Callable[..., Tensor]
+
+    def quantize_per_token(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+    def dynamic_int8_linear(
+        self, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
     ) -> Tensor: ...
+    def float_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    def silu_product(self, gate: Tensor, up: Tensor) -> Tensor: ...
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor: ...
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor: ...
+    def operators(self) -> dict[str, str]: ...
     def synchronize(self) -> None: ...
     def peak_memory_bytes(self) -> int: ...
+    def free_memory_bytes(self) -> int: ...
     def device_name(self) -> str: ...
     def read_bandwidth(self) -> tuple[float, str]: ...
 
@@ -42,26 +59,39 @@ def backend_for(device_type: str) -> Backend:
     """The backend that serves tensors of `device_type` ("cpu", ...)."""
     if device_type in ("cpu", "meta"):
         return cpu
-    raise DeviceError(f'this version of the kit has no backend for "{device_type}". Use device: cpu.')
+    if device_type == "cuda":
+        return cuda
+    if device_type == "npu":
+        return npu
+    raise DeviceError(f'the kit has no backend for "{device_type}". Use one of {", ".join(DEVICES)}.')
 
 
 def resolve_device(device: str) -> torch.device:
     """The torch device meant by a profile's `device`: "auto", "cpu", or a device that is really there.
 
     Raises:
-        DeviceError: the name is unknown, or no such device is present.
+        DeviceError: the name is unknown, its software does not work, or no such device is present.
     """
     kind, _, index = device.partition(":")
     if device == "auto" or kind == "cpu":
         return torch.device("cpu")
-    if kind not in DEVICES:
-        raise DeviceError(f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}.')
-    module = getattr(torch, kind, None)
-    count = module.device_count() if module is not None and module.is_available() else 0
-    if (index and not index.isdigit()) or int(index or 0) >= count:
+    if kind not in DEVICES or (index and not index.isdigit()):
         raise DeviceError(
-            f'device "{device}" asked for, but torch sees {count} {kind} device(s) here. '
-            "Use device: auto, or install the driver and the torch build of that device."
+            f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with a number as in {DEVICES[-1]}:0.'
         )
-    backend_for(kind)
-    return torch.device(device)
+    backend, number = backend_for(kind), int(index or 0)
+    try:
+        count = backend.device_count()
+        if number >= count:
+            raise DeviceError(f"torch sees {count} {kind} device(s) here. {_advice(kind, count)}")
+        backend.open_device(number)
+    except DeviceError as error:
+        raise DeviceError(f'device "{device}" asked for, but {error}') from error
+    return torch.device(kind, number)
+
+
+def _advice(kind: str, count: int) -> str:
+    if count:
+        return f"Numbers begin at 0: use {kind}:0 to {kind}:{count - 1}, or make more devices visible."
+    tool = {"cuda": "nvidia-smi", "npu": "npu-smi info"}[kind]
+    return f"Use device: auto, or install driver and torch build so that {tool} and torch see the device."

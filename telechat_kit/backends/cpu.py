@@ -1,31 +1,84 @@
-"""The CPU backend: true int8 products through torch's own kernels, on x86-64 and aarch64 alike."""
+"""The CPU backend: true int8 products through compiled kernels or, without a compiler, torch's own.
+
+Both are exact, on x86-64 and aarch64 alike.
+"""
 
 import platform
 import resource
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from telechat_kit.backends.plain import attention, quantize, rms_norm, rotate
+from telechat_kit.backends import plain
+from telechat_kit.backends.cpu_kernels import operators as compiled
+from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
+from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
+from telechat_kit.backends.plain import measured_bandwidth, quantize, quantize_per_token, rotate
 
 __all__ = [
     "accumulate",
     "attention",
+    "choose_dtype",
+    "device_count",
     "device_name",
+    "dynamic_int8_linear",
+    "float_linear",
+    "free_memory_bytes",
     "int8_linear",
     "name",
+    "open_device",
+    "operators",
     "peak_memory_bytes",
+    "prepare_float_linear",
+    "prepare_linear",
     "quantize",
+    "quantize_per_token",
     "read_bandwidth",
+    "restore_linear",
     "rms_norm",
     "rotate",
+    "silu_product",
     "synchronize",
 ]
 
 name = "cpu"
+
+
+def device_count() -> int:
+    """One: all cores together are the device "cpu"."""
+    return 1
+
+
+def open_device(index: int) -> None:
+    """Nothing to open."""
+
+
+def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:
+    """The dtype of a model's float tensors: `asked`, else float32, the dtype that processors are fast in."""
+    del stored
+    return asked or torch.float32
+
+
+def prepare_float_linear(linear: nn.Linear) -> None:
+    """Float weights are used as they are."""
+
+
+def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the weight in the kernels' panels, where there are kernels."""
+    if library() is None or tensors["weight"].ndim == 4:
+        return dict(tensors)
+    return pack_linear(tensors, activation_shift())
+
+
+def restore_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+    """The tensors with the weight `[out, size]` and the bias as on disk."""
+    if tensors["weight"].ndim == 2:
+        return dict(tensors)
+    return unpack_linear(tensors, out, size, activation_shift())
 
 
 def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
@@ -41,10 +94,58 @@ def int8_linear(
     quant_bias: Tensor,
     deq_scale: Tensor,
 ) -> Tensor:
-    """W8A8 linear of `x [..., K]`, `weight [N, K]` int8: the integer product of `accumulate`, scaled to `[..., N]`."""
-    x_q = quantize(x, input_scale, input_offset).reshape(-1, weight.shape[1])
-    scaled = accumulate(x_q, weight).add_(quant_bias).float().mul_(deq_scale)
-    return scaled.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+    """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels: integer product, scaled, `[..., N]`."""
+    if weight.ndim == 4:
+        return compiled.int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
+    x_q = quantize(x, input_scale, input_offset)
+    return plain.scaled_product(x_q, weight, quant_bias, deq_scale, x.dtype, accumulate)
+
+
+def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
+    return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Float linear of a W8A8 model, `x [..., K]`, `weight [N, K]`."""
+    if _compiled(x):
+        return compiled.float_linear(x, weight, bias)
+    return plain.float_linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMS norm of the last axis."""
+    if _compiled(x):
+        return compiled.rms_norm(x, weight, epsilon)
+    return plain.rms_norm(x, weight, epsilon)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`."""
+    return compiled.silu_product(gate, up) if _compiled(gate) else plain.silu_product(gate, up)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of `query [B, heads, T, d]` over `key` and `value [B, heads, S, d]`, as in `plain`."""
+    if _compiled(query) and compiled.can_attend(query, key, mask):
+        return compiled.attention(query, key, value)
+    return plain.attention(query, key, value, mask)
+
+
+def _compiled(x: Tensor) -> bool:
+    """Whether the kernels take `x`: they know no gradients, and no dtype but float32."""
+    return (
+        x.dtype == torch.float32
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and library() is not None
+    )
+
+
+def operators() -> dict[str, str]:
+    """Which operator does each verb that has more than one way."""
+    if library() is None:
+        return {"attention": "scaled_dot_product_attention", "int8_linear": f"torch._int_mm: {description()}"}
+    return {"attention": description(), "int8_linear": description()}
 
 
 def synchronize() -> None:
@@ -57,6 +158,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory_bytes() -> int:
+    """Memory that programs can still get without the machine starting to swap."""
+    return psutil.virtual_memory().available
+
+
 def device_name() -> str:
     """Model name of the processor and the number of threads that torch uses."""
     return f"{_processor()} ({torch.get_num_threads()} threads)"
@@ -64,14 +170,7 @@ def device_name() -> str:
 
 def read_bandwidth() -> tuple[float, str]:
     """Bytes read per second by all threads, and that it was measured: the best of five passes over 512 MB."""
-    data = torch.ones(1 << 26, dtype=torch.int64)
-    data.sum()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        data.sum()
-        seconds.append(time.perf_counter() - start)
-    return data.nbytes / min(seconds), "measured"
+    return measured_bandwidth(torch.device("cpu"), synchronize), "measured"
 
 
 def _processor() -> str:

@@ -1,14 +1,30 @@
 """The operations of a backend in plain torch: right on every device, replaced where a device has a faster exact form."""
 
+import time
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+#: Products of int8 values are at most 2^14: so many of them add up exactly in the 24 bits of a float32 mantissa
+EXACT_TERMS = 2**24 // 2**14
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMS norm of the last axis, `x [..., H]`: normalized in float32, cast to the dtype of `x`, then weighted."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, the heart of SwiGLU."""
+    return functional.silu(gate) * up
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x . weight^T + bias` of a linear that a W8A8 model keeps in float."""
+    return functional.linear(x, weight, bias)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -30,6 +46,85 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
 
 
+def attention_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """`attention` without torch's fused operator, which not every device has; softmax in float32."""
+    scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()
+    if mask is None and (length := query.shape[2]) > 1:
+        hidden = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(hidden, torch.finfo(torch.float32).min)
+    if mask is not None:
+        # the lowest value of the mask's dtype may not be low enough beside float32 scores
+        scores = scores.masked_fill(mask < 0, torch.finfo(torch.float32).min)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
 def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """`clamp(round(x / scale) + offset, -128, 127)` as int8; `scale`, `offset` of one element, half to even."""
     return x.float().div(scale).round_().add_(offset).clamp_(-128, 127).to(torch.int8)
+
+
+def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 form `[..., K]` of `x [..., K]` and the float32 scale `[..., 1]` of each token: `max|x| / 127`, symmetric.
+
+    A token of zeros has scale 0 and zeros. The scale of a token that is not finite is not finite either, so that
+    nothing computed from it looks like a result.
+    """
+    wide = x.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True) / 127
+    divisor = torch.where(scale > 0, scale, 1)
+    return wide.div(divisor).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def dynamic_product(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    accumulate: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """W8A8 linear `[..., N]` of `x [..., K]`, quantized token by token, with a device's exact product `accumulate`."""
+    x_q, x_scale = quantize_per_token(x.reshape(-1, weight.shape[1]))
+    y = accumulate(x_q, weight).float().mul_(x_scale).mul_(weight_scale)
+    if bias is not None:
+        y.add_(bias)
+    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+
+def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
+    """`x_q [M, K]` int8 times `weight [N, K]` int8, transposed: the exact int32 products `[M, N]`.
+
+    In float32, so many terms at a time as float32 adds exactly: for devices without an int8 product.
+    """
+    parts = zip(x_q.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True)
+    return sum((x.float() @ w.float().t()).to(torch.int32) for x, w in parts)
+
+
+def scaled_product(
+    x_q: Tensor,
+    weight: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    dtype: torch.dtype,
+    accumulate: Callable[[Tensor, Tensor], Tensor] = accumulate,
+) -> Tensor:
+    """`(x_q . weight^T + quant_bias) * deq_scale` of `x_q [..., K]` and `weight [N, K]`: `[..., N]` in `dtype`.
+
+    `accumulate` is a device's exact product.
+    """
+    rows = accumulate(x_q.reshape(-1, weight.shape[1]), weight)
+    scaled = rows.add_(quant_bias).float().mul_(deq_scale)
+    return scaled.to(dtype).view(*x_q.shape[:-1], weight.shape[0])
+
+
+def measured_bandwidth(device: torch.device, synchronize: Callable[[], None]) -> float:
+    """Bytes that `device` reads per second: the best of five passes over 512 MB."""
+    data = torch.ones(1 << 26, dtype=torch.int64, device=device)
+    data.sum()
+    seconds = []
+    for _ in range(5):
+        synchronize()
+        start = time.perf_counter()
+        data.sum()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return data.nbytes / min(seconds)

@@ -5,6 +5,7 @@ import sys
 import click
 
 import telechat_kit
+from telechat_kit.cli.environment import check, hash_folder
 from telechat_kit.cli.results import compare, pack, verify
 from telechat_kit.cli.runs import html, params, run
 from telechat_kit.cli.sweeps import index, sweep
@@ -22,7 +23,7 @@ def cli() -> None:
     """
 
 
-for command in (run, sweep, params, compare, verify, pack, index, html, export):
+for command in (run, sweep, params, compare, verify, pack, index, html, export, check, hash_folder):
     cli.add_command(command)
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import GenerationConfig
 
-from telechat_kit.backends import resolve_device
+from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import resolve
+from telechat_kit.memory import explained, require_room
 from telechat_kit.model.compressed_tensors import read_compressed
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import (
@@ -23,6 +25,7 @@ from telechat_kit.model.folder import (
     weight_files,
     weights_format,
 )
+from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, read_described, stored_name
@@ -35,7 +38,9 @@ __all__ = [
     "is_w8a8",
     "linear_names",
     "load_model",
+    "needed_model_path",
     "origin",
+    "prepare",
     "read_config",
     "read_w8a8",
     "stored_name",
@@ -57,22 +62,40 @@ def load_model(
         folder: an official checkpoint, the demo model, or a quantized folder: the kit's and msModelSlim's
             safetensors (either description), msModelSlim's `.npy` dictionaries, compressed-tensors.
         device: "auto", "cpu", or a device that is present.
-        dtype: of the float tensors; None takes float32 on the CPU and the checkpoint's own elsewhere. Int8
-            weights stay int8.
+        dtype: of the float tensors; None takes float32 on the CPU and a half precision elsewhere, the
+            checkpoint's own if the device has it. Int8 weights stay int8.
         model_path: the float folder after outlier suppression that belongs to `.npy` dictionaries (scenario
             two); for other quantized folders, where to find config.json if they have none.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
     """
     folder, target = resolve(folder), resolve_device(device)
     beside = config_folder(folder, None if model_path is None else resolve(model_path))
     config = read_config(beside)
-    if dtype is None:
-        dtype = torch.float32 if target.type == "cpu" else config.dtype or torch.float16
-    model = _load_w8a8(folder, beside, config, dtype) if is_w8a8(folder) else _load_float(folder, dtype)
-    return model.to(target).eval()
+    dtype = backend_for(target.type).choose_dtype(dtype, config.dtype)
+    quantized = is_w8a8(folder)
+    require_room(config, quantized, dtype, target)
+    model = _load_w8a8(folder, beside, config, dtype) if quantized else _load_float(folder, dtype)
+    with explained(f"loading {folder}", backend_for(target.type)):
+        model = model.to(target).eval()
+        prepare(model)
+    return model
+
+
+def prepare(model: TelechatForCausalLM) -> None:
+    """Bring the weights of `model`, which lies on its device, into the form that the device multiplies with.
+
+    The head keeps its own: it may be tied to the embedding, whose rows are looked up.
+    """
+    backend = backend_for(model.device.type)
+    for name in linear_names(model):
+        linear = model.get_submodule(name)
+        if isinstance(linear, W8A8Linear):
+            linear.prepare()
+        elif isinstance(linear, nn.Linear):
+            backend.prepare_float_linear(linear)
 
 
 def config_folder(folder: Path, model_path: Path | None) -> Path:
@@ -92,6 +115,14 @@ def config_folder(folder: Path, model_path: Path | None) -> Path:
     raise CheckpointError(
         f"{folder} holds .npy dictionaries only. Give the float folder after outlier suppression as model_path."
     )
+
+
+def needed_model_path(folder: Path, model_path: Path) -> Path | None:
+    """`model_path` if the weights in `folder` cannot be loaded without it: `.npy` dictionaries, or no config.json."""
+    if not folder.is_dir():
+        return None
+    alone = (folder / "config.json").is_file() and weights_format(folder) != "numpy"
+    return None if alone else model_path
 
 
 def read_w8a8(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> W8A8Weights:

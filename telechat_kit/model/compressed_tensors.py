@@ -4,6 +4,7 @@ A linear has `weight` int8 `[out, in]`, `weight_scale` `[out, 1]`, `input_scale`
 and its float `bias`. The input is `clamp(round(x / scale + zero_point), -128, 127)`, so the zero point is
 msModelSlim's input_offset (github.com/neuralmagic/compressed-tensors, quantization/lifecycle/forward.py).
 `quant_bias` and `deq_scale` are computed again; where that gives other bits they are stored as extra tensors.
+With dynamic activations (strategy "token", symmetric) there are `weight`, `weight_scale` and `bias` only.
 """
 
 import re
@@ -29,15 +30,17 @@ from telechat_kit.model.w8a8 import W8A8Weights, linear_names, stored_name
 _COMMON = {"num_bits": 8, "type": "int", "dynamic": False}
 _WEIGHTS = {**_COMMON, "strategy": "channel", "symmetric": True}
 _INPUTS = {**_COMMON, "strategy": "tensor", "symmetric": False}
+_DYNAMIC_INPUTS = {**_COMMON, "dynamic": True, "strategy": "token", "symmetric": True}
 
 
-def quantization_config(ignore: list[str]) -> dict[str, Any]:
+def quantization_config(ignore: list[str], dynamic: bool = False) -> dict[str, Any]:
     """`quantization_config` of config.json; `ignore` are the modules that stay in float."""
     detail = {"group_size": None, "actorder": None, "block_structure": None, "observer": "minmax"}
+    inputs = {**_DYNAMIC_INPUTS, **detail, "observer": None} if dynamic else {**_INPUTS, **detail}
     group = {
         "targets": ["Linear"],
         "weights": {**_WEIGHTS, **detail},
-        "input_activations": {**_INPUTS, **detail},
+        "input_activations": inputs,
         "output_activations": None,
     }
     return {
@@ -54,16 +57,20 @@ def read_compressed(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
     """The weights of an `int-quantized` folder, with msModelSlim's tensors computed for its linears."""
     path = folder / "config.json"
     config = read_object(path)["quantization_config"]
-    _check_scheme(path, config)
+    dynamic = _is_dynamic(path, config)
     first = weight_files(folder)[0]
     tensors = {stored_name(name, model.config): value for name, value in load_tensors(folder).items()}
     quantized = [
         name for name in linear_names(model) if not _ignored(name, config.get("ignore") or [], model)
     ]
-    weights = W8A8Weights(tensors, frozenset(stored_name(name, model.config) for name in quantized), first)
-    for name in sorted(weights.linears):
-        tensors |= _runtime_tensors(name, weights, _check_shapes(name, weights, model))
-        tensors.pop(f"{name}.input_zero_point")
+    linears = frozenset(stored_name(name, model.config) for name in quantized)
+    weights = W8A8Weights(tensors, linears, first, linears if dynamic else frozenset())
+    for name in sorted(linears):
+        if dynamic:
+            tensors[f"{name}.weight_offset"] = torch.zeros_like(weights.tensor(f"{name}.weight_scale"))
+        else:
+            tensors |= _runtime_tensors(name, weights, _check_shapes(name, weights, model))
+            tensors.pop(f"{name}.input_zero_point")
     return weights
 
 
@@ -77,6 +84,11 @@ def compressed_tensors(name: str, packed: Mapping[str, Tensor]) -> dict[str, Ten
         if not _same(value, packed[part]):
             result[f"{name}.{part}"] = packed[part]
     return result
+
+
+def dynamic_tensors(name: str, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the linear `name` with dynamic activations: the format finds the input's scales while it runs."""
+    return {f"{name}.{part}": packed[part] for part in ("weight", "weight_scale", "bias") if part in packed}
 
 
 def computed(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,20 +111,35 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _check_scheme(path: Path, config: Mapping[str, Any]) -> None:
+def _is_dynamic(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether activations are quantized token by token. Other schemes than the kit's two are refused."""
     method, form = config.get("quant_method"), config.get("format")
     if (method, form) != ("compressed-tensors", "int-quantized"):
         raise CheckpointError(
             f'{path}: quantization "{method}", format "{form}" cannot be read, only compressed-tensors int-quantized.'
         )
-    for name, group in config.get("config_groups", {}).items():
-        for part, expected in (("weights", _WEIGHTS), ("input_activations", _INPUTS)):
-            given = group.get(part) or {}
-            for key, value in expected.items():
-                if given.get(key, _COMMON.get(key)) != value:
-                    raise CheckpointError(
-                        f"{path}: {part} of {name} has {key} {given.get(key)!r}, only {value!r} can be read."
-                    )
+    groups = config.get("config_groups", {})
+    dynamic = {bool((group.get("input_activations") or {}).get("dynamic")) for group in groups.values()}
+    if len(dynamic) > 1:
+        raise CheckpointError(
+            f"{path}: config_groups with static and with dynamic activations cannot be read."
+        )
+    inputs = _DYNAMIC_INPUTS if True in dynamic else _INPUTS
+    for name, group in groups.items():
+        _check_part(path, name, group, "weights", _WEIGHTS)
+        _check_part(path, name, group, "input_activations", inputs)
+    return True in dynamic
+
+
+def _check_part(
+    path: Path, name: str, group: Mapping[str, Any], part: str, expected: Mapping[str, Any]
+) -> None:
+    given = group.get(part) or {}
+    for key, value in expected.items():
+        if given.get(key, _COMMON.get(key)) != value:
+            raise CheckpointError(
+                f"{path}: {part} of {name} has {key} {given.get(key)!r}, only {value!r} can be read."
+            )
 
 
 def _ignored(name: str, ignore: list[str], model: TelechatForCausalLM) -> bool:

@@ -7,7 +7,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,12 @@ from telechat_kit.model.configuration import TelechatConfig
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"
 W8A8_DESCRIPTION = "quant_model_description_w8a8.json"
+#: The same of a model whose activations are quantized token by token
+DYNAMIC_WEIGHTS = "quant_model_weight_w8a8_dynamic.safetensors"
+DYNAMIC_DESCRIPTION = "quant_model_description_w8a8_dynamic.json"
 ASCEND_DESCRIPTION = "quant_model_description.json"
+#: What descriptions call int8 linears with static activations and with dynamic ones, and all other tensors
+STATIC, DYNAMIC, FLOAT = "W8A8", "W8A8_DYNAMIC", "FLOAT"
 #: msModelSlim's file since its V1 saver (26.x)
 _ASCEND_WEIGHTS = "quant_model_weights.safetensors"
 ORIGIN = "origin.json"
@@ -31,21 +36,41 @@ _NUMPY_MAGIC = b"\x93NUMPY"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
+
+class QuantNames(NamedTuple):
+    """How a folder with msModelSlim's description calls its files, and what its config.json says of them."""
+
+    weights: str
+    description: str
+    quantize: str
+
+
+#: model_quant_type -> names in the older form; of the newer one ("ascendV1") the description is called otherwise
+QUANT_NAMES = {
+    STATIC: QuantNames(W8A8_WEIGHTS, W8A8_DESCRIPTION, "w8a8"),
+    DYNAMIC: QuantNames(DYNAMIC_WEIGHTS, DYNAMIC_DESCRIPTION, "w8a8_dynamic"),
+}
+
 Format = Literal["float", "safetensors", "ascendV1", "numpy", "compressed-tensors"]
 
 
 def weights_format(folder: Path) -> Format:
     """In which form `folder` holds its weights; a description decides before config.json does."""
-    if (folder / W8A8_DESCRIPTION).is_file():
-        return "safetensors"
-    if (folder / ASCEND_DESCRIPTION).is_file():
-        return "ascendV1"
+    if (description := description_path(folder)) is not None:
+        return "ascendV1" if description.name == ASCEND_DESCRIPTION else "safetensors"
     if (folder / _NUMPY_WEIGHTS).is_file():
         return "numpy"
     config = read_object(folder / "config.json")
     if config.get("quantization_config"):
         return "compressed-tensors"
-    return "safetensors" if config.get("quantize") == "w8a8" else "float"
+    known = {names.quantize for names in QUANT_NAMES.values()}
+    return "safetensors" if config.get("quantize") in known else "float"
+
+
+def description_path(folder: Path) -> Path | None:
+    """msModelSlim's description of the tensors in `folder`, if there is one; its older forms come first."""
+    names = (W8A8_DESCRIPTION, DYNAMIC_DESCRIPTION, ASCEND_DESCRIPTION)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def is_w8a8(folder: Path) -> bool:
@@ -120,12 +145,13 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
 
 
 def _described_files(folder: Path) -> list[Path]:
-    for name in (W8A8_WEIGHTS, _ASCEND_WEIGHTS):
+    for name in (W8A8_WEIGHTS, DYNAMIC_WEIGHTS, _ASCEND_WEIGHTS):
         if (folder / f"{name}.index.json").is_file():
             return _indexed_files(folder / f"{name}.index.json")
         if (folder / name).is_file():
             return [folder / name]
-    return [folder / W8A8_WEIGHTS]
+    dynamic = (folder / DYNAMIC_DESCRIPTION).is_file()
+    return [folder / (DYNAMIC_WEIGHTS if dynamic else W8A8_WEIGHTS)]
 
 
 def _float_files(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""The W8A8 linear as the network runs it: int8 weights, one static scale and offset for its input."""
+"""The W8A8 linear as the network runs it: int8 weights; one static range for its input, or a scale for each token."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from telechat_kit.backends import backend_for
 
 #: Tensors of a W8A8 linear on disk that the arithmetic needs; `weight_scale`, `weight_offset`, `bias` are for readers.
 RUNTIME_TENSORS = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+#: Tensors on disk of one with dynamic activations: `weight_offset` is zero, `bias` the original
+DYNAMIC_TENSORS = ("weight", "weight_scale", "weight_offset", "bias")
 
 
 def decode_scale(stored: Tensor) -> Tensor:
@@ -55,16 +58,76 @@ class W8A8Linear(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.out_features, self.in_features = tensors["weight"].shape
         self.register_buffer("weight", tensors["weight"].contiguous())
         self.register_buffer("input_scale", tensors["input_scale"].float())
         self.register_buffer("input_offset", tensors["input_offset"].float())
         self.register_buffer("quant_bias", tensors["quant_bias"])
         self.register_buffer("deq_scale", decode_scale(tensors["deq_scale"]))
+        self.prepared = False
+
+    def prepare(self) -> None:
+        """Bring the tensors into the form that the device multiplies with: once, when they have reached it."""
+        tensors = dict(self.named_buffers())
+        for name, tensor in backend_for(self.weight.device.type).prepare_linear(tensors).items():
+            self.register_buffer(name, tensor)
+        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return backend_for(x.device.type).int8_linear(
-            x, self.weight, self.input_scale, self.input_offset, self.quant_bias, self.deq_scale
-        )
+        return backend_for(x.device.type).int8_linear(x, **self._buffers)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A state dict holds the tensors as on disk, whatever form the device multiplies with."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        stored = self.stored_tensors()
+        for name in self._buffers:
+            destination.pop(prefix + name, None)
+        destination.update({prefix + name: tensor for name, tensor in stored.items()})
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        for name, tensor in self.stored_tensors().items():
+            self.register_buffer(name, tensor)
+        super()._load_from_state_dict(*arguments)
+        if self.prepared:
+            self.prepare()
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors that this linear was made of, `weight [out, in]`, whatever the device has made of them."""
+        if not self.prepared:
+            return dict(self.named_buffers())
+        backend = backend_for(self.weight.device.type)
+        return backend.restore_linear(dict(self.named_buffers()), self.out_features, self.in_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class DynamicW8A8Linear(nn.Module):
+    """`y = (x_q . weight^T) * x_scale * weight_scale + bias`, each token of `x` scaled by its own largest value.
+
+    What `npu_dynamic_quant` and `npu_quant_matmul` with `pertoken_scale` compute (msModelSlim's W8A8_DYNAMIC).
+    """
+
+    weight: Tensor  # int8 [out, in]
+    weight_scale: Tensor  # float32 [out]
+    bias: Tensor | None  # float32 [out]
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("weight", tensors["weight"].contiguous())
+        self.register_buffer("weight_scale", tensors["weight_scale"].float().squeeze(1))
+        self.register_buffer("bias", tensors["bias"].float() if "bias" in tensors else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = backend_for(x.device.type)
+        return backend.dynamic_int8_linear(x, self.weight, self.weight_scale, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+
+
+class FloatLinear(nn.Linear):
+    """A linear that a W8A8 model keeps in float: the backend multiplies, as in the rest of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return backend_for(x.device.type).float_linear(x, self.weight, self.bias)

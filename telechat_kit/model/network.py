@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -66,7 +65,8 @@ class TelechatMLP(nn.Module):
         self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        backend = backend_for(x.device.type)
+        return self.down_proj(backend.silu_product(self.gate_proj(x), self.up_proj(x)))
 
 
 class TelechatBlock(nn.Module):

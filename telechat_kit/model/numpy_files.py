@@ -32,6 +32,7 @@ def read_numpy(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> 
     """The weights of `.npy` dictionaries in `folder` and the float weights after suppression in `float_folder`."""
     dictionaries = {part: _read(folder / name, model) for part, name in FILES.items()}
     linears = frozenset(dictionaries["input_scale"])
+    _refuse_dynamic(folder, dictionaries)
     stored = {stored_name(name, model.config) for name in linear_names(model)}
     for part, values in dictionaries.items():
         _check_known(folder / FILES[part], part, values, stored)
@@ -51,6 +52,16 @@ def _read(path: Path, model: TelechatForCausalLM) -> dict[str, Tensor]:
     """The dictionary in `path` by stored names; the reference writes no file for an empty one."""
     values = read_dictionary(path) if path.is_file() else {}
     return {stored_name(name, model.config): value for name, value in values.items()}
+
+
+def _refuse_dynamic(folder: Path, dictionaries: dict[str, dict[str, Tensor]]) -> None:
+    """These dictionaries are known by the input's scale; nothing in them tells dynamic activations from a lost file."""
+    if not dictionaries["input_scale"] and (scaled := dictionaries["weight_scale"]):
+        raise CheckpointError(
+            f"{folder} holds weight scales ({min(scaled)}, ...) and no {FILES['input_scale']}. If its activations are "
+            "dynamic, get it as safe_tensor or ascendV1: .npy dictionaries are read with static ones only. "
+            "If not, copy the folder again."
+        )
 
 
 def _read_norms(path: Path, model: TelechatForCausalLM) -> dict[str, Tensor]:

@@ -24,16 +24,16 @@ def rotary_tables(length: int, config: TelechatConfig, device: torch.device) -> 
     """cos and sin `[max(length, training_seqlen), head_dim]`, float32 values rounded to `rope_table_dtype`.
 
     The published code rounds cos and sin to float16, multiplies by the length factor and rounds again,
-    whatever the dtype of the model.
+    whatever the dtype of the model. Calculated on the CPU, so that every device gets the same tables.
     """
     dim, table_dtype = config.head_dim, getattr(torch, config.rope_table_dtype)
     base = config.rope_theta * ntk_alpha(length, config) ** (dim / (dim - 2))
-    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
-    rows = torch.arange(max(length, config.training_seqlen), dtype=torch.float32, device=device)
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    rows = torch.arange(max(length, config.training_seqlen), dtype=torch.float32)
     angle = torch.outer(rows, 1.0 / base**exponent).repeat(1, 2)
     factor = length_factor(length, config)
     cos, sin = ((table.to(table_dtype) * factor).float() for table in (angle.cos(), angle.sin()))
-    return cos, sin
+    return cos.to(device), sin.to(device)
 
 
 class Rotary:

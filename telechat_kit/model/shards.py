@@ -78,12 +78,26 @@ class Shards:
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of a tensor as a safetensors file has them, some rows at a time."""
+        for part in self._parts(name):
+            yield part.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def require_finite(self) -> None:
+        """Refuse weights that hold NaN or infinity: a `CheckpointError` names the first tensor. Reads all of them."""
+        for name, stored in self.tensors.items():
+            for part in self._parts(name):
+                if not torch.isfinite(torch.stack(torch.aminmax(part))).all():
+                    raise CheckpointError(
+                        f"{stored.path}: {stored.key} holds NaN or infinite values. Copy the file again, or get the "
+                        "checkpoint from its publisher."
+                    )
+
+    def _parts(self, name: str) -> Iterator[Tensor]:
+        """A tensor as it is stored, some rows at a time."""
         stored = self.tensors[name]
         step = max(1, CHUNK_BYTES * stored.shape[0] // max(stored.nbytes, 1))
         for start in range(0, stored.shape[0], step):
             with _mapped(stored.path) as values:
-                part = values[stored.key][start : start + step].contiguous()
-                yield part.view(torch.uint8).numpy().tobytes()
+                yield values[stored.key][start : start + step]
 
     def _stored(self) -> Iterator[tuple[str, StoredTensor]]:
         for path in weight_files(self.folder):

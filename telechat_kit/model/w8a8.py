@@ -4,7 +4,7 @@ The readers of the formats end in a `W8A8Weights`; here is what all of them must
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import (
-    ASCEND_DESCRIPTION,
-    W8A8_DESCRIPTION,
+    DYNAMIC,
+    DYNAMIC_WEIGHTS,
+    FLOAT,
+    QUANT_NAMES,
+    STATIC,
+    description_path,
     load_tensors,
     read_object,
     weight_files,
 )
-from telechat_kit.model.int8 import RUNTIME_TENSORS, W8A8Linear
+from telechat_kit.model.int8 import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.
@@ -33,11 +37,15 @@ LINEAR_TENSORS = (*RUNTIME_TENSORS, "weight_scale", "weight_offset", "bias")
 
 @dataclass(frozen=True)
 class W8A8Weights:
-    """Tensors of a quantized model by stored name, the names of its int8 linears, and the file that errors name."""
+    """Tensors of a quantized model by stored name, the names of its int8 linears, and the file that errors name.
+
+    `dynamic` are those of `linears` whose activations are quantized token by token.
+    """
 
     tensors: dict[str, Tensor]
     linears: frozenset[str]
     path: Path
+    dynamic: frozenset[str] = frozenset()
 
     def refuse(self, problem: str) -> NoReturn:
         raise CheckpointError(f"{self.path} does not fit config.json: {problem}. Quantize again.")
@@ -68,7 +76,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | W8A8Linear) and name != "lm_head"
+        if isinstance(module, nn.Linear | W8A8Linear | DynamicW8A8Linear) and name != "lm_head"
     ]
 
 
@@ -83,17 +91,19 @@ def norm_names(model: TelechatForCausalLM) -> list[str]:
 
 def read_described(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
     """The weights of a folder with msModelSlim's description, of the older ("safetensors") or newer form ("ascendV1")."""
-    old = folder / W8A8_DESCRIPTION
-    path = (
-        old if old.is_file() or not (folder / ASCEND_DESCRIPTION).is_file() else folder / ASCEND_DESCRIPTION
-    )
-    first, kinds = weight_files(folder)[0], read_object(path)
+    first = weight_files(folder)[0]
+    expected = QUANT_NAMES[DYNAMIC if first.name == DYNAMIC_WEIGHTS else STATIC].description
+    path = description_path(folder) or folder / expected
+    kinds = read_object(path)
     # what has no dot is about the whole model: version, model_quant_type ...
     kinds = {stored_name(name, model.config): kind for name, kind in kinds.items() if "." in name}
     tensors = {stored_name(name, model.config): value for name, value in load_tensors(folder).items()}
     _check_description(path, kinds, model)
-    linears = frozenset(name for name in _stored_linears(model) if kinds.get(f"{name}.weight") == "W8A8")
-    weights = W8A8Weights(tensors, linears, first)
+    static, dynamic = (
+        frozenset(name for name in _stored_linears(model) if kinds.get(f"{name}.weight") == kind)
+        for kind in (STATIC, DYNAMIC)
+    )
+    weights = W8A8Weights(tensors, static | dynamic, first, dynamic)
     for name in kinds:
         weights.tensor(name)
     return _with_folded_norms(weights, model)
@@ -114,9 +124,9 @@ def _check_description(path: Path, kinds: Mapping[str, object], model: TelechatF
             raise CheckpointError(
                 f"{path} names {name}, which this model does not have. Copy the folder again, with its config.json."
             )
-        if kind not in ("W8A8", "FLOAT"):
+        if kind not in (STATIC, DYNAMIC, FLOAT):
             raise CheckpointError(
-                f'{path}: {name} is "{kind}", only W8A8 with static activations and FLOAT can be read.'
+                f'{path}: {name} is "{kind}", only {STATIC}, {DYNAMIC} and {FLOAT} can be read.'
             )
 
 
@@ -141,7 +151,7 @@ def _with_folded_norms(weights: W8A8Weights, model: TelechatForCausalLM) -> W8A8
             if readers <= weights.linears:
                 tensors[f"{name}.weight"] = folded
                 tensors[f"{name}.bias"] = weights.tensor(f"{name}.module.bias")
-    return W8A8Weights(tensors, weights.linears, weights.path)
+    return replace(weights, tensors=tensors)
 
 
 def place(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) -> None:
@@ -153,17 +163,42 @@ def place(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.dtype) 
 
 def _place_int8(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
     for name in linear_names(model):
-        if (stored := stored_name(name, model.config)) in weights.linears:
-            out, size = model.get_submodule(name).weight.shape
-            parts = {
-                "weight": weights.checked(f"{stored}.weight", (out, size), (torch.int8,)),
-                "input_scale": weights.checked(f"{stored}.input_scale", (1,)),
-                "input_offset": weights.checked(f"{stored}.input_offset", (1,), _OFFSET_DTYPES),
-                "quant_bias": weights.checked(f"{stored}.quant_bias", (out,), (torch.int32,)),
-                "deq_scale": weights.checked(f"{stored}.deq_scale", (out,), (torch.int64, torch.float32)),
-            }
-            _check_rest(stored, weights, out)
-            model.set_submodule(name, W8A8Linear(parts))
+        linear = model.get_submodule(name)
+        out, size = linear.weight.shape
+        if (stored := stored_name(name, model.config)) not in weights.linears:
+            model.set_submodule(name, FloatLinear(size, out, linear.bias is not None, device="meta"))
+        elif stored in weights.dynamic:
+            parts = _dynamic_parts(stored, weights, out, size, linear.bias is not None)
+            model.set_submodule(name, DynamicW8A8Linear(parts))
+        else:
+            model.set_submodule(name, W8A8Linear(_static_parts(stored, weights, out, size)))
+
+
+def _static_parts(linear: str, weights: W8A8Weights, out: int, size: int) -> dict[str, Tensor]:
+    parts = {
+        "weight": weights.checked(f"{linear}.weight", (out, size), (torch.int8,)),
+        "input_scale": weights.checked(f"{linear}.input_scale", (1,)),
+        "input_offset": weights.checked(f"{linear}.input_offset", (1,), _OFFSET_DTYPES),
+        "quant_bias": weights.checked(f"{linear}.quant_bias", (out,), (torch.int32,)),
+        "deq_scale": weights.checked(f"{linear}.deq_scale", (out,), (torch.int64, torch.float32)),
+    }
+    _check_rest(linear, weights, out)
+    return parts
+
+
+def _dynamic_parts(linear: str, weights: W8A8Weights, out: int, size: int, biased: bool) -> dict[str, Tensor]:
+    parts = {
+        "weight": weights.checked(f"{linear}.weight", (out, size), (torch.int8,)),
+        "weight_scale": weights.checked(f"{linear}.weight_scale", (out, 1)),
+    }
+    if biased:
+        parts["bias"] = weights.checked(f"{linear}.bias", (out,))
+    scale, offset = parts["weight_scale"], weights.tensors.get(f"{linear}.weight_offset")
+    if not bool(((scale > 0) & torch.isfinite(scale)).all()):
+        weights.refuse(f"{linear}.weight_scale holds values that are not positive and finite")
+    if offset is not None and bool(offset.any()):
+        weights.refuse(f"{linear}.weight_offset is not zero: asymmetric weights cannot be read")
+    return parts
 
 
 def _check_rest(linear: str, weights: W8A8Weights, out: int) -> None:
@@ -181,12 +216,17 @@ _OFFSET_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torc
 
 
 def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
-    """Loaders fuse the linears of a pair and keep one scale: both must carry the same (MindIE refuses others too)."""
+    """Loaders fuse the linears of a pair and keep one scale: both must carry the same (MindIE refuses others too).
+
+    Nor can a static and a dynamic one be fused.
+    """
     for block in range(model.config.n_layer):
         prefix = stored_name(f"transformer.h.{block}", model.config)
         for pair in SHARED_INPUTS:
             first, second = (f"{prefix}.{linear}" for linear in pair)
-            if {first, second} <= weights.linears:
+            if {first, second} <= weights.linears and len({first, second} & weights.dynamic) == 1:
+                weights.refuse(f"of {first} and {second}, which read the same input, one is {DYNAMIC}")
+            if {first, second} <= weights.linears - weights.dynamic:
                 for part in ("input_scale", "input_offset"):
                     one, other = (weights.tensor(f"{linear}.{part}") for linear in (first, second))
                     if not torch.equal(one, other):

@@ -3,7 +3,7 @@
 from telechat_kit.quantization.conversion import ExportRecord, export
 from telechat_kit.quantization.observers import activation_range
 from telechat_kit.quantization.packing import int8_linear, pack_linear, quantize_weight
-from telechat_kit.quantization.pipeline import QuantizeRecord, quantize
+from telechat_kit.quantization.pipeline import QuantizeRecord, check_given_weights, quantize
 from telechat_kit.quantization.sensitivity import sensitivity_score
 from telechat_kit.quantization.smoothing import smoothing_scale
 
@@ -11,6 +11,7 @@ __all__ = [
     "ExportRecord",
     "QuantizeRecord",
     "activation_range",
+    "check_given_weights",
     "export",
     "int8_linear",
     "pack_linear",

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from telechat_kit.model.checkpoint import linear_names
+from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatBlock, TelechatRMSNorm
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.shards import EMBEDDING, Shards
+from telechat_kit.progress import track
+from telechat_kit.quantization.partial import Pass
 
 EMBEDDING_NORM = "transformer.word_embeddings_layernorm.weight"
 
@@ -38,6 +42,10 @@ class Block:
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter that the whole network knows as `name`."""
         return self.module.get_parameter(name.removeprefix(self.prefix))
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of the linear or norm `name`."""
+        self.module.set_submodule(name.removeprefix(self.prefix), module)
 
     def run(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Hidden states after the block, from those before it, each `[1, T, H]`."""
@@ -69,3 +77,37 @@ def embed(shards: Shards, samples: Sequence[Tensor], device: torch.device) -> li
         norm = TelechatRMSNorm(shards.config.hidden_size, shards.config.layer_norm_epsilon)
         norm.weight.data = shards.read([EMBEDDING_NORM], device)[EMBEDDING_NORM]
         return [norm(x) for x in states]
+
+
+def model_linear_names(config: TelechatConfig) -> list[str]:
+    """Names of all linears of the blocks, in the order of the network."""
+    with torch.device("meta"):
+        local = linear_names(TelechatBlock(config, 0))
+    return [block_prefix(index) + name for index in range(config.n_layer) for name in local]
+
+
+class Stage(Protocol):
+    """One pass over the blocks of a checkpoint. `step` does a block and writes what comes of it to `results`."""
+
+    @property
+    def shards(self) -> Shards: ...
+    @property
+    def results(self) -> Pass: ...
+    @property
+    def device(self) -> torch.device: ...
+    def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+def stream(stage: Stage, samples: Sequence[Tensor], description: str) -> None:
+    """Run the blocks that are not finished, each on the states that the one before it left."""
+    shards, results, count = stage.shards, stage.results, stage.shards.config.n_layer
+    start, rotary = results.finished, Rotary(stage.shards.config)
+    if start >= count:
+        return
+    states = (
+        [state.to(stage.device) for state in results.states(start - 1)]
+        if start
+        else embed(shards, samples, stage.device)
+    )
+    for index in track(range(start, count), description, total=count, done=start):
+        states = stage.step(load_block(shards, index, rotary, stage.device), states)

@@ -4,30 +4,39 @@ What the formats hold is told where they are read: `model/w8a8`, `model/numpy_fi
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import atomic_folder, read_json, require_space, resolve, write_json
 from telechat_kit.model.checkpoint import config_folder, read_config, read_w8a8
-from telechat_kit.model.compressed_tensors import compressed_tensors, quantization_config, recovered_bias
+from telechat_kit.model.compressed_tensors import (
+    compressed_tensors,
+    dynamic_tensors,
+    quantization_config,
+    recovered_bias,
+)
 from telechat_kit.model.folder import (
     ASCEND_DESCRIPTION,
+    DYNAMIC,
+    FLOAT,
     FLOAT_PART,
-    W8A8_DESCRIPTION,
-    W8A8_WEIGHTS,
+    QUANT_NAMES,
+    STATIC,
     is_w8a8,
 )
-from telechat_kit.model.int8 import decode_scale
+from telechat_kit.model.int8 import DYNAMIC_TENSORS, decode_scale
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.shards import Shards
 from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, norm_names, place, stored_name
 from telechat_kit.quantization.formats import copy_beside
-from telechat_kit.quantization.numpy_export import float_tensors, save_dictionaries
+from telechat_kit.quantization.numpy_export import FloatWeights, save_dictionaries
+from telechat_kit.quantization.tensor_file import Entry, whole_entry, write_tensor_file
 
 SCHEMA = "telechat-kit/export/1"
 RECORD = "export.json"
@@ -55,6 +64,16 @@ class _Source:
     model: TelechatForCausalLM
     weights: W8A8Weights
 
+    @property
+    def kind(self) -> str:
+        """The type of the whole model: dynamic if all of its int8 linears are."""
+        return DYNAMIC if self.weights.dynamic and not self.static else STATIC
+
+    @property
+    def static(self) -> frozenset[str]:
+        """The int8 linears with static activations."""
+        return self.weights.linears - self.weights.dynamic
+
 
 def export(
     folder: str | Path, target: str | Path, format: str, model_path: str | Path | None = None
@@ -79,6 +98,7 @@ def export(
         raise ParameterError(f'format "{format}" is unknown. Use one of {", ".join(FORMATS)}.')
     _check_target(target, [source_folder, *([float_folder] if float_folder else [])])
     source = _read(source_folder, float_folder)
+    _check_activations(source, format)
     require_space(target, _room(source, format), f"the {format} checkpoint")
     record = ExportRecord(SCHEMA, format, source_folder.name, len(source.weights.linears), [], [])
     with atomic_folder(target) as temporary:
@@ -117,6 +137,21 @@ def _read(folder: Path, float_folder: Path | None) -> _Source:
     return _Source(folder, beside, model, weights)
 
 
+def _check_activations(source: _Source, format: str) -> None:
+    """Refuse dynamic activations where a format has no place for them."""
+    if format == "numpy" and source.weights.dynamic:
+        raise ParameterError(
+            f"{source.folder} has dynamic activations. The .npy dictionaries hold static ones only: their readers know "
+            "an int8 linear by its input_scale, quant_bias and deq_scale. Use safetensors, ascendV1 or "
+            'compressed-tensors, or quantize with activations "static".'
+        )
+    if format == "compressed-tensors" and source.weights.dynamic and source.static:
+        raise ParameterError(
+            f"{source.folder} has linears with static and with dynamic activations. compressed-tensors is written "
+            "with one scheme for all of them. Use safetensors or ascendV1."
+        )
+
+
 def _room(source: _Source, format: str) -> int:
     size = sum(tensor.nbytes for tensor in source.weights.tensors.values())
     return size * 5 if format == "numpy" else size
@@ -130,7 +165,8 @@ def _float_names(source: _Source) -> list[str]:
 
 def _packed(source: _Source, linear: str) -> dict[str, Tensor]:
     tensors = source.weights.tensors
-    return {part: tensors[f"{linear}.{part}"] for part in LINEAR_TENSORS if f"{linear}.{part}" in tensors}
+    parts = DYNAMIC_TENSORS if linear in source.weights.dynamic else LINEAR_TENSORS
+    return {part: tensors[f"{linear}.{part}"] for part in parts if f"{linear}.{part}" in tensors}
 
 
 def _config(source: _Source) -> dict[str, Any]:
@@ -145,24 +181,25 @@ def _config(source: _Source) -> dict[str, Any]:
 
 def _write_described(source: _Source, folder: Path, format: str) -> None:
     tensors = {name: source.weights.tensors[name] for name in _float_names(source)}
-    kinds = dict.fromkeys(tensors, "FLOAT")
+    kinds, names = dict.fromkeys(tensors, FLOAT), QUANT_NAMES[source.kind]
     for linear in sorted(source.weights.linears):
+        kind = DYNAMIC if linear in source.weights.dynamic else STATIC
         for part, tensor in _packed(source, linear).items():
             tensors[f"{linear}.{part}"] = tensor
-            kinds[f"{linear}.{part}"] = "FLOAT" if part == "bias" else "W8A8"
+            kinds[f"{linear}.{part}"] = FLOAT if part == "bias" else kind
     for norm in norm_names(source.model):
         weight = tensors[f"{norm}.weight"]
         bias = source.weights.tensors.get(f"{norm}.bias", torch.zeros_like(weight))
-        tensors[f"{norm}.bias"], kinds[f"{norm}.bias"] = bias, "FLOAT"
+        tensors[f"{norm}.bias"], kinds[f"{norm}.bias"] = bias, FLOAT
         if format == "safetensors" and "layernorm" in norm:
             tensors |= {f"{norm}.module.weight": weight.clone(), f"{norm}.module.bias": bias.clone()}
-            kinds |= {f"{norm}.module.weight": "W8A8", f"{norm}.module.bias": "W8A8"}
+            kinds |= dict.fromkeys((f"{norm}.module.weight", f"{norm}.module.bias"), source.kind)
     head = {"version": "1.0.0"} if format == "ascendV1" else {}
     copy_beside(source.beside, folder)
-    _save(folder / W8A8_WEIGHTS, tensors)
-    description = ASCEND_DESCRIPTION if format == "ascendV1" else W8A8_DESCRIPTION
-    write_json(folder / description, {**head, "model_quant_type": "W8A8", **kinds})
-    write_json(folder / "config.json", {**_config(source), "quantize": "w8a8"})
+    _save(folder / names.weights, tensors)
+    description = ASCEND_DESCRIPTION if format == "ascendV1" else names.description
+    write_json(folder / description, {**head, "model_quant_type": source.kind, **kinds})
+    write_json(folder / "config.json", {**_config(source), "quantize": names.quantize})
     _copy_recipe(source, folder)
 
 
@@ -171,6 +208,9 @@ def _write_compressed(source: _Source, folder: Path, record: ExportRecord) -> Ex
     tensors |= _shifts(source)
     notes = ["norms with the bias of shifted channels: other engines ignore it"] if _shifts(source) else []
     for linear in sorted(source.weights.linears):
+        if linear in source.weights.dynamic:
+            tensors |= dynamic_tensors(linear, _packed(source, linear))
+            continue
         stored = compressed_tensors(linear, _complete(source, linear))
         if extra := {f"{linear}.quant_bias", f"{linear}.deq_scale"} & set(stored):
             notes.append(
@@ -184,7 +224,7 @@ def _write_compressed(source: _Source, folder: Path, record: ExportRecord) -> Ex
     ]
     copy_beside(source.beside, folder)
     _save(folder / "model.safetensors", tensors)
-    quantization = quantization_config(["lm_head", *kept])
+    quantization = quantization_config(["lm_head", *kept], source.kind == DYNAMIC)
     write_json(folder / "config.json", {**_config(source), "quantization_config": quantization})
     _copy_recipe(source, folder)
     return replace(record, notes=notes)
@@ -222,20 +262,22 @@ def _write_numpy(
     packed = {linear: _complete(source, linear) for linear in sorted(source.weights.linears)}
     original = None if model_path is None or is_w8a8(model_path) else model_path
     tensors = {name: source.weights.tensors[name] for name in _float_names(source)}
-    linears, dequantized = float_tensors(source.model, source.weights, packed, original)
+    floats = FloatWeights(source.weights, packed, Shards(original) if original else None)
     stored = {linear: _packed(source, linear) for linear in packed}
     save_dictionaries(folder, source.model, stored, tensors)
     (folder / FLOAT_PART).mkdir()
     copy_beside(source.beside, folder / FLOAT_PART)
-    _save(folder / FLOAT_PART / "model.safetensors", tensors | linears)
+    biases = {f"{linear}.bias": parts["bias"] for linear, parts in packed.items() if "bias" in parts}
+    _save(folder / FLOAT_PART / "model.safetensors", tensors | biases, floats.entries())
     write_json(folder / FLOAT_PART / "config.json", _config(source))
     _copy_recipe(source, folder)
-    return replace(record, dequantized=dequantized)
+    return replace(record, dequantized=floats.dequantized())
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+def _save(path: Path, tensors: dict[str, Tensor], further: Iterable[Entry] = ()) -> None:
+    """Write a piece at a time: `tensors` are mapped from the source's files as far as they are unchanged."""
+    entries = (whole_entry(name, tensor) for name, tensor in tensors.items())
+    write_tensor_file(path, [*entries, *further])
 
 
 def _copy_recipe(source: _Source, folder: Path) -> None:

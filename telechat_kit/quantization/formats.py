@@ -11,8 +11,8 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json, replace_folder, require_space, write_json, writing
-from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, W8A8_WEIGHTS, stored_name
-from telechat_kit.model.folder import ASCEND_DESCRIPTION
+from telechat_kit.model.checkpoint import stored_name
+from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES
 from telechat_kit.model.shards import EMBEDDING, HEAD, Shards
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.partial import Pass
@@ -20,7 +20,8 @@ from telechat_kit.quantization.tensor_file import Entry, file_entries, tensor_en
 
 #: What stands beside the weights in a checkpoint folder and is copied as it is
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")
-_OWN_FILES = ("config.json", "quantize.json", "export.json", W8A8_DESCRIPTION, ASCEND_DESCRIPTION)
+_DESCRIPTIONS = (ASCEND_DESCRIPTION, *(names.description for names in QUANT_NAMES.values()))
+_OWN_FILES = ("config.json", "quantize.json", "export.json", *_DESCRIPTIONS)
 
 Put = Callable[[str, Tensor, str], None]
 
@@ -37,9 +38,9 @@ def as_stored(name: str, value: Tensor, shards: Shards) -> Tensor:
 
 
 def block_tensors(
-    block: Block, packed: Mapping[str, Mapping[str, Tensor]], shards: Shards
+    block: Block, packed: Mapping[str, Mapping[str, Tensor]], shards: Shards, kind: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of one block as on disk, and the type of each ("W8A8" or "FLOAT").
+    """Tensors of one block as on disk, and the type of each: `kind` ("W8A8", "W8A8_DYNAMIC") or "FLOAT".
 
     `packed` maps the names of the int8 linears to their tensors. Norms get a zero bias and a `.module` copy, as
     msModelSlim's loaders expect after outlier suppression.
@@ -55,82 +56,90 @@ def block_tensors(
         name = block.prefix + local
         module, _, part = name.rpartition(".")
         if module not in packed:
-            put(name, as_stored(name, value, shards), "FLOAT")
+            put(name, as_stored(name, value, shards), FLOAT)
             if module.endswith("layernorm"):
-                _put_norm_copies(module, tensors[stored_name(name, shards.config)], put)
+                _put_norm_copies(module, tensors[stored_name(name, shards.config)], put, kind)
         elif part == "bias":
-            put(name, as_stored(name, value, shards), "FLOAT")
+            put(name, as_stored(name, value, shards), FLOAT)
         else:
-            _put_packed(module, packed[module], put)
+            _put_packed(module, packed[module], put, kind)
     return tensors, kinds
 
 
-def _put_packed(module: str, packed: Mapping[str, Tensor], put: Put) -> None:
+def _put_packed(module: str, packed: Mapping[str, Tensor], put: Put, kind: str) -> None:
     for part, tensor in packed.items():
         if part != "bias":
-            put(f"{module}.{part}", tensor, "W8A8")
+            put(f"{module}.{part}", tensor, kind)
 
 
-def _put_norm_copies(norm: str, weight: Tensor, put: Put) -> None:
+def _put_norm_copies(norm: str, weight: Tensor, put: Put, kind: str) -> None:
     """The zero bias of a norm and, but for the final one, what outlier suppression's wrapper holds."""
-    put(f"{norm}.bias", torch.zeros_like(weight), "FLOAT")
+    put(f"{norm}.bias", torch.zeros_like(weight), FLOAT)
     if norm.endswith("layernorm"):
-        put(f"{norm}.module.weight", weight.clone(), "W8A8")
-        put(f"{norm}.module.bias", torch.zeros_like(weight), "W8A8")
+        put(f"{norm}.module.weight", weight.clone(), kind)
+        put(f"{norm}.module.bias", torch.zeros_like(weight), kind)
 
 
-def _outer_entries(shards: Shards) -> Iterator[tuple[Entry, str]]:
+def _outer_entries(shards: Shards, kind: str) -> Iterator[tuple[Entry, str]]:
     """What stands outside the blocks, and its kind: matrices as they are, norms with their copies."""
     for name, stored in shards.tensors.items():
         if name in (EMBEDDING, HEAD):
             file_name, chunks = stored_name(name, shards.config), partial(shards.chunks, name)
-            yield tensor_entry(file_name, stored.dtype, stored.shape, chunks), "FLOAT"
+            yield tensor_entry(file_name, stored.dtype, stored.shape, chunks), FLOAT
         elif not name.startswith("transformer.h."):
-            yield from _outer_norm_entries(name.removesuffix(".weight"), shards)
+            yield from _outer_norm_entries(name.removesuffix(".weight"), shards, kind)
 
 
-def _outer_norm_entries(norm: str, shards: Shards) -> Iterator[tuple[Entry, str]]:
+def _outer_norm_entries(norm: str, shards: Shards, kind: str) -> Iterator[tuple[Entry, str]]:
     name = f"{norm}.weight"
     tensors: dict[str, tuple[Tensor, str]] = {}
 
     def put(name: str, value: Tensor, kind: str) -> None:
         tensors[stored_name(name, shards.config)] = value, kind
 
-    put(name, as_stored(name, shards.read([name], torch.device("cpu"))[name], shards), "FLOAT")
-    _put_norm_copies(norm, tensors[stored_name(name, shards.config)][0], put)
-    for file_name, (value, kind) in tensors.items():
+    put(name, as_stored(name, shards.read([name], torch.device("cpu"))[name], shards), FLOAT)
+    _put_norm_copies(norm, tensors[stored_name(name, shards.config)][0], put, kind)
+    for file_name, (value, of) in tensors.items():
         raw = value.view(torch.uint8).numpy().tobytes()
-        yield tensor_entry(file_name, value.dtype, value.shape, partial(iter, [raw])), kind
+        yield tensor_entry(file_name, value.dtype, value.shape, partial(iter, [raw])), of
 
 
-def needed_bytes(shards: Shards) -> int:
-    """Room for the parts and the whole made of them: int8 blocks twice, and what stands outside once."""
+def needed_bytes(shards: Shards, trial: bool = False) -> int:
+    """Room for the parts and the whole made of them: int8 blocks twice, and what stands outside once.
+
+    A `trial` quantization before it leaves its blocks as well.
+    """
     blocks = sum(
         stored.shape.numel() for name, stored in shards.tensors.items() if name.startswith("transformer.h.")
     )
     outer = sum(shards.tensors[name].nbytes for name in (EMBEDDING, HEAD) if name in shards.tensors)
-    return 2 * blocks + outer
+    return (3 if trial else 2) * blocks + outer
 
 
-def write_w8a8_folder(target: Path, shards: Shards, blocks: Pass, details: Mapping[str, Any]) -> None:
+def write_w8a8_folder(
+    target: Path, shards: Shards, blocks: Pass, details: Mapping[str, Any], kind: str, ffn_hidden_size: int
+) -> None:
     """Assemble the W8A8 folder from the finished `blocks`; it takes its place at `target` when it is whole.
 
-    It stands alone: weights, description, config, `quantize.json`, and the tokenizer of the source.
+    It stands alone: weights, description, config, `quantize.json`, and the tokenizer of the source. Its files are
+    named by `kind`, the type of its int8 linears.
     """
+    names = QUANT_NAMES[kind]
     paths = [blocks.path(index) for index in range(shards.config.n_layer)]
-    outer = list(_outer_entries(shards))
+    outer = list(_outer_entries(shards, kind))
     entries = [*(entry for path in paths for entry in file_entries(path)), *(entry for entry, _ in outer)]
-    kinds = {"model_quant_type": "W8A8"}
+    kinds = {"model_quant_type": kind}
     for index in range(shards.config.n_layer):
         kinds |= blocks.details(index)["kinds"]
-    kinds |= {entry.name: kind for entry, kind in outer}
+    kinds |= {entry.name: of for entry, of in outer}
     require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
+    config = {**dtype_config(shards), "ffn_hidden_size": ffn_hidden_size}
     with writing(target):
         folder = _fresh(blocks.folder / "result")
         copy_beside(shards.folder, folder)
-        write_tensor_file(folder / W8A8_WEIGHTS, entries)
-        write_json(folder / W8A8_DESCRIPTION, kinds)
-        write_json(folder / "config.json", w8a8_config(shards))
+        write_tensor_file(folder / names.weights, entries)
+        write_json(folder / names.description, kinds)
+        write_json(folder / "config.json", {**config, "quantize": names.quantize})
         write_json(folder / "quantize.json", details)
         replace_folder(folder, target)
 
@@ -149,8 +158,7 @@ def copy_beside(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def w8a8_config(shards: Shards) -> dict[str, Any]:
-    """The source's config plus what loaders look for: `quantize`, and the dtype under its older name too."""
+def dtype_config(shards: Shards) -> dict[str, Any]:
+    """The source's config with the dtype under the older name too, which loaders look for."""
     dtype = str(shards.dtype).removeprefix("torch.")
-    config = read_json(shards.folder / "config.json")
-    return {**config, "quantize": "w8a8", "torch_dtype": dtype, "dtype": dtype}
+    return {**read_json(shards.folder / "config.json"), "torch_dtype": dtype, "dtype": dtype}

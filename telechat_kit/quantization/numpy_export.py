@@ -1,6 +1,8 @@
 """Writing scenario two: the `.npy` dictionaries of msModelSlim 2024-08, and the float weights that belong to them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,11 @@ import torch
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.folder import load_tensors
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import FILES, NORMS
+from telechat_kit.model.shards import Shards
 from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS, W8A8Weights, linear_names, stored_name
+from telechat_kit.quantization.tensor_file import Entry, tensor_entry, whole_entry
 
 
 def save_dictionaries(
@@ -41,57 +44,73 @@ def _save(path: Path, values: dict[str, Tensor]) -> None:
     np.save(path, np.array(owned, dtype=object), allow_pickle=True)
 
 
-def float_tensors(
-    model: TelechatForCausalLM,
-    weights: W8A8Weights,
-    packed: Mapping[str, Mapping[str, Tensor]],
-    original: Path | None,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Float weight and bias of every int8 linear after outlier suppression, and the linears that were dequantized.
+@dataclass(frozen=True)
+class FloatWeights:
+    """Float weight of every int8 linear after outlier suppression, each computed when it is asked for.
 
-    The weight is the one of the checkpoint `original` times the smoothing scale that its norm tells. Where that
-    does not round to the int8 weight (another method changed it) or without `original` it is int8 times scale.
+    It is the one of the checkpoint `original` times the smoothing scale that its norm tells. Where that does not
+    round to the int8 weight (another method changed it) or without `original` it is int8 times scale.
     """
-    source = {} if original is None else load_tensors(original)
-    source = {stored_name(name, model.config): value for name, value in source.items()}
-    result: dict[str, Tensor] = {}
-    dequantized = []
-    for name, parts in packed.items():
-        dtype = parts["weight_scale"].dtype
-        weight = parts["weight"].to(dtype) * parts["weight_scale"]
-        if "bias" in parts:
-            result[f"{name}.bias"] = parts["bias"]
-        suppressed = _suppressed(name, weights, source, original) if original else None
-        if suppressed is not None and _rounds_to(suppressed, parts):
-            weight = suppressed
-        else:
-            dequantized.append(name)
-        result[f"{name}.weight"] = weight
-    return result, dequantized
+
+    weights: W8A8Weights
+    packed: Mapping[str, Mapping[str, Tensor]]
+    original: Shards | None
+
+    def entries(self) -> Iterator[Entry]:
+        """The weights as tensors of a file to be written, one in memory at a time."""
+        for name, parts in self.packed.items():
+            dtype = self.original.dtype if self.original else parts["weight_scale"].dtype
+            yield tensor_entry(
+                f"{name}.weight", dtype, parts["weight"].shape, partial(self._pieces, name, dtype)
+            )
+
+    def dequantized(self) -> list[str]:
+        """Names of the linears whose float weight is int8 weight times scale."""
+        return [name for name in self.packed if self._suppressed(name) is None]
+
+    def _pieces(self, name: str, dtype: torch.dtype) -> Iterable[bytes]:
+        weight, parts = self._suppressed(name), self.packed[name]
+        if weight is None:
+            weight = parts["weight"].to(parts["weight_scale"].dtype) * parts["weight_scale"]
+        return whole_entry(name, weight.to(dtype)).chunks()
+
+    def _suppressed(self, name: str) -> Tensor | None:
+        if self.original is None:
+            return None
+        weight = _suppressed(name, self.weights, self.original)
+        close = largest_deviation(weight, self.packed[name]) <= rounding_slack(weight.dtype)
+        return weight if close else None
 
 
-def _suppressed(name: str, weights: W8A8Weights, source: Mapping[str, Tensor], original: Path) -> Tensor:
+def _suppressed(name: str, weights: W8A8Weights, original: Shards) -> Tensor:
     """Weight of the original checkpoint times the smoothing scale: the original norm over the folded one."""
-    needed = f"{name}.weight"
-    if needed not in source or source[needed].shape != weights.tensors[needed].shape:
-        raise CheckpointError(
-            f"{original} has no {needed} of the quantized shape. Give the float checkpoint of it."
-        )
-    weight = source[needed]
+    weight = _original(f"{name}.weight", weights, original)
     for norm, pair in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
         reader = next((linear for linear in pair if name.endswith(linear)), None)
         if reader is not None:
-            prefix = name.removesuffix(reader)
-            old, new = source.get(f"{prefix}{norm}.weight"), weights.tensors[f"{prefix}{norm}.weight"]
-            if old is None or old.shape != new.shape:
-                raise CheckpointError(f"{original} has no {prefix}{norm}.weight of the quantized shape.")
-            scale = torch.where(new == 0, torch.ones_like(new), old.to(new.dtype) / new)
-            return weight * scale
+            key = f"{name.removesuffix(reader)}{norm}.weight"
+            old, new = _original(key, weights, original), weights.tensors[key]
+            return weight * torch.where(new == 0, torch.ones_like(new), old.to(new.dtype) / new)
     return weight
 
 
-def _rounds_to(weight: Tensor, parts: Mapping[str, Tensor]) -> bool:
-    """Whether the int8 weight is `weight` rounded, up to the rounding of the norms that gave the scale."""
+def _original(name: str, weights: W8A8Weights, original: Shards) -> Tensor:
+    """The tensor of the float checkpoint that a quantized model stores under `name`, in its dtype there."""
+    key = name if name.startswith("transformer.") else f"transformer.{name}"
+    stored = original.tensors.get(key)
+    if stored is None or stored.shape != weights.tensors[name].shape:
+        raise CheckpointError(
+            f"{original.folder} has no {name} of the quantized shape. Give the float checkpoint of it."
+        )
+    return original.read([key], torch.device("cpu"))[key].to(stored.dtype)
+
+
+def largest_deviation(weight: Tensor, parts: Mapping[str, Tensor]) -> float:
+    """How far a float weight `[out, in]` is from the int8 one at most, in steps of the int8 one."""
     steps = weight.float() / parts["weight_scale"].float()
-    slack = 0.5 + 127 * 4 * torch.finfo(weight.dtype).eps
-    return bool(((steps - parts["weight"]).abs() <= slack).all())
+    return float((steps - parts["weight"]).abs().max())
+
+
+def rounding_slack(dtype: torch.dtype) -> float:
+    """Largest deviation of a weight that was rounded, with what `dtype` may have changed of it before."""
+    return 0.5 + 127 * 4 * torch.finfo(dtype).eps

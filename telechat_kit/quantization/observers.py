@@ -1,4 +1,4 @@
-"""Static int8 ranges of activations: observers take samples one by one and give a scale and an offset.
+"""Int8 ranges of activations: observers take samples one by one and give a static scale and offset.
 
 The score that the automatic choice of an observer looks at comes from `sensitivity`; weights are `packing`'s.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from telechat_kit.backends.plain import quantize_per_token
 from telechat_kit.errors import DataError, ParameterError
 
 #: Smallest scale, so that an all-zero tensor can be divided by it: float32's epsilon, as in msModelSlim.
@@ -50,10 +51,25 @@ def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return ((torch.round(x / scale + offset).clamp(-128, 127) - offset) * scale).to(x.dtype)
 
 
-class MinMaxObserver:
-    """Range from the mean of the samples' minima to the mean of their maxima (msModelSlim's act_method 1)."""
+def fake_quantize_per_token(x: Tensor) -> Tensor:
+    """`x [..., K]` rounded to the int8 grid of each token, in its dtype: the error of dynamic activations.
 
-    def __init__(self) -> None:
+    Raises:
+        DataError: the sample is empty or not finite.
+    """
+    _finite_bounds(x)
+    x_q, scale = quantize_per_token(x)
+    return (x_q * scale).to(x.dtype)
+
+
+class MinMaxObserver:
+    """Range from the mean of the samples' minima to the mean of their maxima (msModelSlim's act_method 1).
+
+    With `widest` it is from the least to the largest value of all samples, as newer versions of that tool have it.
+    """
+
+    def __init__(self, widest: bool = False) -> None:
+        self.widest = widest
         # Python numbers: scalar tensors among large temporary ones keep the heap from shrinking (2 GB on the demo)
         self._lows: list[float] = []
         self._highs: list[float] = []
@@ -74,7 +90,8 @@ class MinMaxObserver:
         """Lower and upper bound, scalars in the samples' dtype."""
         if not self._lows:
             raise _nothing_observed()
-        return self._like.new_tensor(self._lows).mean(), self._like.new_tensor(self._highs).mean()
+        lows, highs = self._like.new_tensor(self._lows), self._like.new_tensor(self._highs)
+        return (lows.min(), highs.max()) if self.widest else (lows.mean(), highs.mean())
 
     def parameters(self) -> tuple[Tensor, Tensor]:
         """Scale `[1]` and offset `[1]` after the samples so far."""
@@ -137,12 +154,15 @@ class HistogramObserver:
         return scale.to(self._sample.device, dtype), offset.to(self._sample.device, dtype)
 
 
-def make_observer(act_method: int, score: float | None = None) -> MinMaxObserver | HistogramObserver:
+def make_observer(
+    act_method: int, score: float | None = None, widest: bool = False
+) -> MinMaxObserver | HistogramObserver:
     """The observer of one linear's input.
 
     Args:
         act_method: 1 min-max, 2 histogram, 3 automatic.
         score: the linear's `sensitivity_score` for the automatic choice; None, unknown, counts as 0.
+        widest: min-max over all samples instead of the mean over them.
 
     Raises:
         ParameterError: `act_method` is none of these.
@@ -152,7 +172,7 @@ def make_observer(act_method: int, score: float | None = None) -> MinMaxObserver
             f"act_method {act_method!r} is unknown. Use 1 (min-max), 2 (histogram) or 3 (automatic)."
         )
     if act_method == 1 or (act_method == 3 and (score or 0) > MIN_MAX_ABOVE_SCORE):
-        return MinMaxObserver()
+        return MinMaxObserver(widest)
     return HistogramObserver()
 
 

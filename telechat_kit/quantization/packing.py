@@ -1,6 +1,6 @@
-"""Int8 weights, the tensors of a W8A8 linear as on disk, and the plain integer linear that judges backends.
+"""Int8 weights, the tensors of a W8A8 linear as on disk, and the plain integer linears that judge backends.
 
-The activation's scale and offset come from `observers`; fast products are the backends' business.
+A static activation's scale and offset come from `observers`; fast products are the backends' business.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,11 @@ def fake_quantize_weight(weight: Tensor) -> Tensor:
 
 
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, input_scale: Tensor, input_offset: Tensor
+    weight: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor,
+    input_offset: Tensor,
+    rounded: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Tensors of a W8A8 linear, named as on disk, from its float weight and the range of its input.
 
@@ -57,6 +61,7 @@ def pack_linear(
         bias: `[out]` or None.
         input_scale: `[1]`, from an observer.
         input_offset: `[1]`, an integer stored as float.
+        rounded: int8 `[out, in]` on the grid of `weight_scale(weight)`, if not to the nearest.
 
     Returns:
         `weight` int8 `[out, in]`; `weight_scale`, `weight_offset` `[out, 1]`; `input_scale`, `input_offset`
@@ -66,7 +71,8 @@ def pack_linear(
     scale = weight_scale(weight)
     if bias is not None:
         scale = torch.maximum(scale, _scale_for_bias(bias, input_scale).to(scale.dtype))
-    quantized, deq_scale = _to_int8(weight, scale), product_scale(input_scale, scale)
+    quantized = _to_int8(weight, scale) if rounded is None else rounded
+    deq_scale = product_scale(input_scale, scale)
     packed = {
         "weight": quantized,
         "weight_scale": scale,
@@ -76,6 +82,26 @@ def pack_linear(
         "quant_bias": quantized_bias(quantized, bias, deq_scale, input_offset),
         "deq_scale": deq_scale if weight.dtype == torch.bfloat16 else encode_scale(deq_scale),
     }
+    return packed if bias is None else {**packed, "bias": bias}
+
+
+def pack_dynamic_linear(
+    weight: Tensor, bias: Tensor | None, rounded: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Tensors of a W8A8 linear with dynamic activations, named as on disk: msModelSlim's W8A8_DYNAMIC.
+
+    Args:
+        weight: `[out, in]`, already smoothed.
+        bias: `[out]` or None.
+        rounded: int8 `[out, in]` on the grid of `weight_scale(weight)`, if not to the nearest.
+
+    Returns:
+        `weight` int8 `[out, in]`; `weight_scale`, `weight_offset` `[out, 1]`; `bias` as given. Scales of the input
+        are found while the model runs.
+    """
+    quantized, scale = quantize_weight(weight)
+    quantized = quantized if rounded is None else rounded
+    packed = {"weight": quantized, "weight_scale": scale, "weight_offset": torch.zeros_like(scale)}
     return packed if bias is None else {**packed, "bias": bias}
 
 
@@ -93,6 +119,19 @@ def int8_accumulator(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
 def int8_linear(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
     """W8A8 linear of `x [..., in]` -> `[..., out]` in the dtype of `x`: slow, exact, judge of backends."""
     return (int8_accumulator(x, packed) * decode_scale(packed["deq_scale"])).to(x.dtype)
+
+
+def dynamic_int8_linear(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:
+    """W8A8 linear with dynamic activations, `x [..., in]` -> `[..., out]` in its dtype: slow, judge of backends.
+
+    `x_q = round(x / x_scale)` with `x_scale = max|x| / 127` of the token, the integer product, then
+    `product * x_scale * weight_scale + bias` in float32, in this order.
+    """
+    x_scale = x.float().abs().amax(dim=-1, keepdim=True) / 127
+    x_q = torch.round(x.float() / x_scale).nan_to_num(nan=0).clamp(-127, 127)  # 0 / 0 in a token of zeros
+    product = x_q.to(torch.int64) @ packed["weight"].to(torch.int64).T
+    y = product.float() * x_scale * packed["weight_scale"].float().squeeze(1)
+    return (y + packed["bias"].float() if "bias" in packed else y).to(x.dtype)
 
 
 def _to_int8(weight: Tensor, scale: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from telechat_kit.files import atomic_path, write_text, writing
+from telechat_kit.files import LOCK, OWNER, atomic_path, write_text, writing
 from telechat_kit.quantization.tensor_file import file_metadata
 
 
@@ -75,14 +75,16 @@ def partial_folder(target: Path) -> Path:
 
 
 def open_partial(folder: Path, key: str) -> None:
-    """Make `folder` ready for the work that `key` stands for; what is left of other work is removed."""
+    """Make `folder`, locked by this process, ready for the work of `key`; what is left of other work is removed."""
     path = folder / "key"
     if path.is_file() and path.read_text(encoding="utf-8") == key:
         return
     with writing(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        for left in folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name not in (LOCK, OWNER):
+                left.unlink()
     write_text(path, key)
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from telechat_kit.backends import backend_for, resolve_device
-from telechat_kit.data import load_text, token_blocks
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
-from telechat_kit.files import relative, require_space, resolve
-from telechat_kit.model.checkpoint import W8A8_DESCRIPTION, is_w8a8, read_config, weight_files
+from telechat_kit.files import relative, require_space, resolve, working_in
+from telechat_kit.memory import explained
+from telechat_kit.model.checkpoint import is_w8a8, read_config, weight_files
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.folder import description_path
 from telechat_kit.model.shards import Shards
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import (
@@ -27,25 +29,44 @@ from telechat_kit.provenance import (
     tokenizer_hash,
     weights_hash,
 )
+from telechat_kit.quantization.blocks import model_linear_names
 from telechat_kit.quantization.calibration import BEST
-from telechat_kit.quantization.fallback import FloatLinear, parse_level
+from telechat_kit.quantization.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.formats import needed_bytes, write_w8a8_folder
+from telechat_kit.quantization.given import GivenWeights, check_given
+from telechat_kit.quantization.measured_levels import MeasuredLevel, parse_budget
 from telechat_kit.quantization.observers import make_observer
 from telechat_kit.quantization.partial import open_partial, partial_folder
+from telechat_kit.quantization.samples import calibration_set
 from telechat_kit.quantization.smoothing import METHODS
-from telechat_kit.quantization.streaming import LinearRecord, Quantized, Recipe, quantize_blocks
+from telechat_kit.quantization.splitting import SPLIT_CHANNELS
+from telechat_kit.quantization.streaming import (
+    SPLITTING,
+    LinearRecord,
+    Quantized,
+    Recipe,
+    parse_ingredients,
+    quantize_blocks,
+)
+from telechat_kit.records import finite
+
+ACTIVATIONS = ("static", "dynamic")
 
 SCHEMA = "telechat-kit/quantize/1"
 
 
 @dataclass(frozen=True)
 class QuantizeRecord:
-    """What `02_quantize` did, and what came out."""
+    """What `02_quantize` did, and what came out.
+
+    `recipe` is None where the weights were given and do not say how they were made; `given` is what a check of
+    given weights found, None where the kit quantized. `calibration_tokens` counts the tokens of all samples.
+    """
 
     schema: str
     checkpoint_path: str
     quant_path: str
-    recipe: Recipe
+    recipe: Recipe | None
     linears: list[LinearRecord]
     float_linears: list[FloatLinear]
     calibration_tokens: int
@@ -54,6 +75,9 @@ class QuantizeRecord:
     seconds: float
     peak_memory_bytes: int
     conditions: Conditions
+    recipe_sha256: str = ""
+    given: GivenWeights | None = None
+    measured: MeasuredLevel | None = None  # of level auto
 
 
 def quantize(
@@ -61,62 +85,127 @@ def quantize(
     quant_path: str | Path,
     *,
     level: str = "L5",
+    budget: str = "5 linears",
+    budget_samples: int = 4,
     anti_outlier: str = "m1",
+    ingredients: str = "all",
     act_method: int = 1,
+    activations: str = "static",
     group_fallback: bool = True,
     calibration: str = "pydoc_data.topics",
+    calibration_format: str = "blocks",
+    calibration_lines: str = "seed",
     samples: int = 16,
     tokens: int = 512,
     seed: int = 0,
     device: str = "auto",
+    given_weights: bool = False,
 ) -> QuantizeRecord:
     """Quantize the float checkpoint folder `checkpoint_path` into the W8A8 folder `quant_path`.
 
     Args:
-        level: "L0", "L5" ...: how many of the most sensitive linears stay in float.
-        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m4", or
-            "best" (SmoothQuant with searched exponents, up_proj -> down_proj smoothed too).
-        act_method: range of activations: 1 min-max, 2 histogram, 3 automatic.
+        level: which linears stay in float. "L0", "L5" ...: so many of the most sensitive ones; names and shell
+            patterns separated by commas: these; "auto": those that `budget` buys.
+        budget: of level "auto", met by measuring: "5 linears" keeps at most so many in float, those that lower the
+            KL from float most; "KL 0.02" as few as reach that KL (nats per token).
+        budget_samples: calibration samples, the first ones, that level "auto" measures on.
+        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
+            "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
+            "best" (the kit's own: the same groups with other exponents, and what `ingredients` says).
+        ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above),
+            splitting (of feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
+        act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
+        activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
+            each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
         group_fallback: linears that read the same input stay in float together.
         calibration: a text file, a jsonl file, or "pydoc_data.topics".
-        samples, tokens: number of calibration samples and tokens in each, drawn by `seed`.
+        calibration_format: "blocks" of the joined text, the "lines" of a jsonl file, or those as "chat" prompts.
+        calibration_lines: which lines: "seed" draws `samples` of them, "all", or numbers such as "3,17,20-25".
+        samples, tokens: number of calibration samples drawn by `seed`, and (largest) number of tokens in each.
+        given_weights: `quant_path` holds W8A8 weights already: `check_given_weights` instead of quantizing.
 
     Raises:
         CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
+        KitError: another process is quantizing into `quant_path`.
     """
+    if given_weights:
+        return check_given_weights(checkpoint_path, quant_path, device=device)
     start = time.perf_counter()
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
-    _check_request(source, target, level, anti_outlier, act_method)
-    text = load_text(calibration)
-    blocks = token_blocks(load_tokenizer(source), text, tokens, samples, seed)
+    context = _check_request(source, target, level, anti_outlier, act_method, activations).training_seqlen
+    chosen = calibration_set(
+        load_tokenizer(source), calibration, format=calibration_format, lines=calibration_lines,
+        samples=samples, tokens=tokens, seed=seed, context=context,
+    )  # fmt: skip
+    _check_budget(source, level, budget, budget_samples)
+    used = parse_ingredients(ingredients) if anti_outlier == BEST else []
     recipe = Recipe(
         level=level,
         anti_outlier=anti_outlier,
         act_method=act_method,
         group_fallback=group_fallback,
-        calibration_source=text.source,
-        calibration_sha256=text.sha256,
-        calibration_blocks=[(block.start, block.stop) for block in blocks],
         seed=seed,
         source_weights=weights_hash(source),
         source_tokenizer=tokenizer_hash(source),
+        activations=activations,
+        ingredients=used,
+        split_channels=SPLIT_CHANNELS if SPLITTING in used else 0,
+        budget=budget if level == AUTO else "",
+        budget_samples=min(budget_samples, len(chosen.tensors())) if level == AUTO else 0,
+        **chosen.recipe(),
     )
-    samples_ids = [torch.tensor([block.ids]) for block in blocks]
-    quantized = _quantize(Shards(source), target, samples_ids, recipe, torch_device)
+    quantized = _quantize(Shards(source), target, chosen.tensors(), recipe, torch_device)
+    record = _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
+    return replace(record, measured=quantized.measured)
+
+
+def check_given_weights(
+    checkpoint_path: str | Path, quant_path: str | Path, *, device: str = "auto"
+) -> QuantizeRecord:
+    """Check W8A8 weights that are there already, and describe them as `quantize` describes its own.
+
+    This is scenario two of the guide. Nothing is quantized and nothing is written.
+
+    Args:
+        checkpoint_path: the float folder that belongs to them; for `.npy` dictionaries the one after outlier
+            suppression.
+        quant_path: the quantized folder, in any format that `load_model` reads.
+
+    Raises:
+        CheckpointError: a tensor is missing, damaged or does not fit, or the folders do not belong together.
+    """
+    start = time.perf_counter()
+    source, target = resolve(checkpoint_path), resolve(quant_path)
+    torch_device = resolve_device(device)
+    found = check_given(source, target)
+    record = _record(source, target, found.linears, found.float_linears, found.recipe, start, torch_device)
+    return replace(record, given=found.given, w8a8_bytes=found.given.bytes)
+
+
+def _record(
+    source: Path,
+    target: Path,
+    linears: list[LinearRecord],
+    float_linears: list[FloatLinear],
+    recipe: Recipe | None,
+    start: float,
+    device: torch.device,
+) -> QuantizeRecord:
     return QuantizeRecord(
         schema=SCHEMA,
         checkpoint_path=relative(source),
         quant_path=relative(target),
         recipe=recipe,
-        linears=quantized.linears,
-        float_linears=quantized.float_linears,
-        calibration_tokens=samples * tokens,
+        linears=linears,
+        float_linears=float_linears,
+        calibration_tokens=sum(recipe.calibration_sample_tokens) if recipe else 0,
         float_bytes=_bytes(source),
         w8a8_bytes=_bytes(target),
         seconds=time.perf_counter() - start,
-        peak_memory_bytes=backend_for(torch_device.type).peak_memory_bytes(),
-        conditions=conditions(torch_device, float=source, w8a8=target),
+        peak_memory_bytes=backend_for(device.type).peak_memory_bytes(),
+        conditions=conditions(device, float=source, w8a8=target),
+        recipe_sha256=recipe_hash(recipe) if recipe else "",
     )
 
 
@@ -125,15 +214,21 @@ def _quantize(
 ) -> Quantized:
     """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
     folder = partial_folder(target)
-    require_space(target, needed_bytes(shards), "the W8A8 checkpoint")
-    open_partial(folder, _work_key(shards, recipe, device))
-    try:
-        quantized = quantize_blocks(shards, samples, recipe, folder, device)
-        write_w8a8_folder(target, shards, quantized.blocks, _details(recipe, quantized))
-    except (CheckpointError, DataError):  # the input is at fault: there is nothing to go on with
+    require_space(target, needed_bytes(shards, trial=recipe.level == AUTO), "the W8A8 checkpoint")
+    shards.require_finite()
+    with working_in(folder):
+        open_partial(folder, _work_key(shards, recipe, device))
+        try:
+            with explained("calibration", backend_for(device.type)):
+                quantized = quantize_blocks(shards, samples, recipe, folder, device)
+            width = shards.config.ffn_hidden_size + recipe.split_channels
+            write_w8a8_folder(
+                target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind, width
+            )
+        except (CheckpointError, DataError, ParameterError):  # the input is at fault: nothing to go on with
+            shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
     return quantized
 
 
@@ -142,19 +237,28 @@ def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "recipe": asdict(recipe),
-        "linears": [asdict(linear) for linear in quantized.linears],
-        "float_linears": [asdict(linear) for linear in quantized.float_linears],
+        "recipe_sha256": recipe_hash(recipe),
+        "linears": [finite(asdict(linear)) for linear in quantized.linears],
+        "float_linears": [finite(asdict(linear)) for linear in quantized.float_linears],
+        **({"measured": asdict(quantized.measured)} if quantized.measured else {}),
     }
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """One hash for all that a recipe says: source, calibration and choices."""
+    return combined_hash([json.dumps(asdict(recipe), sort_keys=True)])
 
 
 def _work_key(shards: Shards, recipe: Recipe, device: torch.device) -> str:
     """What must be equal for finished blocks to be kept: recipe, source, arithmetic."""
     config = file_hash(shards.folder / "config.json")
-    return combined_hash([json.dumps(asdict(recipe)), config, code_hash(), torch.__version__, device.type])
+    return combined_hash([recipe_hash(recipe), config, code_hash(), torch.__version__, device.type])
 
 
-def _check_request(source: Path, target: Path, level: str, anti_outlier: str, act_method: int) -> None:
-    """Refuse what cannot work before the minutes of loading and calibration."""
+def _check_request(
+    source: Path, target: Path, level: str, anti_outlier: str, act_method: int, activations: str
+) -> TelechatConfig:
+    """The configuration; what cannot work is refused before the minutes of loading and calibration."""
     config = read_config(source)
     weight_files(source)
     if is_w8a8(source):
@@ -163,13 +267,24 @@ def _check_request(source: Path, target: Path, level: str, anti_outlier: str, ac
         raise CheckpointError(
             f"quant_path is checkpoint_path ({source}). Give the W8A8 weights a folder of their own."
         )
-    if target.exists() and not (target / W8A8_DESCRIPTION).is_file() and any(target.iterdir()):
+    if target.exists() and not description_path(target) and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
-    parse_level(level, 6 * config.n_layer)
+    check_level(level, model_linear_names(config))
     make_observer(act_method)
+    if activations not in ACTIVATIONS:
+        raise ParameterError(f'activations "{activations}" is unknown. Use one of {", ".join(ACTIVATIONS)}.')
     if anti_outlier not in ("none", *METHODS, BEST):
         known = ", ".join(("none", *METHODS, BEST))
         raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')
+    return config
+
+
+def _check_budget(source: Path, level: str, budget: str, samples: int) -> None:
+    """Refuse a budget that level auto cannot work with; other levels have none."""
+    if level == AUTO:
+        parse_budget(budget, len(model_linear_names(read_config(source))))
+        if samples < 1:
+            raise ParameterError(f"budget_samples {samples}: level auto measures on at least 1 sample.")
 
 
 def _bytes(folder: Path) -> int:

@@ -1,6 +1,6 @@
-"""Outlier suppression: scales for the channels of a norm's output move outliers from there into weights.
+"""Outlier suppression: scales for the channels of a linear's input move outliers from there into its weights.
 
-The functions work on one group, the linears that read the same norm. Finding them is the pipeline's business.
+The functions work on one group, the linears that read the same input. Finding them is the pipeline's business.
 """
 
 import math
@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.quantization.activation_aware import activation_aware_scale
 from telechat_kit.quantization.observers import affine_parameters, fake_quantize
 
-#: m1: SmoothQuant, alpha 0.5; m2: Outlier Suppression+, threshold searched; m4: SmoothQuant, alpha 0.9.
-METHODS = ("m1", "m2", "m4")
+#: m1: SmoothQuant, alpha 0.5; m2: Outlier Suppression+, threshold searched; m3: AWQ; m4: SmoothQuant, alpha 0.9.
+METHODS = ("m1", "m2", "m3", "m4")
+
+#: Methods that measure a loss on the first sample, which is kept for them.
+MEASURING = ("m2", "m3")
 
 #: Smallest scale and smallest weight maximum.
 FLOOR = 1e-5
@@ -30,7 +34,7 @@ class GroupStatistics:
     """Streaming statistics of a group's input, in the samples' dtype, `[in]` or scalar.
 
     Args:
-        keep_first: keep the first sample whole; method m2 measures its loss on it.
+        keep_first: keep the first sample whole; the `MEASURING` methods measure their loss on it.
 
     Attributes:
         maximum, minimum: of each channel, over the samples so far.
@@ -108,10 +112,10 @@ def smoothing_scale(
     Args:
         samples: the group's inputs, each `[..., in]`, in calibration order.
         weights: of the group's linears, each `[out_i, in]`.
-        method: "m1", "m2" or "m4".
+        method: "m1", "m2", "m3" or "m4"; m3 looks at the first sample only.
         bias: of the group's linears, each `[out_i]` or None; matters to m2 in groups of three linears only.
     """
-    statistics = GroupStatistics(keep_first=method == "m2")
+    statistics = GroupStatistics(keep_first=method in MEASURING)
     for sample in samples:
         statistics.update(sample)
     return scale_from_statistics(statistics, weights, method, bias)
@@ -132,6 +136,8 @@ def scale_from_statistics(
     if method not in METHODS:
         raise ParameterError(f'outlier suppression "{method}" is unknown. Use one of {", ".join(METHODS)}.')
     _require_samples(statistics)
+    if method == "m3":
+        return activation_aware_scale(_first_sample(statistics, method), weights)
     if method == "m4":
         return migration_scale(statistics, weights, 0.9)
     if method == "m1" or 3 * statistics.std >= statistics.thres_t:
@@ -139,15 +145,24 @@ def scale_from_statistics(
     return _searched_scale(statistics, weights, bias or [None] * len(weights))
 
 
-def fold_smoothing(feeder: Tensor, weights: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, list[Tensor]]:
+def fold_smoothing(
+    feeder: Tensor, weights: Sequence[Tensor], scale: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """A feeder's weight divided and the `weights` it feeds (each `[out_i, in]`) multiplied by `scale [in]`.
 
-    The feeder is a norm, `[in]`, or a linear, `[in, ...]`, whose rows are divided. The function computed by all
-    together stays the same; biases do not change. Dtypes are kept.
+    The function computed by all together stays the same; biases do not change, so a feeder must have none.
+    Dtypes are kept.
+
+    Args:
+        feeder: a norm `[in]`, or a linear `[out, ...]` whose rows give the channels.
+        rows: the feeder's row behind each channel, `[in]`; None when it has one row a channel, in their order.
     """
-    scale = scale.to(feeder.device)
-    rows = scale[:, None] if feeder.dim() == 2 else scale
-    return (feeder / rows).to(feeder.dtype), [(weight * scale).to(weight.dtype) for weight in weights]
+    divisor = scale = scale.to(feeder.device)
+    if rows is not None:
+        divisor = scale.new_ones(len(feeder)).index_copy(0, rows.to(feeder.device), scale)
+    if feeder.dim() == 2:
+        divisor = divisor[:, None]
+    return (feeder / divisor).to(feeder.dtype), [(weight * scale).to(weight.dtype) for weight in weights]
 
 
 def search_losses(
@@ -173,6 +188,12 @@ def _require_samples(statistics: GroupStatistics) -> None:
         raise DataError("no activations to smooth: the group was not reached by any calibration line.")
 
 
+def _first_sample(statistics: GroupStatistics, method: str) -> Tensor:
+    if statistics.first is None:
+        raise DataError(f"method {method} needs the first sample: make GroupStatistics with keep_first=True.")
+    return statistics.first
+
+
 def _power(x: Tensor, exponent: float) -> Tensor:
     # torch's float32 root is an ulp off on some CPUs (vector library); the reference's is rounded rightly.
     return x.cpu().double().sqrt().to(x) if exponent == 0.5 else x.pow(exponent)
@@ -193,9 +214,7 @@ def _trials(
     statistics: GroupStatistics, weights: Sequence[Tensor], bias: Sequence[Tensor | None]
 ) -> Iterator[tuple[float, Tensor]]:
     """Loss and scale `[in]` of every threshold of the search."""
-    if statistics.first is None:
-        raise DataError("method m2 needs the first sample: make GroupStatistics with keep_first=True.")
-    objective = _Objective(statistics.first, statistics.shift, weights, bias)
+    objective = _Objective(_first_sample(statistics, "m2"), statistics.shift, weights, bias)
     largest = weight_maximum(weights).to(statistics.shift.dtype)
     for step in range(SEARCH_STEPS):
         threshold = (statistics.thres_t - statistics.std) * step / (SEARCH_STEPS - 1) + statistics.std

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 #: Names of dtypes in the format, in the order in which the tensors follow each other: wide ones first
 DTYPES = {
@@ -48,6 +49,16 @@ def tensor_entry(
 ) -> Entry:
     """The entry of a tensor whose bytes `chunks` gives when it is called."""
     return Entry(name, _NAMES[dtype], list(shape), chunks)
+
+
+def whole_entry(name: str, tensor: Tensor) -> Entry:
+    """The entry of a tensor that is there, or mapped from a file."""
+    return tensor_entry(name, tensor.dtype, tensor.shape, partial(_pieces, tensor))
+
+
+def _pieces(tensor: Tensor) -> Iterator[bytes]:
+    for part in tensor.contiguous().flatten().split(_CHUNK_BYTES // tensor.element_size()):
+        yield part.view(torch.uint8).numpy().tobytes()
 
 
 def file_entries(path: Path) -> list[Entry]:

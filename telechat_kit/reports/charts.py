@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from telechat_kit.environment import SetupRecord
 from telechat_kit.performance import CaseResult, PerformanceRecord
-from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
 
@@ -70,12 +69,14 @@ class Chart:
         return bundle, {"image/png": {"alt": self.alt}}
 
 
-def _axes(width: float = 8.6, height: float = 3.6) -> tuple[Figure, Axes]:
+def new_axes(width: float = 8.6, height: float = 3.6) -> tuple[Figure, Axes]:
+    """A figure of the reports' width in inches, with its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _finish(figure: Figure, axes: Axes, title: str, x: str, y: str, alt: str) -> Chart:
+def finish(figure: Figure, axes: Axes, title: str, x: str, y: str, alt: str) -> Chart:
+    """The figure under a title that states the finding; `alt` goes on behind it."""
     axes.set_title(title, pad=12)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -85,7 +86,7 @@ def _finish(figure: Figure, axes: Axes, title: str, x: str, y: str, alt: str) ->
 @mpl.rc_context(STYLE)
 def checkpoint_parts(record: SetupRecord) -> Chart:
     """Where the bytes of the float checkpoint lie."""
-    figure, axes = _axes(height=2.6)
+    figure, axes = new_axes(height=2.6)
     parts = sorted(record.parts, key=lambda part: part.bytes)
     total = sum(part.bytes for part in parts)
     bars = axes.barh(
@@ -98,7 +99,7 @@ def checkpoint_parts(record: SetupRecord) -> Chart:
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.22)
     title = f"{parts[-1].part.capitalize()} holds {parts[-1].bytes / total:.0%} of the {total / 1e6:,.1f} MB of weights"
-    return _finish(
+    return finish(
         figure,
         axes,
         title,
@@ -111,50 +112,21 @@ def checkpoint_parts(record: SetupRecord) -> Chart:
 @mpl.rc_context(STYLE)
 def sensitivity(record: QuantizeRecord) -> Chart:
     """Score of every linear's input by block, those kept in float marked."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     kept = {linear.name for linear in record.float_linears}
     for label, kind, marker, color in INPUTS:
         rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
-        axes.plot(range(len(rows)), [row.score for row in rows], marker, ms=4.5, color=color, label=label)
+        points = [(block, row.score) for block, row in enumerate(rows) if row.score is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
     _mark_float_inputs(axes, record)
     axes.margins(y=0.18)
     figure.legend(ncol=6, loc="outside lower center")
-    title = f"{len(kept)} of {len(record.linears)} linears stay in float: those with the largest outliers"
+    known = all(linear.score is not None for linear in record.linears)
+    reason = "those with the largest outliers" if known else "the scores of given weights are not known"
+    title = f"{len(kept)} of {len(record.linears)} linears stay in float: {reason}"
     top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
-    return _finish(
+    return finish(
         figure, axes, title, "block", "sensitivity score\n(largest |x| / std)", f"Kept in float: {top}"
-    )
-
-
-@mpl.rc_context(STYLE)
-def activation_ranges(record: QuantizeRecord) -> Chart:
-    """Width of each int8 linear's input range by block: the step of the activations is a 255th of it."""
-    figure, axes = _axes()
-    for label, kind, marker, color in INPUTS:
-        rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
-        points = [
-            (i, row.high - row.low)
-            for i, row in enumerate(rows)
-            if row.low is not None and row.high is not None
-        ]
-        axes.plot(
-            [i for i, _ in points], [width for _, width in points], marker, ms=4.5, color=color, label=label
-        )
-    axes.set_yscale("log")
-    figure.legend(ncol=6, loc="outside lower center")
-    widths = [
-        (row.high - row.low, row.name)
-        for row in record.linears
-        if row.low is not None and row.high is not None
-    ]
-    widest = max(widths, default=(0.0, "none"))[1].removeprefix("transformer.")
-    return _finish(
-        figure,
-        axes,
-        f"The widest int8 input is that of {widest}",
-        "block",
-        "input range (high - low)",
-        f"{len(widths)} linears",
     )
 
 
@@ -162,9 +134,10 @@ def _mark_float_inputs(axes: Axes, record: QuantizeRecord) -> None:
     """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
     inputs: dict[tuple[int, float], list[str]] = {}
     for linear in record.float_linears:
-        block, kind = _block_and_kind(linear.name)
-        inputs.setdefault((block, linear.score), []).append(kind)
-    last = max((_block_and_kind(linear.name)[0] for linear in record.linears), default=0)
+        block, kind = block_and_kind(linear.name)
+        if linear.score is not None:
+            inputs.setdefault((block, linear.score), []).append(kind)
+    last = max((block_and_kind(linear.name)[0] for linear in record.linears), default=0)
     for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
         axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
         left, below = block > 0.7 * last, number % 2
@@ -178,48 +151,10 @@ def _mark_float_inputs(axes: Axes, record: QuantizeRecord) -> None:
         )
 
 
-def _block_and_kind(name: str) -> tuple[int, str]:
+def block_and_kind(name: str) -> tuple[int, str]:
+    """Number of the block and last part of the name of a linear."""
     parts = name.removeprefix("transformer.").split(".")
     return int(parts[1]), parts[-1]
-
-
-@mpl.rc_context(STYLE)
-def perplexity(record: PrecisionRecord) -> Chart:
-    """Perplexity of both, with 95 % intervals over sequences."""
-    figure, axes = _axes(height=2.4)
-    values = {"float": record.divergence.perplexity_float, "w8a8": record.divergence.perplexity_w8a8}
-    for row, (name, estimate) in enumerate(reversed(values.items())):
-        bar = axes.barh(NAMES[name], estimate.value, color=COLORS[name], height=0.55)
-        axes.errorbar(estimate.value, row, xerr=_error(estimate), color="#333333", capsize=4)
-        axes.bar_label(bar, [f"{estimate.value:.2f}"], label_type="center", color="white", fontweight="bold")
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    ratio = record.divergence.perplexity_ratio
-    verb = "raises" if ratio.value >= 1 else "lowers"
-    title = f"W8A8 {verb} perplexity by {abs(ratio.value - 1):.1%} (ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
-    x = f"perplexity on {record.divergence.tokens:,} tokens (lower is better), 95 % interval over sequences"
-    return _finish(figure, axes, title, x, "", f"float {values['float']}, W8A8 {values['w8a8']}")
-
-
-@mpl.rc_context(STYLE)
-def divergence_quantiles(record: PrecisionRecord) -> Chart:
-    """KL divergence at the quantiles of the positions: how bad the worst tokens are."""
-    figure, axes = _axes(height=3.0)
-    quantiles = record.divergence.kl_quantiles
-    labels = [f"{share} %" for share in quantiles]
-    axes.plot(labels, list(quantiles.values()), "o-", color=COLORS["w8a8"])
-    for label, value in zip(labels, quantiles.values(), strict=True):
-        axes.annotate(
-            f"{value:.3g}", (label, value), (0, 8), textcoords="offset points", ha="center", fontsize=9
-        )
-    axes.set_yscale("log")
-    axes.margins(y=0.2)
-    mean = record.divergence.kl_mean
-    title = f"KL divergence: mean {mean.value:.4f} nats per token, above {quantiles['99']:.3g} at 1 % of the positions"
-    return _finish(
-        figure, axes, title, "share of positions with at most this divergence", "KL(float || W8A8), nats",
-        ", ".join(f"{k} %: {v:.3g}" for k, v in quantiles.items()),
-    )  # fmt: skip
 
 
 def speed(record: PerformanceRecord) -> Chart:
@@ -239,7 +174,7 @@ def first_token(record: PerformanceRecord) -> Chart:
 @mpl.rc_context(STYLE)
 def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit: str, title: str) -> Chart:
     cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
-    figure, axes = _axes(width=max(8.6, 0.9 * len(cases)))
+    figure, axes = new_axes(width=max(8.6, 0.9 * len(cases)))
     for shift, name in ((-0.2, "float"), (0.2, "w8a8")):
         rows = _rows(record, name, cases)
         estimates: list[Estimate] = [getattr(row, figure_name) for row in rows]
@@ -250,7 +185,7 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
         axes.errorbar(
             places,
             [e.value * factor for e in estimates],
-            yerr=_errors(estimates, factor),
+            yerr=error_bars(estimates, factor),
             fmt="none",
             ecolor="#333333",
             capsize=2,
@@ -259,9 +194,7 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
     axes.set_xticks(range(len(cases)), [f"{i} / {o}" for i, o in cases])
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
-    return _finish(
-        figure, axes, title, "input / output tokens", unit, f"{len(cases)} cases in two precisions"
-    )
+    return finish(figure, axes, title, "input / output tokens", unit, f"{len(cases)} cases in two precisions")
 
 
 def _rows(record: PerformanceRecord, name: str, cases: Sequence[tuple[int, int]]) -> list[CaseResult]:
@@ -283,7 +216,7 @@ def _mean_ratio(record: PerformanceRecord, figure_name: str) -> float:
 @mpl.rc_context(STYLE)
 def published(record: PerformanceRecord) -> Chart:
     """The guide's figures for TeleChat-7B, by themselves: another model on other hardware."""
-    figure, axes = _axes(height=2.8)
+    figure, axes = new_axes(height=2.8)
     labels = [
         f"{case.input_tokens} / {case.output_tokens}" if case.input_tokens else "mean of 25"
         for case in record.published
@@ -307,13 +240,13 @@ def published(record: PerformanceRecord) -> Chart:
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
     title = "Published, not measured here: TeleChat-7B int8, batch 1"
-    return _finish(figure, axes, title, "input / output tokens", "tokens/s", "the guide's table")
+    return finish(figure, axes, title, "input / output tokens", "tokens/s", "the guide's table")
 
 
 @mpl.rc_context(STYLE)
 def file_sizes(record: QuantizeRecord) -> Chart:
     """Size of the weight files, float and W8A8."""
-    figure, axes = _axes(height=2.0)
+    figure, axes = new_axes(height=2.0)
     sizes = {"W8A8": record.w8a8_bytes, "float": record.float_bytes}
     bars = axes.barh(
         list(sizes),
@@ -326,9 +259,7 @@ def file_sizes(record: QuantizeRecord) -> Chart:
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.14)
     share = record.w8a8_bytes / record.float_bytes
-    return _finish(
-        figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", ""
-    )
+    return finish(figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", "")
 
 
 def _short(value: float) -> str:
@@ -336,9 +267,6 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _error(estimate: Estimate) -> list[list[float]]:
-    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-
-
-def _errors(estimates: Sequence[Estimate], factor: float) -> list[list[float]]:
+def error_bars(estimates: Sequence[Estimate], factor: float = 1.0) -> list[list[float]]:
+    """What the intervals reach below and above their figures, as matplotlib's error bars take it."""
     return [[(e.value - e.low) * factor for e in estimates], [(e.high - e.value) * factor for e in estimates]]

@@ -13,7 +13,9 @@ def stale_records(
 ) -> list[str]:
     """What does not fit, a sentence each with the notebook to run again; empty if all records belong together."""
     found = []
-    if quantize.recipe.source_weights != setup.conditions.hashes.get("float_weights"):
+    if quantize.recipe is not None and quantize.recipe.source_weights != setup.conditions.hashes.get(
+        "float_weights"
+    ):
         found.append(_sentence("quantize.json", "other float weights", "setup.json", "02_quantize"))
     made = quantize.conditions.hashes.get("w8a8_weights")
     for record, name, step in (

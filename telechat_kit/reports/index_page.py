@@ -93,5 +93,6 @@ def _about(run: RunData | None) -> tuple[str, str, str]:
     if run is None or run.setup is None:
         return "–", "–", "–"
     model = run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name
-    level = run.quantize.recipe.level if run.quantize else "–"
+    recipe = run.quantize.recipe if run.quantize else None
+    level = recipe.level if recipe else "–"
     return str(model), level, run.setup.conditions.device_name

@@ -17,7 +17,7 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
-from telechat_kit.reports import charts, tables
+from telechat_kit.reports import charts, precision_charts, precision_tables, tables
 from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
 from telechat_kit.reports.extracts import markdown_summary, write_tables
@@ -69,9 +69,10 @@ def verdict(run: RunRecords) -> str:
     """One sentence: what int8 cost, what it brought, on what."""
     ratio, top1 = run.precision.divergence.perplexity_ratio, run.precision.divergence.top1_agreement
     change = f"{'raises' if ratio.value >= 1 else 'lowers'} perplexity by {abs(ratio.value - 1):.1%}"
+    level = f"at level {run.quantize.recipe.level}" if run.quantize.recipe else "as given"
     speed, size = charts.speed_ratio(run.performance), run.quantize.w8a8_bytes / run.quantize.float_bytes
     return (
-        f"W8A8 at level {run.quantize.recipe.level} {change}, agrees with float on the most likely token at "
+        f"W8A8 {level} {change}, agrees with float on the most likely token at "
         f"{top1.value:.1%} of the positions, takes {size:.0%} of the file size and generates {speed:.2f} times the "
         f"tokens per second, on {run.performance.conditions.device_name}."
     )
@@ -136,12 +137,12 @@ def _sections(run: RunRecords) -> list[Section]:
             "What int8 costs",
             f"Both models read the same {precision.divergence.tokens:,} tokens of {precision.text_source}, none of which "
             "was used for calibration. Intervals are bootstrapped over sequences.",
-            [charts.perplexity(precision).html(), charts.divergence_quantiles(precision).html(), table(tables.divergence(precision))],
+            [precision_charts.perplexity(precision).html(), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
         ),
         Section(
             "Answers side by side",
             f"Greedy, repetition penalty {precision.repetition_penalty}, at most {precision.max_new_tokens} new tokens.",
-            [table(tables.answers(precision))],
+            [dress_tables(str(precision_tables.answers(precision).markup))],
         ),
         Section(
             "Speed",
@@ -158,7 +159,7 @@ def _sections(run: RunRecords) -> list[Section]:
         Section(
             "How it was quantized",
             "Per-channel int8 weights, one static scale and offset for each linear's input.",
-            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.float_linears(quantized))],
+            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.calibration(quantized)), table(tables.float_linears(quantized))],
         ),
         Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
     ]  # fmt: skip

@@ -1,18 +1,20 @@
 """Tables of the notebooks and the report: one row a finding, units in the headers."""
 
-from statistics import geometric_mean
+from collections.abc import Callable, Iterable, Sequence
+from statistics import geometric_mean, median
 from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.environment import SetupRecord
+from telechat_kit.environment import Check, SetupRecord
+from telechat_kit.memory import Fit
 from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.reports.charts import NAMES, speed_ratio
-from telechat_kit.statistics import Estimate
+from telechat_kit.quantization.streaming import Recipe
+from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:
@@ -20,9 +22,9 @@ def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler
     return frame.style.format(formats, escape="html", na_rep="–").hide(axis="index")
 
 
-def setup(record: SetupRecord) -> Styler:
+def checks(found: Sequence[Check]) -> Styler:
     """Component, found, required, verdict, what to do."""
-    rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in record.checks]
+    rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in found]
     frame = pd.DataFrame(rows, columns=["component", "found", "required", "verdict", "what to do"])
     return styled(frame)
 
@@ -42,6 +44,7 @@ def conditions(found: Conditions) -> Styler:
         ("memory", f"{found.memory_bytes / 2**30:.1f} GiB"),
         ("system", found.system),
         *((f"version of {name}", version) for name, version in found.versions.items()),
+        *((f"operators of {verb.replace('_', ' ')}", way) for verb, way in found.operators.items()),
         ("code", found.code),
         ("started (UTC)", found.started),
         *((f"SHA-256, {name.replace('_', ' ')}", value) for name, value in found.hashes.items()),
@@ -49,27 +52,152 @@ def conditions(found: Conditions) -> Styler:
     return styled(pd.DataFrame(rows, columns=["condition", "value"]))
 
 
+def fits(rows: Sequence[Fit]) -> Styler:
+    """Which model fits a card, the longest context with it, and the fastest decode that its memory allows."""
+    titles = ["model", "weights", "GB", "KB/token of cache", "longest context", "limit, tokens/s"]
+    return styled(
+        pd.DataFrame(
+            [
+                (
+                    row.model,
+                    row.precision,
+                    f"{row.weight_bytes / 1e9:.2f}",
+                    f"{row.cache_bytes_per_token / 1e3:.0f}",
+                    f"{row.largest_context:,}" if row.largest_context else "does not fit",
+                    f"{row.limit_tokens_per_second:.1f}",
+                )
+                for row in rows
+            ],
+            columns=titles,
+        )
+    )
+
+
 def recipe(record: QuantizeRecord) -> Styler:
-    """How the checkpoint was quantized."""
-    used = record.recipe
-    rows = [
-        ("level", used.level),
-        ("outlier suppression", used.anti_outlier),
-        ("activation range", {1: "min-max", 2: "histogram", 3: "automatic"}[used.act_method]),
-        (
-            "calibration",
-            f"{len(used.calibration_blocks)} samples, {record.calibration_tokens:,} tokens of {used.calibration_source}",
-        ),
-        ("seed", str(used.seed)),
+    """How the checkpoint was quantized, or what is known of given weights."""
+    used, given, rows = record.recipe, record.given, list[tuple[str, str]]()
+    if given:
+        int8 = sum(linear.kind != "FLOAT" for linear in record.linears)
+        rows += [
+            ("weights", f"given in {given.format} form, not quantized here"),
+            ("tensors checked for name, shape and type", f"{given.tensors:,}"),
+            ("int8 weights that are the rounded float ones", f"{given.rounded} of {int8} linears"),
+            ("largest deviation from them", f"{given.largest_deviation:.2f} steps of the int8 weight"),
+            *(("note", note) for note in given.notes),
+        ]
+    if used:
+        rows += [
+            ("level", used.level),
+            ("outlier suppression", used.anti_outlier),
+            ("activations", _activations(used)),
+            ("SHA-256 of the recipe", record.recipe_sha256),
+        ]
+    rows += [
         (
             "linears in int8",
-            f"{sum(linear.kind == 'W8A8' for linear in record.linears)} of {len(record.linears)}",
+            f"{sum(linear.kind != 'FLOAT' for linear in record.linears)} of {len(record.linears)}",
         ),
         ("weight files", f"{record.float_bytes / 1e6:,.1f} MB float, {record.w8a8_bytes / 1e6:,.1f} MB W8A8"),
         ("time", f"{record.seconds:.1f} s"),
         ("peak memory of the process", f"{record.peak_memory_bytes / 2**30:.2f} GiB"),
     ]
     return styled(pd.DataFrame(rows, columns=["recipe", record.quant_path]))
+
+
+def _activations(used: Recipe) -> str:
+    if used.activations == "dynamic":
+        return "dynamic, one scale for each token"
+    return f"static, {({1: 'min-max', 2: 'histogram', 3: 'automatic'})[used.act_method]} range"
+
+
+def calibration(record: QuantizeRecord) -> Styler:
+    """The samples that the ranges come from: source, tokens, what was cut, and hashes."""
+    used = record.recipe
+    rows = [("calibration", "not known: the weights were given")] if used is None else _samples(used)
+    return styled(pd.DataFrame(rows, columns=["calibration", "value"]))
+
+
+def _samples(used: Recipe) -> list[tuple[str, str]]:
+    lengths = used.calibration_sample_tokens
+    forms = {
+        "blocks": "blocks of the joined text",
+        "lines": "lines as they are",
+        "chat": "lines as chat prompts",
+    }
+    rows = [
+        ("source", used.calibration_source),
+        ("form", forms[used.calibration_format]),
+        ("samples", f"{len(lengths):,}"),
+        ("tokens, all samples", f"{sum(lengths):,}"),
+        (
+            "tokens of a sample, smallest / median / largest",
+            f"{min(lengths)} / {median(lengths):g} / {max(lengths)}",
+        ),
+        ("seed", str(used.seed)),
+    ]
+    if used.calibration_lines:
+        rows += [("line numbers in the file", ", ".join(map(str, used.calibration_lines)))]
+        rows += [
+            (f"line {line}, cut", f"{length} tokens to {max(lengths)}")
+            for line, length in used.calibration_cut
+        ]
+    return [
+        *rows,
+        ("SHA-256 of the text", used.calibration_sha256),
+        ("SHA-256 of the samples' token ids", used.calibration_samples_sha256),
+    ]
+
+
+def linears(record: QuantizeRecord) -> Styler:
+    """One row for each kind of linear: its worst figures over the blocks. Activations have no unit."""
+    kinds = dict.fromkeys(block_and_kind(row.name)[1] for row in record.linears)
+    rows = []
+    for kind in kinds:
+        found = [row for row in record.linears if block_and_kind(row.name)[1] == kind]
+        rows.append(
+            (
+                kind,
+                f"{sum(row.kind != 'FLOAT' for row in found)} of {len(found)}",
+                _worst(row.score for row in found),
+                _worst(row.raw_absmax for row in found),
+                _worst(row.input_absmax for row in found),
+                _worst(row.input_scale for row in found),
+                _worst((row.output_snr_db for row in found), worst=min),
+                _worst(row.clipped_share for row in found),
+            )
+        )
+    names = [
+        "linear",
+        "in int8",
+        "sensitivity score",
+        "largest |input|, unsuppressed",
+        "largest |input|, suppressed",
+        "largest step of the int8 input",
+        "lowest signal to error of the output, dB",
+        "largest clipped share",
+    ]
+    formats = dict.fromkeys(names[2:5], "{:,.1f}") | {
+        names[5]: "{:.4f}",
+        names[6]: "{:.1f}",
+        names[7]: "{:.3%}",
+    }
+    return styled(pd.DataFrame(rows, columns=names).dropna(axis="columns", how="all"), formats)
+
+
+def _worst(values: Iterable[float | None], worst: Callable[[list[float]], float] = max) -> float | None:
+    known = [value for value in values if value is not None]
+    return worst(known) if known else None
+
+
+def dead_channels(record: QuantizeRecord) -> Styler:
+    """Linears with input channels that were never anything but 0, or with weight rows of zeros."""
+    rows = [
+        (row.name.removeprefix("transformer."), row.dead_inputs, row.dead_outputs)
+        for row in record.linears
+        if row.dead_inputs or row.dead_outputs
+    ]
+    names = ["linear", "input channels always 0", "output channels with a weight of 0"]
+    return styled(pd.DataFrame(rows or [("none", 0, 0)], columns=names))
 
 
 def float_linears(record: QuantizeRecord) -> Styler:
@@ -79,45 +207,6 @@ def float_linears(record: QuantizeRecord) -> Styler:
         for linear in record.float_linears
     ]
     return styled(pd.DataFrame(rows, columns=["kept in float", "score", "reason"]), {"score": "{:.2f}"})
-
-
-def divergence(record: PrecisionRecord) -> Styler:
-    """Float against W8A8 over the text, with 95 % intervals."""
-    found = record.divergence
-    rows = [
-        ("perplexity, float", *_estimate(found.perplexity_float, "{:.3f}")),
-        ("perplexity, W8A8", *_estimate(found.perplexity_w8a8, "{:.3f}")),
-        ("perplexity ratio, W8A8 / float", *_estimate(found.perplexity_ratio, "{:.4f}")),
-        ("KL(float || W8A8), nats per token, mean", *_estimate(found.kl_mean, "{:.4f}")),
-        *(
-            (f"KL, {share} % of positions at most", f"{value:.4f}", "–")
-            for share, value in found.kl_quantiles.items()
-        ),
-        ("KL, largest", f"{found.kl_max:.3f}", "–"),
-        ("same most likely token", *_estimate(found.top1_agreement, "{:.2%}")),
-    ]
-    return styled(pd.DataFrame(rows, columns=["figure", "value", "95 % interval"]))
-
-
-def _estimate(estimate: Estimate, pattern: str) -> tuple[str, str]:
-    low, high = pattern.format(estimate.low), pattern.format(estimate.high)
-    return pattern.format(estimate.value), f"{low} – {high}"
-
-
-def answers(record: PrecisionRecord) -> Styler:
-    """Answers of both models side by side."""
-    rows = [
-        (
-            a.input,
-            a.float_answer,
-            a.w8a8_answer,
-            f"{a.common_tokens} of {max(a.float_tokens, a.w8a8_tokens)}",
-            a.similarity,
-        )
-        for a in record.answers
-    ]
-    names = ["question", "float", "W8A8", "same tokens from the start", "similarity of the texts"]
-    return styled(pd.DataFrame(rows, columns=names), {names[4]: "{:.0%}"})
 
 
 def cases(record: PerformanceRecord) -> Styler:

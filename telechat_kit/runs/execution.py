@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,6 @@ from telechat_kit.runs.progress import StepProgress
 from telechat_kit.runs.publishing import publish
 from telechat_kit.runs.signals import orderly_end
 from telechat_kit.runs.state import SCHEMA, STEPS, RunState, Step, StepState, load_state
-
-#: Kernel and client talk through files of this user, not through open TCP ports. A kernel that has done its work
-#: is ended at once: asked to end by itself, it can take seconds and log an interrupt that was none.
-_KERNEL = Config({"NotebookClient": {"shutdown_kernel": "immediate"}})
-if sys.platform != "win32":
-    _KERNEL.KernelManager.transport = "ipc"
 
 #: Set for each of several runs at a time: their number
 AT_ONCE = "TELECHAT_KIT_RUNS_AT_ONCE"
@@ -164,7 +159,7 @@ def _execute(run: _Run, step: Step, output: Path, progress: StepProgress, limit:
         progress.cell_started(cell, cell_index)
 
     options = {"timeout_func": _time_left(limit)} if limit else {}
-    with _quiet():
+    with _quiet(), _kernel() as config:
         papermill.execute_notebook(
             str(notebook_path(step.name)),
             str(output),
@@ -174,9 +169,25 @@ def _execute(run: _Run, step: Step, output: Path, progress: StepProgress, limit:
             progress_bar=False,
             stderr_file=progress,
             on_cell_start=cell_started,
-            config=_KERNEL,
+            config=config,
             **options,
         )
+
+
+@contextlib.contextmanager
+def _kernel() -> Iterator[Config]:
+    """How the kernel is reached and ended.
+
+    It talks with its client through files of this user, not through open TCP ports, in a folder of their own: by
+    default they lie in the working directory, where two runs at a time choose the same names. A kernel that has done
+    its work is ended at once: asked to end by itself, it can take seconds and log an interrupt that was none.
+    """
+    config = Config({"NotebookClient": {"shutdown_kernel": "immediate"}})
+    with tempfile.TemporaryDirectory(prefix="telechat-", ignore_cleanup_errors=True) as folder:
+        if sys.platform != "win32":
+            config.KernelManager.transport = "ipc"
+            config.KernelManager.ip = f"{folder}/kernel"
+        yield config
 
 
 def _time_left(limit: float) -> Any:

@@ -1,5 +1,6 @@
 """What a run says while it works: which notebook, which cell, what share of the cell is done."""
 
+import contextlib
 import re
 import sys
 import time
@@ -63,12 +64,11 @@ class StepProgress:
     def _show(self, what: str, end: str = "") -> None:
         seconds = time.monotonic() - self.start
         text = f"{self.label}  cell {self.cell}/{self.cells}  {seconds:5.0f} s  {what}"
-        if self.live:
-            self.stream.write(f"\r\x1b[2K{text}{end}")
-        elif text != self._last:
-            self.stream.write(f"{text}\n")
+        shown = f"\r\x1b[2K{text}{end}" if self.live else f"{text}\n" if text != self._last else ""
         self._last = text
-        self.stream.flush()
+        with contextlib.suppress(OSError):  # who read it has gone, or its disk is full: the run goes on
+            self.stream.write(shown)
+            self.stream.flush()
 
 
 class Board:

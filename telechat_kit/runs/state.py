@@ -36,7 +36,15 @@ STEPS = (
     ),
     Step(
         "03_precision",
-        reads=("model_path", "quant_path", "jsonl_path", "text_path"),
+        reads=(
+            "model_path",
+            "quant_path",
+            "jsonl_path",
+            "text_path",
+            "languages_path",
+            "tasks_path",
+            "compare_with",
+        ),
         writes=("precision.json", "answers.jsonl", "infer_float.jsonl", "infer_w8a8.jsonl"),
     ),
     Step(

@@ -201,7 +201,7 @@ class ReferenceLinear(nn.Module):
 
     def __init__(self, linear: W8A8Linear) -> None:
         super().__init__()
-        self.packed = dict(linear.named_buffers())
+        self.packed = linear.state_dict()
 
     def forward(self, x: Tensor) -> Tensor:
         return int8_linear(x, self.packed)

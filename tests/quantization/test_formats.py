@@ -4,12 +4,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from damaged_folder import change_json, change_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,18 +39,6 @@ def error_of(folder: Path, model_path: Path | None = None) -> str:
     with pytest.raises(CheckpointError) as caught:
         telechat_kit.load_model(folder, device="cpu", model_path=model_path)
     return str(caught.value)
-
-
-def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
-def change_tensors(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def change_dictionary(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -358,7 +346,7 @@ def test_missing_tensors_and_other_shapes_are_named(
     ("name", "kind", "expected"),
     [
         ("h.9.mlp.up_proj.weight", "W8A8", "names h.9.mlp.up_proj.weight, which this model does not have"),
-        ("h.0.mlp.up_proj.weight", "W8A8_DYNAMIC", 'h.0.mlp.up_proj.weight is "W8A8_DYNAMIC"'),
+        ("h.0.mlp.up_proj.weight", "W8A8_MIX", 'h.0.mlp.up_proj.weight is "W8A8_MIX"'),
         ("h.0.mlp.up_proj.weight", "FLOAT", "h.0.mlp.up_proj.weight holds torch.int8, expected float"),
     ],
 )
@@ -407,7 +395,12 @@ def test_dictionaries_that_name_unknown_linears_are_refused(exported: Callable[[
 
 @pytest.mark.parametrize(
     ("group", "key", "value"),
-    [("input_activations", "dynamic", True), ("weights", "num_bits", 4), ("weights", "strategy", "group")],
+    [
+        ("input_activations", "num_bits", 4),
+        ("input_activations", "strategy", "group"),
+        ("weights", "num_bits", 4),
+        ("weights", "strategy", "group"),
+    ],
 )
 def test_other_schemes_of_compressed_tensors_are_refused(
     group: str, key: str, value: object, exported: Callable[[str], Path]

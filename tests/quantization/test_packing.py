@@ -12,9 +12,11 @@ from telechat_kit.errors import CheckpointError
 from telechat_kit.model.int8 import decode_scale
 from telechat_kit.quantization.observers import EPS, activation_range, fake_quantize
 from telechat_kit.quantization.packing import (
+    dynamic_int8_linear,
     fake_quantize_weight,
     int8_accumulator,
     int8_linear,
+    pack_dynamic_linear,
     pack_linear,
     quantize_weight,
 )
@@ -160,3 +162,47 @@ def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
     weight[1, 1] = value
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         quantize_weight(weight)
+
+
+def test_a_dynamic_linear_has_no_tensor_of_its_input() -> None:
+    _, weight, bias = random_linear()
+    quantized, scale = quantize_weight(weight)
+    packed = pack_dynamic_linear(weight, bias)
+    assert packed.keys() == {"weight", "weight_scale", "weight_offset", "bias"}
+    assert torch.equal(packed["weight"], quantized)
+    assert torch.equal(packed["weight_scale"], scale)
+    assert packed["weight_offset"].tolist() == [[0.0]] * 7
+    assert "bias" not in pack_dynamic_linear(weight, None)
+
+
+def test_dynamic_linear_is_arithmetic_of_integers() -> None:
+    x, weight, bias = random_linear()
+    packed = pack_dynamic_linear(weight, bias)
+    results = dynamic_int8_linear(x, packed).reshape(-1, 7)
+    for token, result in zip(x.reshape(-1, 24), results, strict=True):
+        scale = (token.abs().max() / 127).item()
+        x_q = [round(value) for value in (token / scale).tolist()]
+        assert max(map(abs, x_q)) == 127
+        sums = [sum(a * b for a, b in zip(x_q, row, strict=True)) for row in packed["weight"].tolist()]
+        expected = torch.tensor(sums) * scale * packed["weight_scale"].flatten() + bias
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_each_token_keeps_its_own_resolution() -> None:
+    x, weight, _ = random_linear()
+    x = x.reshape(10, 24) * torch.logspace(-4, 4, 10)[:, None]
+    expected = functional.linear(x, weight)
+    error = (dynamic_int8_linear(x, pack_dynamic_linear(weight, None)) - expected).abs().amax(dim=1)
+    assert (error < 0.02 * expected.abs().amax(dim=1)).all()
+    static = int8_linear(x, pack_linear(weight, None, *activation_range([x], 1)))
+    assert (static[0] == 0).all()  # which one range for all tokens cannot do
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_token_of_zeros_gives_the_bias(dtype: torch.dtype) -> None:
+    x, weight, bias = (tensor.to(dtype) for tensor in random_linear())
+    x[0, 2] = 0
+    y = dynamic_int8_linear(x, pack_dynamic_linear(weight, bias))
+    assert torch.equal(y[0, 2], bias)
+    assert y.dtype == dtype
+    assert torch.isfinite(y).all()

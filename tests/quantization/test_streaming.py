@@ -1,6 +1,7 @@
 """Quantization block by block: what it leaves when it is killed, how it goes on, which sources it takes."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,16 +14,19 @@ import torch
 from safetensors.torch import load_file
 
 from telechat_kit import load_model
-from telechat_kit.errors import CheckpointError, DataError
-from telechat_kit.quantization import quantize, streaming
+from telechat_kit.errors import CheckpointError, KitError
+from telechat_kit.files import LOCK, OWNER, working_in
+from telechat_kit.quantization import blocks, quantize
 from telechat_kit.quantization.partial import partial_folder
 
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 OPTIONS = {"level": "L3", "anti_outlier": "m2", "samples": 6, "tokens": 48}
+AUTO = {"level": "auto", "budget": "3 linears", "budget_samples": 2, "samples": 6, "tokens": 48}
 
-#: Quantizes argv[1] into argv[2], tells every file that is finished, and dies just before argv[3] is
-PROCESS = f"""
-import os, signal, sys
+#: Quantizes argv[1] into argv[2] with the options argv[4], tells every file that is finished, and dies just before
+#: argv[3] is
+PROCESS = """
+import json, os, signal, sys
 from pathlib import Path
 import torch
 from telechat_kit.quantization import quantize
@@ -36,13 +40,15 @@ def renaming(event, arguments):
 
 torch.set_num_threads(1)
 sys.addaudithook(renaming)
-quantize(sys.argv[1], sys.argv[2], **{OPTIONS})
+quantize(sys.argv[1], sys.argv[2], **json.loads(sys.argv[4]))
 """
 
 
-def quantize_in_a_process(source: Path, target: Path, die_before: str = "") -> tuple[int, list[str]]:
+def quantize_in_a_process(
+    source: Path, target: Path, die_before: str = "", options: dict[str, object] = OPTIONS
+) -> tuple[int, list[str]]:
     """Exit code, and the names of the files that were finished, in this order."""
-    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before]
+    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.split()
 
@@ -56,6 +62,14 @@ def unbroken(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """The files of a quantization that nothing interrupts."""
     folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
     quantize(tiny_folder, folder, **OPTIONS)  # type: ignore[arg-type]
+    return contents(folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken_auto(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The same at level auto."""
+    folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
+    quantize(tiny_folder, folder, **AUTO)  # type: ignore[arg-type]
     return contents(folder)
 
 
@@ -93,17 +107,32 @@ def test_resumes_where_it_was_killed_and_gives_the_bytes_of_an_unbroken_run(
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("die_before", ["candidates-002.safetensors", "joint-004.safetensors"])
+def test_level_auto_resumes_in_the_middle_of_measuring(
+    die_before: str, source: Path, tmp_path: Path, unbroken_auto: dict[str, bytes]
+) -> None:
+    target = tmp_path / "w8a8"
+    code, finished = quantize_in_a_process(source, target, die_before, AUTO)
+    assert code == -signal.SIGKILL
+    assert {"trial-003.safetensors", "candidates-001.safetensors"} <= set(finished)
+    code, again = quantize_in_a_process(source, target, options=AUTO)
+    assert code == 0
+    parts = {name for name in finished if name.endswith("safetensors") and "states" not in name}
+    assert not parts & set(again)
+    assert contents(target) == unbroken_auto
+
+
 def interrupt(source: Path, target: Path) -> None:
     """Begin a quantization and press Ctrl+C when two blocks are quantized."""
 
-    def track(blocks: Iterable[int], description: str, **_: int) -> Iterator[int]:
-        for block in blocks:
+    def track(indices: Iterable[int], description: str, **_: int) -> Iterator[int]:
+        for block in indices:
             if description.endswith("quantization of blocks") and block == 2:
                 raise KeyboardInterrupt
             yield block
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(streaming, "track", track)
+        patch.setattr(blocks, "track", track)
         quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
     assert (partial_folder(target) / "block-001.safetensors").is_file()
 
@@ -191,20 +220,83 @@ def test_float32_bin_shards_give_the_weights_of_safetensors(
     assert contents(target)[WEIGHTS] == unbroken[WEIGHTS]
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 @pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("transformer.h.2.mlp.down_proj.weight", DataError, "transformer.h.3.self_attention.query"),
-        ("transformer.ln_f.weight", CheckpointError, "transformer.ln_f.weight holds NaN"),
-    ],
+    "name",
+    ["transformer.h.2.mlp.down_proj.weight", "transformer.ln_f.weight", "transformer.word_embeddings.weight"],
 )
-def test_weights_that_are_not_finite_are_named_and_leave_nothing(
-    name: str, error: type[Exception], message: str, source: Path, tmp_path: Path
+def test_weights_that_are_not_finite_are_named_before_any_work(
+    name: str, value: float, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = load_file(source / "model.safetensors")
-    tensors[name].view(-1)[0] = torch.nan
+    tensors[name].view(-1)[-1] = value
     torch.save(tensors, source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()
-    with pytest.raises(error, match=message):
+    monkeypatch.setattr(blocks, "load_block", None)
+    with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin: {name} holds NaN or infinite values"):
         quantize(source, tmp_path / "w8a8", samples=2, tokens=48)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_two_processes_cannot_work_on_one_folder(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "w8a8"
+    with working_in(partial_folder(target)):
+        code, finished = quantize_in_a_process(source, target)
+        assert (code, finished) == (1, [])
+        with pytest.raises(KitError, match=rf"process {os.getpid()} on \S+ is at work in .*\.w8a8\.partial"):
+            quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    assert not target.exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(
+    source: Path, tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    target = tmp_path / "w8a8"
+    code, _ = quantize_in_a_process(source, target, "block-001.safetensors")
+    assert code == -signal.SIGKILL
+    assert {LOCK, OWNER} <= {path.name for path in partial_folder(target).iterdir()}
+    quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    assert contents(target) == unbroken
+    assert not partial_folder(target).exists()
+
+
+DEAD = {3: "transformer.h.0.input_layernorm.weight", 40: "transformer.h.1.post_attention_layernorm.weight"}
+
+
+@pytest.fixture
+def with_dead_channels(source: Path) -> Path:
+    """`source` with a norm channel and a weight row of zeros in two blocks, float16 as TeleChat is."""
+    tensors = load_file(source / "model.safetensors")
+    for channel, norm in DEAD.items():
+        tensors[norm][channel] = 0
+    tensors["transformer.h.2.mlp.gate_proj.weight"][7:9] = 0
+    (source / "model.safetensors").unlink()
+    torch.save({name: value.half() for name, value in tensors.items()}, source / "pytorch_model.bin")
+    return source
+
+
+@pytest.mark.parametrize("method", ["none", "m1", "m2", "m4", "best"])
+def test_dead_channels_are_recorded_and_not_smoothed(
+    method: str, with_dead_channels: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "w8a8"
+    record = quantize(with_dead_channels, target, level="L0", anti_outlier=method, samples=2, tokens=48)
+    dead = {row.name: (row.dead_inputs, row.dead_outputs) for row in record.linears}
+    assert {name.removeprefix("transformer.h."): count for name, count in dead.items() if any(count)} == {
+        "0.self_attention.query": (1, 0),
+        "0.self_attention.key_value": (1, 0),
+        "1.mlp.gate_proj": (1, 0),
+        "1.mlp.up_proj": (1, 0),
+        "2.mlp.gate_proj": (0, 2),
+        "2.mlp.down_proj": (2, 0),
+    }
+    told = json.loads((target / "quantize.json").read_text())["linears"]
+    assert {row["name"]: (row["dead_inputs"], row["dead_outputs"]) for row in told} == dead
+    folded = load_file(target / WEIGHTS)
+    assert folded["h.0.input_layernorm.weight"][3] == 0
+    for name, column in (("h.0.self_attention.query", 3), ("h.2.mlp.down_proj", 7)):
+        assert folded[f"{name}.weight"][:, column].any()  # divided by 1e-5 they would vanish
+    ids = torch.arange(6, 70)[None]
+    with torch.inference_mode():
+        ours, expected = (load_model(folder)(ids).logits for folder in (target, with_dead_channels))
+    assert (ours - expected).std() / expected.std() < 0.7  # unrelated logits give 1.4

@@ -1,0 +1,138 @@
+"""Prefill and decode on the CPU: compiled kernels beside the torch path, interleaved, with share of the limit.
+
+Each path has a process of its own, which waits while the other one is timed. On an otherwise idle machine:
+
+    python benchmarks/engine.py models/smollm2-135m-telechat-w8a8 --threads 2
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+import torch
+
+from telechat_kit.backends import cpu
+from telechat_kit.backends.cpu_kernels.library import OFF
+from telechat_kit.engine import EngineRun, engine_for
+from telechat_kit.generation import start_run
+from telechat_kit.model import load_model
+from telechat_kit.performance import model_size
+
+PATHS = {"kernels": {}, "torch": {OFF: "1"}}
+
+
+@dataclass
+class Timing:
+    """One prefill and the decode steps behind it. Seconds; bytes that a decode step reads."""
+
+    context: int
+    prefill: float
+    per_token: float
+    read_bytes: int
+    ids: list[int]
+    profile: dict[str, float] = field(default_factory=dict)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--contexts", default="100,1000,2000", show_default=True)
+@click.option("--tokens", default=32, show_default=True, help="decode steps behind each prompt")
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--threads", default=torch.get_num_threads(), show_default=True)
+@click.option("--worker", is_flag=True, hidden=True)
+def main(folder: Path, contexts: str, tokens: int, repeats: int, threads: int, worker: bool) -> None:
+    """Time the W8A8 checkpoint in FOLDER."""
+    torch.set_num_threads(threads)
+    if worker:
+        serve(folder, tokens)
+        return
+    bandwidth, _ = cpu.read_bandwidth()
+    print(f"{cpu.device_name()}, reads {bandwidth / 1e9:.1f} GB/s, {cpu.operators()['int8_linear']}")
+    timings = interleave(folder, [int(part) for part in contexts.split(",")], tokens, repeats, threads)
+    for context in dict.fromkeys(timing.context for _, timing in timings):
+        report(context, [(name, t) for name, t in timings if t.context == context], bandwidth)
+
+
+def serve(folder: Path, tokens: int) -> None:
+    """Answer each context length on stdin with a `Timing` on stdout."""
+    model = load_model(folder, device="cpu")
+    size = model_size("w8a8", model)
+    engine_for(model)
+    for line in sys.stdin:
+        context = int(line)
+        read = size.read_bytes_per_token + (context + tokens // 2) * size.cache_bytes_per_token
+        print(json.dumps(asdict(timed(model, context, tokens, read))), flush=True)
+
+
+@torch.inference_mode()
+def timed(model: torch.nn.Module, context: int, tokens: int, read_bytes: int) -> Timing:
+    """Prompts are ids spread over the vocabulary, the same for both paths."""
+    prompt = [(7919 * i) % model.config.vocab_size for i in range(1, context + 1)]
+    run = start_run(model, context + tokens)
+    start = time.perf_counter()
+    ids = [run.best(prompt)]
+    middle = time.perf_counter()
+    for _ in range(tokens):
+        ids.append(run.best(ids[-1:]))
+    per_token = (time.perf_counter() - middle) / tokens
+    profile = run.profile() if isinstance(run, EngineRun) else {}
+    parts = {name: seconds / tokens for name, seconds in profile.items()}
+    return Timing(context, middle - start, per_token, read_bytes, ids, parts)
+
+
+def interleave(
+    folder: Path, contexts: list[int], tokens: int, repeats: int, threads: int
+) -> list[tuple[str, Timing]]:
+    """All timings with the name of their path; the first turn of each path warms up and is left out."""
+    workers = {name: _worker(folder, tokens, threads, extra) for name, extra in PATHS.items()}
+    turns = [contexts[0], *contexts * repeats]
+    found = [(name, _ask(worker, context)) for context in turns for name, worker in workers.items()]
+    for worker in workers.values():
+        worker.communicate()
+    return found[len(PATHS) :]
+
+
+def _worker(folder: Path, tokens: int, threads: int, extra: dict[str, str]) -> subprocess.Popen[str]:
+    options = [str(folder), "--worker", "--tokens", str(tokens), "--threads", str(threads)]
+    environment = {**os.environ, **extra, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, *options]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def _ask(worker: subprocess.Popen[str], context: int) -> Timing:
+    assert worker.stdin is not None and worker.stdout is not None
+    print(context, file=worker.stdin, flush=True)
+    return Timing(**json.loads(worker.stdout.readline()))
+
+
+def report(context: int, timings: list[tuple[str, Timing]], bandwidth: float) -> None:
+    """Medians of both paths, their ratio, the share of the bandwidth limit, and where a token's time goes."""
+    prefill, decode = {}, {}
+    for name in PATHS:
+        own = [timing for path, timing in timings if path == name]
+        prefill[name] = context / statistics.median(timing.prefill for timing in own)
+        decode[name] = 1 / statistics.median(timing.per_token for timing in own)
+        limit = bandwidth / own[0].read_bytes
+        print(
+            f"context {context:5}  {name:8} prefill {prefill[name]:7.0f} tokens/s   decode {decode[name]:6.1f} tokens/s "
+            f"= {decode[name] / limit:4.0%} of the limit {limit:.0f} ({own[0].read_bytes / 1e6:.0f} MB a token)"
+        )
+    ids = {tuple(timing.ids) for _, timing in timings}
+    ratios = (speeds["kernels"] / speeds["torch"] for speeds in (prefill, decode))
+    print("context {:5}  ratio    prefill {:7.2f}            decode {:6.2f}".format(context, *ratios), end="")
+    print(f"   ids {'equal' if len(ids) == 1 else 'differ: rounding moves int8 activations'}")
+    profiles = [timing.profile for _, timing in timings if timing.profile]
+    for phase in profiles[0] if profiles else []:
+        print(f"    {phase:24} {1e3 * statistics.median(p[phase] for p in profiles):7.3f} ms a token")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,877 @@
+/* A W8A8 TeleChat on a CPU: int8 products, attention over the cache, and the steps of a whole network.
+ *
+ * Two entries run the network (`prefill`, `decode`), one a single linear (`int8_linear`). All threads of a step
+ * share one OpenMP region; every function below it works on a part: rows of the prompt, or panels of the outputs.
+ *
+ * Layouts
+ *   int8 weights   [outputs/16][inputs/4][16][4], "panels": 64 bytes hold 4 inputs of 16 outputs, what one dot product
+ *                  instruction takes. A panel is read front to back, so weights stream from memory.
+ *   float weights  [outputs][inputs], as on disk.
+ *   key cache      [layer][head][position/16][head_dim][16]: 16 positions are the lanes of a vector.
+ *   value cache    [layer][head][position][head_dim].
+ *
+ * Integer sums are exact. Float steps round as the torch path does (no contraction of a*b+c, division by the input
+ * scale); only the order of long sums differs, so results are equal to float rounding.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define LANES 16     /* outputs of a panel, positions of a key block */
+#define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
+#define BLOCK 64     /* positions, or outputs, that a tile of four vectors covers */
+#define SCORE_ROWS 24 /* queries of a prompt whose scores are held together */
+#define PART 128     /* positions of the cache that make one item of work in a decode step */
+#define VALUES 256   /* positions of the values that are read again from the cache by all rows of a tile */
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
+
+/* Activations are bytes `x_q + SHIFT`: VNNI multiplies unsigned by signed bytes. What the shift adds to a sum,
+ * SHIFT times the sum of the weights, is taken off in the packed bias. */
+#if defined(__AVX512VNNI__)
+#define ISA "avx512_vnni"
+#define SHIFT 128
+INLINE vi dot4(vi sum, vi weights, int32_t x) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)weights);
+}
+#elif defined(__AVXVNNI__)
+#define ISA "avx_vnni"
+#define SHIFT 128
+INLINE vi dot4(vi sum, vi weights, int32_t x) {
+    __m256i *s = (__m256i *)&sum, *w = (__m256i *)&weights;
+    for (int i = 0; i < 2; i++) s[i] = _mm256_dpbusd_avx_epi32(s[i], _mm256_set1_epi32(x), w[i]);
+    return sum;
+}
+#elif defined(__AVX2__)
+#define ISA "avx2"
+#define SHIFT 0
+/* vpmaddubsw saturates at 16 bits and would not be exact; the bytes are widened first. */
+INLINE __m256i dot4_quarter(__m128i weights, __m256i x) {
+    return _mm256_madd_epi16(_mm256_cvtepi8_epi16(weights), x);
+}
+INLINE vi dot4(vi sum, vi weights, int32_t x) {
+    __m256i *s = (__m256i *)&sum, wide = _mm256_cvtepi8_epi16(_mm_set1_epi32(x));
+    __m128i *w = (__m128i *)&weights;
+    for (int i = 0; i < 2; i++) {
+        __m256i pairs = _mm256_hadd_epi32(dot4_quarter(w[2 * i], wide), dot4_quarter(w[2 * i + 1], wide));
+        s[i] = _mm256_add_epi32(s[i], _mm256_permute4x64_epi64(pairs, 0xD8));
+    }
+    return sum;
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define ISA "neon_dotprod"
+#define SHIFT 0
+INLINE vi dot4(vi sum, vi weights, int32_t x) {
+    int32x4_t *s = (int32x4_t *)&sum;
+    int8x16_t *w = (int8x16_t *)&weights;
+    for (int i = 0; i < 4; i++) s[i] = vdotq_s32(s[i], w[i], vreinterpretq_s8_s32(vdupq_n_s32(x)));
+    return sum;
+}
+#else
+#define ISA "plain C"
+#define SHIFT 0
+INLINE vi dot4(vi sum, vi weights, int32_t x) {
+    const int8_t *w = (const int8_t *)&weights, *v = (const int8_t *)&x;
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < 4; j++) sum[i] += w[4 * i + j] * v[j];
+    return sum;
+}
+#endif
+
+/* a * b + c in one rounding: for long sums, whose order differs from torch's anyway. */
+INLINE vf fused(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    __m256 *s = (__m256 *)&c, *x = (__m256 *)&a, *y = (__m256 *)&b;
+    for (int i = 0; i < 2; i++) s[i] = _mm256_fmadd_ps(x[i], y[i], s[i]);
+    return c;
+#elif defined(__aarch64__)
+    float32x4_t *s = (float32x4_t *)&c, *x = (float32x4_t *)&a, *y = (float32x4_t *)&b;
+    for (int i = 0; i < 4; i++) s[i] = vfmaq_f32(s[i], x[i], y[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE vf all(float x) { return x - (vf){0}; }
+
+typedef struct {
+    const void *weight;       /* int8 panels, or float [outputs][inputs] */
+    const void *bias;         /* int8: int32 [outputs], less SHIFT times the row sums. float: float [outputs] or NULL */
+    const float *deq_scale;   /* [outputs]; NULL for a float linear */
+    float input_scale, input_offset;
+    int32_t inputs, outputs;
+} linear;
+
+typedef struct {
+    const float *weight, *bias; /* [hidden]; bias NULL where no channel was shifted */
+} norm;
+
+typedef struct {
+    norm input_norm, post_norm;
+    linear query, key_value, dense, gate, up, down;
+} block;
+
+typedef struct {
+    int32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab, residual_after_norm;
+    float epsilon;
+    const block *blocks;
+    const float *embedding;   /* [vocab][hidden] */
+    norm embedding_norm, final_norm; /* embedding_norm.weight NULL where there is none */
+    const float *cos, *sin;   /* [positions][head_dim] */
+    linear head;              /* float */
+    linear screen;            /* int8 copy of the head, deq_scale its weight scale; weight NULL: none */
+    const float *screen_error, *head_norm; /* [vocab]: Euclidean norm of (row - its int8 copy), and of the row */
+} network;
+
+typedef struct {
+    float *keys, *values;
+    int64_t capacity;         /* positions, a multiple of BLOCK */
+} cache;
+
+const char *isa(void) { return ISA; }
+int activation_shift(void) { return SHIFT; }
+
+/* ---- tiles: some rows of the left operand times four vectors of the right one, held in registers ---- */
+
+/* sums[rows][vectors] += x[rows][4 * groups] . panels */
+INLINE void int8_tile(int rows, int vectors, const uint8_t *x, int64_t stride, const int8_t *panels, int groups, vi *sums) {
+    vi sum[6][4] = {{{0}}};
+    for (int k = 0; k < groups; k++) {
+        vi w[4];
+        for (int v = 0; v < vectors; v++) w[v] = *(const vi *)(panels + ((int64_t)v * groups + k) * 64);
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + r * stride + 4 * k, 4);
+            for (int v = 0; v < vectors; v++) sum[r][v] = dot4(sum[r][v], w[v], four);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) sums[r * 4 + v] = sum[r][v];
+}
+
+/* out[rows][16 * vectors] (+)= x[rows][steps] . right, whose vector v of step k stands at v * across + k * along. */
+INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, const float *right, int64_t across,
+                       int64_t along, int steps, float *out, int64_t out_stride, int add) {
+    vf sum[6][4] = {{{0}}};
+    for (int k = 0; k < steps; k++) {
+        vf w[4];
+        for (int v = 0; v < vectors; v++) w[v] = *(const vf *)(right + v * across + k * along);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) sum[r][v] = fused(all(x[r * stride + k]), w[v], sum[r][v]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) {
+            vf *target = (vf *)(out + r * out_stride + v * LANES);
+            if (add) sum[r][v] += *target;
+            *target = sum[r][v];
+        }
+}
+
+/* out[rows][columns] = x . weight rows: dot products along the memory of both. */
+INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const float *weight, int inputs,
+                     const float *bias, float *out, int64_t out_stride) {
+    vf sum[3][4] = {{{0}}};
+    int k = 0;
+    for (; k + LANES <= inputs; k += LANES)
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < columns; c++)
+                sum[r][c] = fused(*(const vf *)(x + r * stride + k), *(const vf *)(weight + (int64_t)c * inputs + k), sum[r][c]);
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) {
+            float total = 0;
+            for (int i = 0; i < LANES; i++) total += sum[r][c][i];
+            for (int i = k; i < inputs; i++) total += x[r * stride + i] * weight[(int64_t)c * inputs + i];
+            out[r * out_stride + c] = bias ? total + bias[c] : total;
+        }
+}
+
+/* Calls `tile` with its number of rows and vectors as constants, so that each variant keeps its sums in registers. */
+#define EACH_ROWS(rows, vectors, tile)           \
+    do {                                         \
+        if ((rows) >= 6) tile(6, vectors);       \
+        else if ((rows) >= 3) tile(3, vectors);  \
+        else if ((rows) == 2) tile(2, vectors);  \
+        else tile(1, vectors);                   \
+    } while (0)
+#define EACH_TILE(rows, vectors, tile)           \
+    do {                                         \
+        if ((vectors) >= 4) EACH_ROWS(rows, 4, tile); \
+        else EACH_ROWS(rows, 1, tile);           \
+    } while (0)
+static int tile_rows(int rows) { return rows >= 6 ? 6 : rows >= 3 ? 3 : rows; }
+static int tile_vectors(int vectors) { return vectors >= 4 ? 4 : 1; }
+
+/* ---- linears ---- */
+
+static int panels_of(int outputs) { return (outputs + LANES - 1) / LANES; }
+static int padded(int inputs) { return (inputs + 3) / 4 * 4; }
+
+/* clamp(round(x / scale) + offset, -128, 127) + SHIFT, half to even; the bytes up to the next multiple of 4 meet
+ * weights that are zero. Adding and taking off 1.5 * 2^23 rounds; beyond 2^20 all values end at the same bound. */
+static void quantize(const float *x, int count, float scale, float offset, uint8_t *bytes) {
+    const float round = 12582912.0f, far = 1048576.0f;
+    for (int i = 0; i < count; i++) {
+        float value = x[i] / scale;
+        value = value < -far ? -far : value;
+        value = value > far ? far : value;
+        value = ((value + round) - round) + offset;
+        value = value < -128.0f ? -128.0f : value;
+        value = value > 127.0f ? 127.0f : value;
+        bytes[i] = (uint8_t)((int32_t)value + SHIFT);
+    }
+    for (int i = count; i < padded(count); i++) bytes[i] = 0;
+}
+
+static void quantize_rows(const linear *l, const float *x, int64_t stride, int rows, uint8_t *bytes) {
+    if (!l->deq_scale) return;
+    for (int r = 0; r < rows; r++)
+        quantize(x + r * stride, l->inputs, l->input_scale, l->input_offset, bytes + (int64_t)r * padded(l->inputs));
+}
+
+static void scale_panel(const linear *l, vi sum, int first, float *out) {
+    const int32_t *bias = (const int32_t *)l->bias + first;
+    const float *scale = l->deq_scale + first;
+    if (first + LANES <= l->outputs)
+        *(vf *)out = __builtin_convertvector(sum + *(const vi *)bias, vf) * *(const vf *)scale;
+    else
+        for (int i = 0; first + i < l->outputs; i++) out[i] = (float)(sum[i] + bias[i]) * scale[i];
+}
+
+/* out[rows][.] of the panels begin .. end; output n of a row stands at out[n - origin]. */
+static void int8_panels(const linear *l, const uint8_t *bytes, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+    const int groups = padded(l->inputs) / 4;
+    vi sums[6 * 4];
+    for (int p = begin; p < end; p += tile_vectors(end - p))
+        for (int r = 0; r < rows; r += tile_rows(rows - r)) {
+            const int8_t *panels = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+            const uint8_t *x = bytes + (int64_t)r * groups * 4;
+#define TILE(R, V) int8_tile(R, V, x, groups * 4, panels, groups, sums)
+            EACH_TILE(rows - r, end - p, TILE);
+#undef TILE
+            for (int i = 0; i < tile_rows(rows - r); i++)
+                for (int v = 0; v < tile_vectors(end - p); v++)
+                    scale_panel(l, sums[i * 4 + v], (p + v) * LANES, out + (r + i) * stride + (p + v) * LANES - origin);
+        }
+}
+
+static void float_panels(const linear *l, const float *x, int64_t x_stride, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+    const int last = MIN(end * LANES, l->outputs);
+    for (int n = begin * LANES; n < last; n += n + 4 <= last ? 4 : 1) {
+        const float *weight = (const float *)l->weight + (int64_t)n * l->inputs, *bias = l->bias;
+        bias = bias ? bias + n : NULL;
+        for (int r = 0; r < rows; r += MIN(tile_rows(rows - r), 3)) {
+#define TILE(R, V) dot_tile(MIN(R, 3), V, x + r * x_stride, x_stride, weight, l->inputs, bias, out + r * stride + n - origin, stride)
+            EACH_TILE(rows - r, last - n, TILE);
+#undef TILE
+        }
+    }
+}
+
+/* Outputs of the panels begin .. end of a linear, from the floats of its input or, if it is int8, their bytes. */
+static void apply(const linear *l, const float *x, int64_t x_stride, const uint8_t *bytes, int rows, int begin, int end,
+                  float *out, int64_t stride, int origin) {
+    if (l->deq_scale) int8_panels(l, bytes, rows, begin, end, out, stride, origin);
+    else float_panels(l, x, x_stride, rows, begin, end, out, stride, origin);
+}
+
+typedef struct { int begin, end; } range;
+
+/* The part of 0 .. count that thread `me` of `team` works on, cut at multiples of `unit`. */
+static range share(int count, int unit, int me, int team) {
+    int64_t units = (count + unit - 1) / unit;
+    return (range){MIN(count, (int)(units * me / team) * unit), MIN(count, (int)(units * (me + 1) / team) * unit)};
+}
+
+/* ---- elementwise steps ---- */
+
+/* exp within the range of normal floats, to about 2e-7 relative: 2^n times a polynomial (Cephes' expf). */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+/* The sum in double: nearer to any order of a float sum than two orders are to each other. Lanes are summed one by
+ * one, so that the order does not depend on how the compiler treats this or that call. */
+static void rms_norm(const norm *n, const float *x, int size, float epsilon, float *out) {
+    double lanes[LANES] = {0}, sum = 0;
+    for (int i = 0; i + LANES <= size; i += LANES)
+        for (int j = 0; j < LANES; j++) lanes[j] += (double)x[i + j] * x[i + j];
+    for (int i = size / LANES * LANES; i < size; i++) sum += (double)x[i] * x[i];
+    for (int j = 0; j < LANES; j++) sum += lanes[j];
+    const float root = 1.0f / sqrtf((float)(sum / size) + epsilon);
+    for (int i = 0; i < size; i++) out[i] = n->weight[i] * (x[i] * root);
+    if (n->bias)
+        for (int i = 0; i < size; i++) out[i] += n->bias[i];
+}
+
+/* Rotary embedding of one head, halves split as in GPT-NeoX. `x` and `out` may be the same. */
+static void rotate(const float *x, const float *cos, const float *sin, int dim, float *out) {
+    const int half = dim / 2;
+    for (int i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        out[i] = a * cos[i] + -b * sin[i];
+        out[i + half] = b * cos[i + half] + a * sin[i + half];
+    }
+}
+
+/* silu(gate) * up for these panels, as bytes where `down` is int8. */
+static void gated(const network *m, const block *b, const float *x, const uint8_t *bytes, int rows, range panels, uint8_t *act_bytes, float *act) {
+    float gate[CHUNK * BLOCK], up[CHUNK * BLOCK];
+    for (int p = panels.begin; p < panels.end; p += 4) {
+        const int end = MIN(p + 4, panels.end), first = p * LANES, count = MIN(end * LANES, m->ffn) - first;
+        apply(&b->gate, x, m->hidden, bytes, rows, p, end, gate, BLOCK, first);
+        apply(&b->up, x, m->hidden, bytes, rows, p, end, up, BLOCK, first);
+        for (int r = 0; r < rows; r++) {
+            float *g = gate + r * BLOCK, *u = up + r * BLOCK;
+#pragma omp simd
+            for (int i = 0; i < count; i++) g[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
+            if (b->down.deq_scale)
+                quantize(g, count, b->down.input_scale, b->down.input_offset, act_bytes + (int64_t)r * padded(m->ffn) + first);
+            else
+                memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+static float *keys_of(const network *m, const cache *c, int layer, int head) {
+    return c->keys + ((int64_t)layer * m->kv_heads + head) * c->capacity * m->head_dim;
+}
+static float *values_of(const network *m, const cache *c, int layer, int head) {
+    return c->values + ((int64_t)layer * m->kv_heads + head) * c->capacity * m->head_dim;
+}
+
+/* A key into its lane of a key block. */
+static void put_key(float *keys, int position, const float *key, int dim) {
+    float *lane = keys + (int64_t)(position / LANES) * LANES * dim + position % LANES;
+    for (int i = 0; i < dim; i++) lane[i * LANES] = key[i];
+}
+
+/* Rotates the key of one position and head, out of `key_value [kv_heads][2][head_dim]`; it and its value go into the cache. */
+static void append(const network *m, const cache *c, int layer, int position, int head, const float *key_value) {
+    const int dim = m->head_dim;
+    float key[dim];
+    rotate(key_value + head * 2 * dim, m->cos + (int64_t)position * dim, m->sin + (int64_t)position * dim, dim, key);
+    put_key(keys_of(m, c, layer, head), position, key, dim);
+    memcpy(values_of(m, c, layer, head) + (int64_t)position * dim, key_value + (head * 2 + 1) * dim, dim * sizeof(float));
+}
+
+/* exp(score / sqrt(dim) - maximum) in place for the first `count` scores, zero up to `width`; gives the sum. */
+static float softmax_terms(float *scores, int count, int width, float scale, float *maximum) {
+    float most = -INFINITY, sum = 0, lanes[LANES] = {0};
+    for (int i = count; i < width; i++) scores[i] = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int i = 0; i < width; i++) {
+        scores[i] *= scale;
+        most = scores[i] > most ? scores[i] : most;
+    }
+#pragma omp simd
+    for (int i = 0; i < width; i++) scores[i] = exponential(scores[i] - most);
+    for (int i = count; i < width; i++) scores[i] = 0;
+    for (int i = 0; i < width; i += LANES)
+        for (int j = 0; j < LANES; j++) lanes[j] += scores[i + j];
+    for (int j = 0; j < LANES; j++) sum += lanes[j];
+    *maximum = most;
+    return sum;
+}
+
+/* out[rows][dim] = terms . values over the positions begin .. end, not yet divided by sums[rows]. Row r sees the
+ * positions below first_end + r * causal. `begin` is a multiple of BLOCK. */
+static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, const float *values,
+                   int begin, int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums) {
+    const int end = first_end + (rows - 1) * causal, width = (end - begin + BLOCK - 1) / BLOCK * BLOCK;
+    for (int t = 0; t < width; t += BLOCK)
+        for (int r = 0; r < rows; r += tile_rows(rows - r)) {
+#define TILE(R, V) float_tile(R, V, query + r * stride, stride, keys + (int64_t)(begin + t) * dim, LANES * dim, LANES, dim, scores + (int64_t)r * width + t, width, 0)
+            EACH_ROWS(rows - r, 4, TILE);
+#undef TILE
+        }
+    for (int r = 0; r < rows; r++) {
+        sums[r] = softmax_terms(scores + (int64_t)r * width, first_end + r * causal - begin, width, 1.0f / sqrtf(dim), maxima + r);
+        memset(out + r * out_stride, 0, dim * sizeof(float));
+    }
+    for (int t = 0; t < end - begin; t += VALUES)
+        for (int r = 0; r < rows; r += tile_rows(rows - r))
+            for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
+#define TILE(R, V) float_tile(R, V, scores + (int64_t)r * width + t, width, values + (int64_t)(begin + t) * dim + v, LANES, dim, MIN(VALUES, end - begin - t), out + r * out_stride + v, out_stride, 1)
+                EACH_TILE(rows - r, (dim - v) / LANES, TILE);
+#undef TILE
+            }
+}
+
+/* One query: the positions in parts of PART, whatever the number of threads, so that the sums are always the same. */
+static int parts_of(int positions) { return (positions + PART - 1) / PART; }
+
+/* out[dim] from the parts, whose records stand `stride` apart. */
+static void join_parts(int dim, int parts, const float *partial, const float *maxima, const float *sums, int stride, float *out) {
+    float most = -INFINITY, sum = 0;
+    for (int i = 0; i < parts; i++) most = MAX(most, maxima[i * stride]);
+    memset(out, 0, dim * sizeof(float));
+    for (int i = 0; i < parts; i++) {
+        const float weight = exponential(maxima[i * stride] - most);
+        sum += weight * sums[i * stride];
+        for (int j = 0; j < dim; j++) out[j] += weight * partial[(int64_t)i * stride * dim + j];
+    }
+    for (int j = 0; j < dim; j++) out[j] /= sum;
+}
+
+/* The queries of a prompt from `first` on, of one head: out[rows][dim]. */
+static void attend_prompt(int dim, const float *query, int64_t stride, int first, int rows, const float *keys, const float *values,
+                          float *scores, float *out, int64_t out_stride) {
+    float maxima[SCORE_ROWS], sums[SCORE_ROWS];
+    for (int start = 0; start < rows; start += SCORE_ROWS) {
+        const int count = MIN(SCORE_ROWS, rows - start);
+        float *target = out + start * out_stride;
+        attend(dim, query + start * stride, stride, count, keys, values, 0, first + start + 1, 1, scores, target, out_stride, maxima, sums);
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < dim; i++) target[r * out_stride + i] /= sums[r];
+    }
+}
+
+/* ---- the head ---- */
+
+typedef struct { float value; int32_t id; } choice;
+
+static choice better(choice a, choice b) { return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a; }
+
+/* Two rows of signed bytes, high and low, with x = step * (128 * high + low); gives step. */
+static float split_bytes(const float *x, int size, uint8_t *bytes, float *error) {
+    float most = 0;
+    double squares = 0;
+    for (int i = 0; i < size; i++) most = MAX(most, fabsf(x[i]));
+    const float step = most > 0 ? most / 16383.0f : 1.0f;
+    for (int i = 0; i < size; i++) {
+        int32_t value = (int32_t)lrintf(x[i] / step);
+        double miss = (double)x[i] - (double)step * value;
+        squares += miss * miss;
+        bytes[i] = (uint8_t)((value >> 7) + SHIFT);
+        bytes[padded(size) + i] = (uint8_t)((value & 127) + SHIFT);
+    }
+    *error = (float)sqrt(squares);
+    return step;
+}
+
+/* Approximate logits of the int8 copy for this thread's panels, and the largest lower bound of the true ones. The
+ * bounds are Cauchy-Schwarz on what the copy and the bytes miss, and the rounding of a float sum on top. */
+static float screen_logits(const network *m, const float *x, uint8_t *bytes, range panels, float *logits, float *slack) {
+    const linear *l = &m->screen;
+    const int groups = padded(l->inputs) / 4;
+    float error, most = -INFINITY;
+    double squares = 0;
+    for (int i = 0; i < m->hidden; i++) squares += (double)x[i] * x[i];
+    const float size = (float)sqrt(squares), step = split_bytes(x, m->hidden, bytes, &error);
+    const float rest = error + size * (m->hidden / LANES + 32) * 1.2e-7f;
+    vi sums[2 * 4];
+    for (int p = panels.begin; p < panels.end; p += tile_vectors(panels.end - p)) {
+        const int8_t *weight = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+#define TILE(R, V) int8_tile(2, V, bytes, groups * 4, weight, groups, sums)
+        if (panels.end - p >= 4) TILE(2, 4);
+        else TILE(2, 1);
+#undef TILE
+        const int first = p * LANES, count = MIN(tile_vectors(panels.end - p) * LANES, m->vocab - first);
+        const int32_t *high = (const int32_t *)sums, *low = (const int32_t *)(sums + 4), *bias = (const int32_t *)l->bias + first;
+#pragma omp simd reduction(max : most)
+        for (int i = 0; i < count; i++) {
+            float value = ((float)(high[i] + bias[i]) * 128.0f + (float)(low[i] + bias[i])) * (step * l->deq_scale[first + i]);
+            float bound = m->screen_error[first + i] * size + m->head_norm[first + i] * rest;
+            logits[first + i] = value;
+            slack[first + i] = bound;
+            most = value - bound > most ? value - bound : most;
+        }
+    }
+    return most;
+}
+
+/* The best logit among this thread's rows that `threshold` leaves in question, each computed in full. */
+static choice best_of(const network *m, const float *x, range panels, const float *logits, const float *slack, float threshold) {
+    choice best = {-INFINITY, m->vocab};
+    const float *weight = m->head.weight;
+    for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++)
+        if (!(logits[n] + slack[n] < threshold)) {
+            choice row = {0, n};
+            dot_tile(1, 1, x, 0, weight + (int64_t)n * m->hidden, m->hidden, NULL, &row.value, 0);
+            best = better(best, row);
+        }
+    return best;
+}
+
+/* What the threads of a step share at its end. */
+typedef struct {
+    float *logits, *slack;  /* [vocab] */
+    float *lower;           /* [team] */
+    choice *best;           /* [team] */
+} head_space;
+
+/* The id of the largest logit of the hidden state `x [hidden]`; with `full` all logits are computed. Called by the whole team. */
+static int32_t choose(const network *m, const float *x, uint8_t *bytes, head_space *s, int full) {
+    const int me = omp_get_thread_num(), team = omp_get_num_threads();
+    const range panels = share(panels_of(m->vocab), 1, me, team);
+    float threshold = -INFINITY;
+    if (full || !m->screen.weight) {
+        float_panels(&m->head, x, 0, 1, panels.begin, panels.end, s->logits, 0, 0);
+        choice best = {-INFINITY, m->vocab};
+        for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++) best = better(best, (choice){s->logits[n], n});
+        s->best[me] = best;
+    } else {
+        s->lower[me] = screen_logits(m, x, bytes, panels, s->logits, s->slack);
+#pragma omp barrier
+        for (int i = 0; i < team; i++) threshold = MAX(threshold, s->lower[i]);
+        s->best[me] = best_of(m, x, panels, s->logits, s->slack, threshold);
+    }
+#pragma omp barrier
+    choice best = s->best[0];
+    for (int i = 1; i < team; i++) best = better(best, s->best[i]);
+    return best.id;
+}
+
+/* ---- scratch memory: one block that the caller owns ---- */
+
+typedef struct {
+    int rows, chunk, positions, threads; /* of the call; chunk: rows that a thread works on at a time */
+    float *x, *query, *key_value;        /* [rows][hidden] twice, [2 * hidden] */
+    float *partial, *maxima, *sums;      /* attention of one token: [parts][hidden], [parts][heads] twice */
+    float *normed, *mixed, *y, *act, *scores; /* from here on a part for each thread */
+    uint8_t *bytes, *act_bytes;
+    head_space head;
+} space;
+
+/* A thread's part of a `space`. */
+typedef struct {
+    float *normed, *mixed, *y, *act, *scores;
+    uint8_t *bytes, *act_bytes;
+} worker;
+
+static void *take(char **next, int64_t count, int64_t size) {
+    char *start = *next;
+    *next += (count * size + 63) / 64 * 64;
+    return start;
+}
+
+static int64_t score_count(const network *m, const space *s) {
+    return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->positions + BLOCK) / LANES * LANES;
+}
+
+static space plan(const network *m, int rows, int positions, int threads, char **next) {
+    const int turns = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
+    space s = {.rows = rows, .chunk = (rows + turns - 1) / turns, .positions = positions, .threads = threads};
+    const int64_t parts = (int64_t)threads * s.chunk, size = sizeof(float);
+    s.x = take(next, (int64_t)rows * m->hidden, size);
+    s.query = take(next, (int64_t)rows * m->hidden, size);
+    s.key_value = take(next, 2 * m->hidden, size);
+    s.partial = take(next, (int64_t)parts_of(positions) * m->hidden, size);
+    s.maxima = take(next, parts_of(positions) * m->heads, size);
+    s.sums = take(next, parts_of(positions) * m->heads, size);
+    s.normed = take(next, parts * m->hidden, size);
+    s.mixed = take(next, parts * m->hidden, size);
+    s.y = take(next, parts * 2 * m->hidden, size);
+    s.act = take(next, parts * m->ffn, size);
+    s.scores = take(next, threads * score_count(m, &s), size);
+    s.bytes = take(next, (parts + threads) * padded(m->hidden), 1);
+    s.act_bytes = take(next, parts * padded(m->ffn), 1);
+    s.head.slack = take(next, m->vocab, size);
+    s.head.lower = take(next, threads, size);
+    s.head.best = take(next, threads, sizeof(choice));
+    return s;
+}
+
+/* Bytes of scratch for a call of `rows` tokens that ends with `positions` in the cache. */
+int64_t scratch_bytes(const network *m, int32_t rows, int32_t positions, int32_t threads) {
+    char *start = NULL;
+    plan(m, rows, positions, threads, &start);
+    return (int64_t)(intptr_t)start;
+}
+
+static worker part_of(const network *m, const space *s, int me) {
+    const int64_t first = (int64_t)me * s->chunk;
+    return (worker){s->normed + first * m->hidden, s->mixed + first * m->hidden, s->y + first * 2 * m->hidden, s->act + first * m->ffn,
+                    s->scores + me * score_count(m, s), s->bytes + (first + me) * padded(m->hidden), s->act_bytes + first * padded(m->ffn)};
+}
+
+/* ---- a prompt: threads share out its rows ---- */
+
+static void embed(const network *m, int64_t token, float *x) {
+    memcpy(x, m->embedding + token * m->hidden, m->hidden * sizeof(float));
+    if (m->embedding_norm.weight) rms_norm(&m->embedding_norm, x, m->hidden, m->epsilon, x);
+}
+
+static void norm_rows(const network *m, const norm *n, const float *x, int rows, float *out) {
+    for (int r = 0; r < rows; r++) rms_norm(n, x + (int64_t)r * m->hidden, m->hidden, m->epsilon, out + (int64_t)r * m->hidden);
+}
+
+static void apply_all(const linear *l, const float *x, const uint8_t *bytes, int rows, float *out) {
+    apply(l, x, l->inputs, bytes, rows, 0, panels_of(l->outputs), out, l->outputs, 0);
+}
+
+/* The bytes that both linears of a pair read: where both are int8 they have the same input scale and offset. */
+static void quantize_pair(const linear *a, const linear *b, const float *x, int rows, uint8_t *bytes) {
+    quantize_rows(a->deq_scale ? a : b, x, a->inputs, rows, bytes);
+}
+
+/* Queries of the rows first .. end, and their keys and values into the cache. */
+static void project(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
+    const block *b = m->blocks + layer;
+    const int rows = end - first, dim = m->head_dim;
+    float *query = s->query + (int64_t)first * m->hidden;
+    norm_rows(m, &b->input_norm, s->x + (int64_t)first * m->hidden, rows, w->normed);
+    quantize_pair(&b->query, &b->key_value, w->normed, rows, w->bytes);
+    apply_all(&b->query, w->normed, w->bytes, rows, query);
+    apply_all(&b->key_value, w->normed, w->bytes, rows, w->y);
+    for (int r = 0; r < rows; r++) {
+        const int64_t angle = (int64_t)(first + r) * dim;
+        for (int h = 0; h < m->heads; h++) {
+            float *head = query + (int64_t)r * m->hidden + h * dim;
+            rotate(head, m->cos + angle, m->sin + angle, dim, head);
+        }
+        for (int h = 0; h < m->kv_heads; h++) append(m, c, layer, first + r, h, w->y + (int64_t)r * b->key_value.outputs);
+    }
+}
+
+static void attend_rows(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int rows) {
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    for (int h = 0; h < m->heads; h++)
+        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group),
+                      values_of(m, c, layer, h / group), w->scores, w->mixed + h * dim, m->hidden);
+}
+
+static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
+    for (int64_t i = 0; i < (int64_t)rows * m->hidden; i++) x[i] = y[i] + base[i];
+}
+
+/* What follows on the queries, for the rows first .. end: attention, dense, feed-forward. */
+static void finish(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
+    const block *b = m->blocks + layer;
+    const int rows = end - first;
+    float *x = s->x + (int64_t)first * m->hidden;
+    const float *base = m->residual_after_norm ? w->normed : x;
+    if (m->residual_after_norm) norm_rows(m, &b->input_norm, x, rows, w->normed);
+    attend_rows(m, c, layer, s, w, first, rows);
+    quantize_rows(&b->dense, w->mixed, m->hidden, rows, w->bytes);
+    apply_all(&b->dense, w->mixed, w->bytes, rows, w->y);
+    add_rows(m, w->y, base, rows, x);
+    norm_rows(m, &b->post_norm, x, rows, w->normed);
+    quantize_pair(&b->gate, &b->up, w->normed, rows, w->bytes);
+    gated(m, b, w->normed, w->bytes, rows, (range){0, panels_of(m->ffn)}, w->act_bytes, w->act);
+    apply_all(&b->down, w->act, w->act_bytes, rows, w->y);
+    add_rows(m, w->y, base, rows, x);
+}
+
+/* Runs `count` tokens into the empty cache; gives the id of the largest logit behind the last one. With `full`,
+ * `logits [vocab]` holds all logits, else approximate ones. */
+int32_t prefill(const network *m, const cache *c, const int64_t *tokens, int32_t count, int32_t full, float *logits, char *scratch, int32_t threads) {
+    space s = plan(m, count, count, threads, &scratch);
+    const int chunks = (count + s.chunk - 1) / s.chunk;
+    int32_t id = 0;
+    s.head.logits = logits;
+#pragma omp parallel num_threads(threads)
+    {
+        const worker w = part_of(m, &s, omp_get_thread_num());
+#pragma omp for
+        for (int i = 0; i < count; i++) embed(m, tokens[i], s.x + (int64_t)i * m->hidden);
+        for (int layer = 0; layer < m->layers; layer++) {
+#pragma omp for schedule(dynamic, 1)
+            for (int i = 0; i < chunks; i++) project(m, c, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, count));
+            if (layer < m->layers - 1) {
+#pragma omp for schedule(dynamic, 1)
+                for (int i = chunks - 1; i >= 0; i--) finish(m, c, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, count));
+            } else { /* of the last block only the last row is read */
+#pragma omp single
+                finish(m, c, layer, &s, &w, count - 1, count);
+            }
+        }
+        rms_norm(&m->final_norm, s.x + (int64_t)(count - 1) * m->hidden, m->hidden, m->epsilon, w.normed);
+        const int32_t best = choose(m, w.normed, w.bytes, &s.head, full);
+#pragma omp master
+        id = best;
+    }
+    return id;
+}
+
+/* ---- one token: threads share out the panels of each linear, and the positions of the cache ---- */
+
+static void apply_share(const linear *l, const float *x, const uint8_t *bytes, float *out) {
+    const range part = share(panels_of(l->outputs), 1, omp_get_thread_num(), omp_get_num_threads());
+    apply(l, x, 0, bytes, 1, part.begin, part.end, out, 0, 0);
+}
+
+/* x = base + linear(input), this thread's outputs; `base` is x itself, or the normed x of some models. */
+static void add_share(const linear *l, const float *input, const uint8_t *bytes, const float *base, float *y, float *x) {
+    const range part = share(panels_of(l->outputs), 1, omp_get_thread_num(), omp_get_num_threads());
+    apply(l, input, 0, bytes, 1, part.begin, part.end, y, 0, 0);
+    for (int n = part.begin * LANES; n < MIN(part.end * LANES, l->outputs); n++) x[n] = y[n] + base[n];
+}
+
+/* Attention over this thread's parts of the cache; `query` is scratch. */
+static void attend_share(const network *m, const cache *c, int layer, const space *s, float *query, float *scores) {
+    const int dim = m->head_dim, group = m->heads / m->kv_heads, position = s->positions - 1, parts = parts_of(s->positions);
+    const range items = share(m->kv_heads * parts, 1, omp_get_thread_num(), omp_get_num_threads());
+    for (int h = 0; h < m->heads; h++)
+        rotate(s->query + h * dim, m->cos + (int64_t)position * dim, m->sin + (int64_t)position * dim, dim, query + h * dim);
+    for (int i = items.begin; i < items.end; i++) {
+        const int head = i / parts, begin = i % parts * PART, end = MIN(begin + PART, s->positions), first = head * group;
+        const int64_t record = (int64_t)(i % parts) * m->heads + first;
+        if (end == s->positions) append(m, c, layer, position, head, s->key_value);
+        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
+               s->partial + record * dim, dim, s->maxima + record, s->sums + record);
+    }
+}
+
+/* Where the time of a step goes, by the first thread's clock; `seconds` is NULL where nobody asks. */
+enum { NORMS, LINEARS, ATTENTION, WAITING, HEAD };
+typedef struct { double *seconds, last; } watch;
+
+static void lap(watch *w, int phase) {
+    if (!w->seconds) return;
+    const double now = omp_get_wtime();
+    w->seconds[phase] += now - w->last;
+    w->last = now;
+}
+
+static void meet(watch *time) {
+#pragma omp barrier
+    lap(time, WAITING);
+}
+
+/* Norms and quantization are done by every thread for itself: that costs less than a barrier. */
+static void decode_block(const network *m, const cache *c, int layer, const space *s, const worker *w, watch *time) {
+    const block *b = m->blocks + layer;
+    const float *base = m->residual_after_norm ? w->normed : s->x;
+    rms_norm(&b->input_norm, s->x, m->hidden, m->epsilon, w->normed);
+    quantize_pair(&b->query, &b->key_value, w->normed, 1, w->bytes);
+    lap(time, NORMS);
+    apply_share(&b->query, w->normed, w->bytes, s->query);
+    apply_share(&b->key_value, w->normed, w->bytes, s->key_value);
+    lap(time, LINEARS);
+    meet(time);
+    attend_share(m, c, layer, s, w->mixed, w->scores);
+    lap(time, ATTENTION);
+    meet(time);
+    for (int h = 0; h < m->heads; h++)
+        join_parts(m->head_dim, parts_of(s->positions), s->partial + h * m->head_dim, s->maxima + h, s->sums + h, m->heads, w->mixed + h * m->head_dim);
+    lap(time, ATTENTION);
+    quantize_rows(&b->dense, w->mixed, 0, 1, w->bytes);
+    lap(time, NORMS);
+    add_share(&b->dense, w->mixed, w->bytes, base, s->y, s->x);
+    lap(time, LINEARS);
+    meet(time);
+    rms_norm(&b->post_norm, s->x, m->hidden, m->epsilon, w->normed);
+    quantize_pair(&b->gate, &b->up, w->normed, 1, w->bytes);
+    lap(time, NORMS);
+    gated(m, b, w->normed, w->bytes, 1, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->act_bytes, s->act);
+    lap(time, LINEARS);
+    meet(time);
+    add_share(&b->down, s->act, s->act_bytes, base, s->y, s->x);
+    lap(time, LINEARS);
+    meet(time);
+}
+
+/* Runs `token` behind the `position` cached ones; the rest as in `prefill`. Adds to `seconds [5]` if given. */
+int32_t decode(const network *m, const cache *c, int64_t token, int32_t position, int32_t full, float *logits, char *scratch, int32_t threads, double *seconds) {
+    space s = plan(m, 1, position + 1, threads, &scratch);
+    int32_t id = 0;
+    s.head.logits = logits;
+    embed(m, token, s.x);
+#pragma omp parallel num_threads(threads)
+    {
+        const worker w = part_of(m, &s, omp_get_thread_num());
+        watch time = {omp_get_thread_num() == 0 ? seconds : NULL, omp_get_wtime()};
+        for (int layer = 0; layer < m->layers; layer++) decode_block(m, c, layer, &s, &w, &time);
+        rms_norm(&m->final_norm, s.x, m->hidden, m->epsilon, w.normed);
+        lap(&time, NORMS);
+        const int32_t best = choose(m, w.normed, w.bytes, &s.head, full);
+        lap(&time, HEAD);
+#pragma omp master
+        id = best;
+    }
+    return id;
+}
+
+/* ---- the same steps one by one, for the network's modules: bit for bit what the calls above do ---- */
+
+/* out[rows][outputs] = linear(x[rows][inputs]); for an int8 linear `bytes [rows][inputs, padded to 4]` is scratch. */
+void linear_rows(const linear *l, const float *x, int32_t rows, uint8_t *bytes, float *out, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const int me = omp_get_thread_num(), team = omp_get_num_threads(), by_rows = rows >= 6 * team;
+        const range mine = share(rows, 1, me, team), all_panels = {0, panels_of(l->outputs)}, all_rows = {0, rows};
+        quantize_rows(l, x + (int64_t)mine.begin * l->inputs, l->inputs, mine.end - mine.begin, bytes + (int64_t)mine.begin * padded(l->inputs));
+#pragma omp barrier
+        const range panels = by_rows ? all_panels : share(all_panels.end, 1, me, team), part = by_rows ? mine : all_rows;
+        for (int r = part.begin; r < part.end; r += CHUNK)
+            apply(l, x + (int64_t)r * l->inputs, l->inputs, bytes + (int64_t)r * padded(l->inputs), MIN(CHUNK, part.end - r), panels.begin, panels.end,
+                  out + (int64_t)r * l->outputs, l->outputs, 0);
+    }
+}
+
+void rms_norm_rows(const float *x, const float *weight, int64_t rows, int32_t size, float epsilon, float *out, int32_t threads) {
+    const norm n = {weight, NULL};
+#pragma omp parallel for num_threads(threads) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) rms_norm(&n, x + r * size, size, epsilon, out + r * size);
+}
+
+void silu_product(const float *gate, const float *up, int64_t count, float *out, int32_t threads) {
+#pragma omp parallel for simd num_threads(threads) if (count > 1 << 14)
+    for (int64_t i = 0; i < count; i++) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+}
+
+typedef struct {
+    int32_t batch, heads, queries, positions, dim;
+    int64_t query[3], key[3], value[3]; /* strides of batch, head and position; the values' last one is dim */
+} attention_shape;
+
+/* Floats of scratch that `attention` needs for each thread. */
+int64_t attention_scratch(const attention_shape *a) {
+    const int64_t room = (a->positions + BLOCK) / BLOCK * BLOCK + BLOCK;
+    return (room * (a->dim + SCORE_ROWS) + parts_of(a->positions) * (a->dim + 2)) / LANES * LANES + LANES;
+}
+
+static void attend_one(const attention_shape *a, const float *query, const float *keys, const float *values, float *scores, float *out) {
+    const int parts = parts_of(a->positions);
+    float *maxima = scores + PART, *sums = maxima + parts, *partial = sums + parts;
+    for (int p = 0; p < parts; p++)
+        attend(a->dim, query, 0, 1, keys, values, p * PART, MIN((p + 1) * PART, a->positions), 0, scores, partial + (int64_t)p * a->dim, 0, maxima + p, sums + p);
+    join_parts(a->dim, parts, partial, maxima, sums, 1, out);
+}
+
+/* out[batch][queries][heads][dim]: attention of the last `queries` of the positions, 1 or all of them, causal. */
+void attention(const attention_shape *a, const float *query, const float *key, const float *value, float *scratch, float *out, int32_t threads) {
+    const int64_t each = attention_scratch(a), row = (int64_t)a->heads * a->dim;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int item = 0; item < a->batch * a->heads; item++) {
+        const int b = item / a->heads, h = item % a->heads;
+        float *keys = scratch + omp_get_thread_num() * each, *scores = keys + (int64_t)(a->positions + BLOCK) / BLOCK * BLOCK * a->dim;
+        const float *q = query + b * a->query[0] + h * a->query[1], *k = key + b * a->key[0] + h * a->key[1];
+        const float *values = value + b * a->value[0] + h * a->value[1];
+        float *target = out + b * a->queries * row + (int64_t)h * a->dim;
+        for (int t = 0; t < a->positions; t++) put_key(keys, t, k + t * a->key[2], a->dim);
+        if (a->queries == 1) attend_one(a, q, keys, values, scores, target);
+        else attend_prompt(a->dim, q, a->query[2], 0, a->queries, keys, values, scores, target, row);
+    }
+}

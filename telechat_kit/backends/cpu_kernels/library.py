@@ -1,0 +1,138 @@
+"""The compiled kernels behind their C interface: the library and its records.
+
+The records mirror the structs of `kernels.c`, field by field.
+"""
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from typing import Any
+
+from telechat_kit.backends.cpu_kernels.build import BuildError, built_library
+
+#: Set to 1, the backend multiplies with torch alone
+OFF = "TELECHAT_KIT_NO_KERNEL"
+
+
+class Linear(Structure):
+    """An int8 linear in panels, or a float one as on disk (`deq_scale` None)."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("deq_scale", c_void_p),
+        ("input_scale", c_float),
+        ("input_offset", c_float),
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+    )
+
+
+class Norm(Structure):
+    """Weight and, where channels were shifted, bias of an RMS norm."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+
+
+class Block(Structure):
+    """A block of the network."""
+
+    _fields_ = (
+        ("input_norm", Norm),
+        ("post_norm", Norm),
+        ("query", Linear),
+        ("key_value", Linear),
+        ("dense", Linear),
+        ("gate", Linear),
+        ("up", Linear),
+        ("down", Linear),
+    )
+
+
+class Network(Structure):
+    """A whole network."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab")),
+        ("residual_after_norm", c_int32),
+        ("epsilon", c_float),
+        ("blocks", POINTER(Block)),
+        ("embedding", c_void_p),
+        ("embedding_norm", Norm),
+        ("final_norm", Norm),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("head", Linear),
+        ("screen", Linear),
+        ("screen_error", c_void_p),
+        ("head_norm", c_void_p),
+    )
+
+
+#: Phases of a decode step, as its profile counts them
+PHASES = ("norms and quantization", "linears", "attention", "waiting for each other", "head")
+
+
+class Cache(Structure):
+    """Keys and values; `capacity` in positions."""
+
+    _fields_ = (("keys", c_void_p), ("values", c_void_p), ("capacity", c_int64))
+
+
+class AttentionShape(Structure):
+    """Sizes, and strides of batch, head and position, of one attention."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("batch", "heads", "queries", "positions", "dim")),
+        *((name, c_int64 * 3) for name in ("query", "key", "value")),
+    )
+
+
+@cache
+def _loaded() -> tuple[ctypes.CDLL | None, str]:
+    """The library and what it is, or None and why."""
+    if os.environ.get(OFF, "0") not in ("", "0"):
+        return None, f"{OFF} is set"
+    try:
+        found = ctypes.CDLL(str(built_library()))
+    except (BuildError, OSError) as error:
+        return None, str(error)
+    _declare(found)
+    return found, f"compiled kernel ({found.isa().decode()})"
+
+
+def _declare(found: ctypes.CDLL) -> None:
+    run: list[Any] = [POINTER(Network), POINTER(Cache)]
+    output: list[Any] = [c_int32, c_void_p, c_void_p, c_int32]  # full, logits, scratch, threads
+    found.isa.restype, found.isa.argtypes = c_char_p, []
+    found.activation_shift.restype, found.activation_shift.argtypes = c_int32, []
+    found.scratch_bytes.restype = c_int64
+    found.scratch_bytes.argtypes = [POINTER(Network), c_int32, c_int32, c_int32]
+    found.prefill.restype, found.prefill.argtypes = c_int32, [*run, c_void_p, c_int32, *output]
+    found.decode.restype, found.decode.argtypes = c_int32, [*run, c_int64, c_int32, *output, c_void_p]
+    found.linear_rows.restype = None
+    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, c_void_p, c_void_p, c_int32]
+    found.rms_norm_rows.restype = None
+    found.rms_norm_rows.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p, c_int32]
+    found.silu_product.restype = None
+    found.silu_product.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int32]
+    found.attention_scratch.restype, found.attention_scratch.argtypes = c_int64, [POINTER(AttentionShape)]
+    found.attention.restype = None
+    found.attention.argtypes = [POINTER(AttentionShape), *[c_void_p] * 5, c_int32]
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, built at the first call; None where they cannot be or are switched off."""
+    return _loaded()[0]
+
+
+def description() -> str:
+    """For records: "compiled kernel (avx512_vnni)", or why there is none: "no C compiler" ..."""
+    return _loaded()[1]
+
+
+def activation_shift() -> int:
+    """What the kernels add to a quantized activation."""
+    found = library()
+    return found.activation_shift() if found is not None else 0

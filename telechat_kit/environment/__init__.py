@@ -1,0 +1,27 @@
+"""What is here against what is needed: versions, device and its software, memory, disk, the checkpoint."""
+
+from telechat_kit.environment.check import Check, to_do
+from telechat_kit.environment.checkpoint import (
+    EMBEDDED_MODELS,
+    Part,
+    make_embedded,
+    model_parts,
+    prepare_checkpoint,
+)
+from telechat_kit.environment.releases import required_versions
+from telechat_kit.environment.setup import SCHEMA, SetupRecord, check, check_setup
+
+__all__ = [
+    "EMBEDDED_MODELS",
+    "SCHEMA",
+    "Check",
+    "Part",
+    "SetupRecord",
+    "check",
+    "check_setup",
+    "make_embedded",
+    "model_parts",
+    "prepare_checkpoint",
+    "required_versions",
+    "to_do",
+]

@@ -1,0 +1,168 @@
+"""`check`: everything that a run needs, as one table; `check_setup`: that table with the model, as a record."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from telechat_kit.backends import DEVICES, backend_for, resolve_device
+from telechat_kit.environment.ascend import has_ascend, read_stack
+from telechat_kit.environment.check import Check
+from telechat_kit.environment.checkpoint import Part, checkpoint_checks, model_parts, weights_bytes
+from telechat_kit.environment.device_checks import device_checks
+from telechat_kit.environment.footprint import Footprint, footprint
+from telechat_kit.environment.probe import Probe
+from telechat_kit.environment.releases import ascend_releases, base_version, required_versions
+from telechat_kit.environment.stack_checks import stack_checks
+from telechat_kit.environment.torch_npu_checks import torch_npu_checks
+from telechat_kit.errors import CheckpointError, DeviceError
+from telechat_kit.files import relative, resolve
+from telechat_kit.model.checkpoint import origin, read_config
+from telechat_kit.provenance import Conditions, conditions
+
+SCHEMA = "telechat-kit/setup/1"
+
+
+@dataclass(frozen=True)
+class SetupRecord:
+    """What `01_setup` found."""
+
+    schema: str
+    checkpoint_path: str
+    checks: list[Check]
+    architecture: dict[str, int]
+    parts: list[Part]
+    checkpoint_bytes: int
+    origin: dict[str, Any]
+    conditions: Conditions
+
+
+def check(
+    checkpoint_path: str | Path,
+    run_folder: str | Path,
+    device: str = "auto",
+    embedded_model: str = "",
+    probe: Probe | None = None,
+) -> list[Check]:
+    """Every row of the set-up table. Nothing is changed, and nothing that is wrong with the machine is raised.
+
+    The rows of an NPU are there when `device` is one, and with "auto" when anything here points to one.
+
+    Raises:
+        DeviceError: `device` is no name of a device.
+    """
+    probe, folder = probe or Probe(), resolve(checkpoint_path)
+    kind, index = _device(device)
+    if kind == "auto":
+        kind = "npu" if has_ascend(probe) else "cpu"
+    rows = [*_version_checks(kind, probe)]
+    if kind == "npu":
+        rows += _npu_checks(probe, index, _footprint(folder))
+    else:
+        rows += _other_device_checks(probe, device)
+    rows += _resource_checks(probe, folder, resolve(run_folder))
+    return [*rows, *checkpoint_checks(folder, embedded_model)]
+
+
+def check_setup(
+    checkpoint_path: str | Path,
+    run_folder: str | Path,
+    device: str = "auto",
+    checks: list[Check] | None = None,
+) -> SetupRecord:
+    """The record of `01_setup`: the table (taken anew if it is not given), the model, and the conditions.
+
+    Raises:
+        CheckpointError, DeviceError: there is no checkpoint or no device to describe.
+    """
+    folder, target = resolve(checkpoint_path), resolve_device(device)
+    config, size = read_config(folder), weights_bytes(folder)
+    return SetupRecord(
+        schema=SCHEMA,
+        checkpoint_path=relative(folder),
+        checks=check(folder, run_folder, device) if checks is None else checks,
+        architecture={
+            "blocks": config.n_layer,
+            "hidden size": config.hidden_size,
+            "attention heads": config.n_head,
+            "feed-forward size": config.ffn_hidden_size,
+            "vocabulary": config.vocab_size,
+            "trained length": config.training_seqlen,
+        },
+        parts=model_parts(folder),
+        checkpoint_bytes=size,
+        origin=origin(folder),
+        conditions=conditions(target, float=folder),
+    )
+
+
+def _device(device: str) -> tuple[str, int]:
+    kind, _, index = device.partition(":")
+    if (kind not in DEVICES and device != "auto") or (index and not index.isdigit()):
+        raise DeviceError(
+            f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with :N for the Nth.'
+        )
+    return kind, int(index or 0)
+
+
+def _version_checks(device_type: str, probe: Probe) -> Iterator[Check]:
+    for name, required in required_versions(device_type).items():
+        if name == "python" and device_type == "npu":
+            continue  # torch_npu's own list of Python versions decides there
+        found = probe.python if name == "python" else probe.package(name)
+        remedy, lowest = f"install {name} {required} or newer", f"{required} or newer"
+        if name == "torch" and device_type == "npu":
+            remedy = "install the torch of a published set: see torch_npu and the version set"
+        if found is None:
+            yield Check(name, "not installed", lowest, "missing", remedy)
+        elif Version(base_version(found)) < Version(required):
+            yield Check(name, found, lowest, "wrong", remedy)
+        else:
+            yield Check(name, found, lowest, "ok")
+
+
+def _npu_checks(probe: Probe, index: int, needed: Footprint | None) -> Iterator[Check]:
+    stack, releases, lowest = read_stack(probe), ascend_releases(), required_versions("npu")
+    yield from device_checks(stack, probe, releases, index, needed)
+    yield from stack_checks(stack, probe, releases, lowest["torch"])
+    yield from torch_npu_checks(stack, probe, releases, lowest)
+
+
+def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
+    found = "one is here and not used" if has_ascend(probe) else "no NPU"
+    yield Check("chip", found, f"none, device is {device}", "ok")
+    try:
+        target = resolve_device(device)
+    except DeviceError as error:
+        yield Check("device", f"{device} cannot be used", "one that is there", "missing", str(error))
+        return
+    name = f"{target.type}: {backend_for(target.type).device_name()}"
+    yield Check("device", name, "cpu, cuda or npu", "ok")
+
+
+def _footprint(folder: Path) -> Footprint | None:
+    try:
+        return footprint(read_config(folder))
+    except CheckpointError:
+        return None
+
+
+def _resource_checks(probe: Probe, folder: Path, run_folder: Path) -> Iterator[Check]:
+    try:
+        size = weights_bytes(folder)
+    except CheckpointError:
+        size = 0  # its own row says so
+    # weights, their int8 form and the calibration's copies: 2.1 GB were measured for the demo model's 0.59 GB
+    needed = 3.5 * size + 1e9
+    yield _amount(
+        "free memory", probe.free_memory(), needed, "close other programs, or use a machine with more memory"
+    )
+    existing = next(parent for parent in (run_folder, *run_folder.parents) if parent.exists())
+    yield _amount("free disk", probe.free_disk(existing), size, "free space or choose another run_folder")
+
+
+def _amount(component: str, found: float, needed: float, advice: str) -> Check:
+    row = (f"{found / 1e9:.1f} GB", f"{needed / 1e9:.1f} GB")
+    return Check(component, *row, "ok") if found >= needed else Check(component, *row, "warning", advice)

@@ -1,0 +1,135 @@
+"""The rows of torch on an NPU: Python, torch_npu, its operators, and whether all of them are a published set."""
+
+import re
+from collections.abc import Iterator
+
+from packaging.version import Version
+
+from telechat_kit.environment.ascend import PAGE, AscendStack, Toolkit
+from telechat_kit.environment.check import Check, Verdict
+from telechat_kit.environment.probe import Probe
+from telechat_kit.environment.releases import AscendReleases, Pair, Release, base_version, listed
+
+
+def torch_npu_checks(
+    stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: dict[str, str]
+) -> Iterator[Check]:
+    """`lowest`: what the kit itself requires of python and torch, as `required_versions("npu")` says."""
+    yield _python(stack, probe, releases, lowest)
+    yield _torch_npu(stack, releases, lowest["torch"])
+    if stack.imported and not stack.imported.failure:
+        yield _operators(stack, releases)
+    if stack.toolkit and (stack.torch_npu or stack.toolkit.version == releases.guide.cann):
+        yield _version_set(stack, stack.toolkit, releases, lowest["torch"])
+
+
+def _python(stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: dict[str, str]) -> Check:
+    pairs = [p for release in releases.cann.values() for p in releases.usable(release, lowest["torch"])]
+    own = next((pair for pair in pairs if pair.torch_npu == stack.torch_npu), None)
+    least = Version(lowest["python"])
+    if own is None:
+        required, best = f"{least} or newer", str(least)
+        good = Version(probe.python) >= least
+    else:
+        known = [version for version in own.python if Version(version) >= least]
+        required, best = f"{listed(known)} (torch_npu {own.torch_npu})", known[-1]
+        good = probe.python.rpartition(".")[0] in known
+    if good:
+        return Check("python", probe.python, required, "ok")
+    return Check("python", probe.python, required, "wrong", f"make the environment with Python {best}")
+
+
+def _torch_npu(stack: AscendStack, releases: AscendReleases, lowest_torch: str) -> Check:
+    required, version = "imports, and sees a device", stack.torch_npu
+    if version is None or stack.imported is None:
+        advice = _install(stack, releases, lowest_torch)
+        return Check("torch_npu", "not installed", required, "missing", advice)
+    if stack.imported.failure:
+        # without the folders of the file that is named in it: they only push the cause out of sight
+        cause = re.sub(r"(?<=\s)/\S+/", "", stack.imported.failure)[:200]
+        found = f"{version}, cannot be imported: {cause}"
+        return Check("torch_npu", found, required, "wrong", _import_remedy(stack, stack.imported.failure))
+    if stack.imported.devices == 0:
+        advice = "put right what stands above, then check again"
+        return Check("torch_npu", f"{version}, sees no device", required, "wrong", advice)
+    return Check("torch_npu", f"{version}, sees {stack.imported.devices}", required, "ok")
+
+
+def _import_remedy(stack: AscendStack, failure: str) -> str:
+    if stack.toolkit is None:
+        return f"install the CANN toolkit: {PAGE}, step 2"
+    if not stack.toolkit.sourced:
+        return f"source {stack.toolkit.script}"
+    if "undefined symbol" in failure:
+        return "torch, torch_npu and CANN were not built for each other: see the version set"
+    return "read the whole message: python -c 'import torch, torch_npu'"
+
+
+def _operators(stack: AscendStack, releases: AscendReleases) -> Check:
+    assert stack.imported is not None
+    lacking = [name for name in releases.operators if name not in stack.imported.operators]
+    found = f"{len(releases.operators) - len(lacking)} of {len(releases.operators)}"
+    required = listed(releases.operators, "and")
+    if not lacking:
+        return Check("int8 operators", found, required, "ok")
+    advice = f"this torch_npu has no {listed(lacking)}: take a newer one, see the version set"
+    return Check("int8 operators", found, required, "wrong", advice)
+
+
+def _version_set(stack: AscendStack, toolkit: Toolkit, releases: AscendReleases, lowest_torch: str) -> Check:
+    cann, torch, torch_npu = toolkit.version, stack.torch or "none", stack.torch_npu or "none"
+    found = f"CANN {cann}, torch {torch}, torch_npu {torch_npu}"
+    if cann == releases.guide.cann:
+        whose = "the guide's own set" if torch_npu == releases.guide.torch_npu else "the guide's CANN"
+        return _row(f"{found}: {whose}", "wrong", _leave_the_guide(releases, lowest_torch))
+    way = _install(stack, releases, lowest_torch)
+    if base_version(torch_npu) != base_version(torch):
+        return _row(
+            found, "wrong", f"torch_npu {torch_npu} is built for torch {base_version(torch_npu)}: {way}"
+        )
+    row = releases.release(cann)
+    if row is None:
+        return _row(found, "warning", f"the kit knows no set of CANN {cann}; {PAGE} lists those it knows")
+    if torch_npu in _fitting(row[1], releases):
+        too_old = Version(base_version(torch)) < Version(lowest_torch)
+        return _row(found, "wrong", f"too old for the kit: {way}") if too_old else _row(found, "ok", "")
+    owner = next((name for name, other in releases.cann.items() if torch_npu in _builds(other.pairs)), None)
+    if owner:
+        return _row(found, "wrong", f"torch_npu {torch_npu} is built for CANN {owner}: {way}")
+    return _row(found, "warning", f"not published for CANN {row[0]}: if a run fails, {way}")
+
+
+def _row(found: str, verdict: Verdict, advice: str) -> Check:
+    return Check("version set", found, "a published set", verdict, advice)
+
+
+def _leave_the_guide(releases: AscendReleases, lowest_torch: str) -> str:
+    best = releases.recommended
+    drivers = releases.cann[best.cann].drivers
+    return (
+        "torch_npu has no int8 operators there, the guide ran int8 through ATB; the kit calls torch_npu and needs "
+        f"CANN {releases.first_usable(lowest_torch)} or newer, for example CANN {best.cann} with torch {best.torch} "
+        f"and torch_npu {best.torch_npu} on driver {drivers[0]} or newer: {PAGE} says how to move"
+    )
+
+
+def _install(stack: AscendStack, releases: AscendReleases, lowest_torch: str) -> str:
+    """The pip line for this CANN: the pair of the torch that is there, else the newest one."""
+    row = releases.release(stack.toolkit.version) if stack.toolkit else None
+    pairs = releases.usable(row[1], lowest_torch) if row else []
+    if not pairs:
+        best = releases.recommended
+        return f"move to CANN {best.cann}, torch {best.torch}, torch_npu {best.torch_npu}: {PAGE}"
+    same = [pair for pair in pairs if stack.torch and pair.torch == base_version(stack.torch)]
+    pair = (same or pairs)[0]
+    return f"pip install torch=={pair.torch} torch_npu=={pair.torch_npu}"
+
+
+def _fitting(release: Release, releases: AscendReleases) -> set[str]:
+    """The torch_npu builds that are published as running on a CANN release."""
+    others = (releases.cann[name].pairs for name in release.also_torch_npu_of)
+    return _builds(release.pairs).union(*(_builds(pairs) for pairs in others))
+
+
+def _builds(pairs: tuple[Pair, ...]) -> set[str]:
+    return {pair.torch_npu for pair in pairs}

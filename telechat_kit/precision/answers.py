@@ -1,0 +1,187 @@
+"""Answers of both models to question lines, greedy, side by side; a run that is broken off keeps its lines."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from telechat_kit.errors import DataError
+from telechat_kit.files import read_jsonl, resolve, write_jsonl, writing
+from telechat_kit.generation import chat_ids, generate, stop_ids
+from telechat_kit.precision.pair import Pair
+from telechat_kit.progress import track
+from telechat_kit.provenance import code_hash, combined_hash, tokenizer_hash, weights_hash
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Both answers to one line, greedy, and where they part: after `common_tokens` equal tokens."""
+
+    input: str
+    float_answer: str
+    w8a8_answer: str
+    common_tokens: int
+    float_tokens: int
+    w8a8_tokens: int
+    similarity: float  # of the characters, 0 to 1
+    float_differs: str | None = None  # text of the first token that differs; None: equal, or ended
+    w8a8_differs: str | None = None
+    float_ids: list[int] = field(default_factory=list)
+    w8a8_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The questions of a file as prompts, and how they are answered."""
+
+    questions: list[str]
+    prompts: list[list[int]]
+    max_new_tokens: int
+    repetition_penalty: float
+    work_folder: Path | None
+
+
+def answer_lines(
+    pair: Pair,
+    jsonl_path: str | Path,
+    max_new_tokens: int,
+    repetition_penalty: float,
+    limit: int | None = None,
+    work_folder: str | Path | None = None,
+) -> list[Answer]:
+    """Greedy answers of both models to the `{"input": ...}` lines of a file, at most `limit` of them.
+
+    With a `work_folder` every finished answer is written there at once, and a broken-off run goes on behind the
+    last one. `write_answers` ends that.
+
+    Raises:
+        DataError: the file is missing, a line is malformed, or a question does not fit the context: found before
+            any answer is made, so those of an earlier run stay.
+    """
+    path = resolve(jsonl_path)
+    questions = [str(row["input"]) for row in read_jsonl(path, "input")[:limit]]
+    prompts = [chat_ids(pair.tokenizer, question) for question in questions]
+    _check_lengths(pair, path, questions, prompts, max_new_tokens)
+    folder = None if work_folder is None else resolve(work_folder)
+    asked = _Asked(questions, prompts, max_new_tokens, repetition_penalty, folder)
+    ids = {name: _answer_all(pair, name, asked) for name in pair.folders}
+    return [_side_by_side(pair, *row) for row in zip(questions, ids["float"], ids["w8a8"], strict=True)]
+
+
+def _check_lengths(
+    pair: Pair, path: Path, questions: Sequence[str], prompts: Sequence[list[int]], new: int
+) -> None:
+    context = min(config.training_seqlen for config in pair.configs.values())
+    for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True), start=1):
+        if len(prompt) + new > context:
+            raise DataError(
+                f'{path}, question {number}: "{question[:60]}" has {len(prompt)} tokens; with {new} new ones it '
+                f"exceeds the context of {context}. Shorten the line or lower max_new_tokens."
+            )
+
+
+def _answer_all(pair: Pair, name: str, asked: _Asked) -> list[list[int]]:
+    """New ids of one model for every prompt, those of an interrupted run of the same work taken over."""
+    journal = None if asked.work_folder is None else part_file(asked.work_folder, name)
+    key = "" if journal is None else _work_key(pair, name, asked)
+    done = [] if journal is None else _read_journal(journal, key, asked.questions)
+    if len(done) == len(asked.questions):
+        return done
+    with pair.model(name) as model:
+        left = track(asked.prompts[len(done) :], f"answers of {name}", len(asked.prompts), len(done))
+        for prompt in left:
+            done.append(
+                generate(
+                    model,
+                    prompt,
+                    asked.max_new_tokens,
+                    repetition_penalty=asked.repetition_penalty,
+                    stop_ids=stop_ids(model),
+                ).token_ids
+            )
+            if journal is not None:
+                row = {"key": key, "input": asked.questions[len(done) - 1], "token_ids": done[-1]}
+                _append(journal, row)
+    return done
+
+
+def part_file(folder: Path, name: str) -> Path:
+    """Where the answers of one model stand while they are made."""
+    return folder / f".answers-{name}.jsonl.part"
+
+
+def _work_key(pair: Pair, name: str, asked: _Asked) -> str:
+    """What must be equal for finished answers to be kept."""
+    folder = pair.folders[name]
+    rule = f"{asked.max_new_tokens} {asked.repetition_penalty} {pair.device} {torch.__version__}"
+    return combined_hash([weights_hash(folder), tokenizer_hash(pair.float_folder), rule, code_hash()])
+
+
+def _read_journal(path: Path, key: str, questions: Sequence[str]) -> list[list[int]]:
+    """The answers in `path` that belong to this work, up to the first that does not; the rest is dropped."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    kept: list[list[int]] = []
+    rows = []
+    for line, question in zip(lines, questions, strict=False):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # cut off while it was written
+            break
+        if row.get("key") != key or row.get("input") != question:
+            break
+        rows.append(row)
+        kept.append([int(token) for token in row["token_ids"]])
+    if path.is_file():
+        write_jsonl(path, rows)
+    return kept
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _side_by_side(pair: Pair, question: str, first: list[int], second: list[int]) -> Answer:
+    texts = [pair.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (first, second)]
+    common = common_prefix(first, second)
+    parted = common < max(len(first), len(second))
+    differs = [pair.tokenizer.decode(ids[common : common + 1]) for ids in (first, second)]
+    return Answer(
+        input=question,
+        float_answer=texts[0],
+        w8a8_answer=texts[1],
+        common_tokens=common,
+        float_tokens=len(first),
+        w8a8_tokens=len(second),
+        similarity=difflib.SequenceMatcher(None, texts[0], texts[1], autojunk=False).ratio(),
+        float_differs=differs[0] if parted else None,
+        w8a8_differs=differs[1] if parted else None,
+        float_ids=first,
+        w8a8_ids=second,
+    )
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of equal ids from the start."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def write_answers(run_folder: str | Path, answers: Sequence[Answer]) -> list[Path]:
+    """`answers.jsonl` with both answers, and the guide's `{"input", "infer"}` lines, one file for each model."""
+    folder = resolve(run_folder)
+    rows: dict[str, list[dict[str, Any]]] = {
+        "answers.jsonl": [asdict(answer) for answer in answers],
+        "infer_float.jsonl": [{"input": a.input, "infer": a.float_answer} for a in answers],
+        "infer_w8a8.jsonl": [{"input": a.input, "infer": a.w8a8_answer} for a in answers],
+    }
+    paths = [write_jsonl(folder / name, lines) for name, lines in rows.items()]
+    for name in ("float", "w8a8"):
+        part_file(folder, name).unlink(missing_ok=True)
+    return paths

@@ -1,0 +1,224 @@
+"""Multiple-choice accuracy of both models through lm-evaluation-harness, from files on this machine.
+
+The harness is an optional extra: `pip install telechat-kit[tasks]`. Nothing is fetched.
+"""
+
+import csv
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from telechat_kit.errors import DataError, KitError
+from telechat_kit.files import read_jsonl, resolve, write_jsonl
+from telechat_kit.precision.divergence import language_of
+from telechat_kit.precision.pair import Pair
+from telechat_kit.statistics import Estimate, paired_difference, share
+
+LETTERS = "ABCD"
+#: What stands before a question, as the papers of C-Eval, CMMLU and MMLU have it
+PROMPTS = {
+    "Chinese": "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。\n\n题目：{question}\n{choices}\n答案是：",
+    "English": "The following is a multiple choice question (with answer) about {subject}.\n\n{question}\n{choices}\nAnswer:",
+}
+#: Columns of the published files in the order question, A, B, C, D, answer; MMLU's have no header
+_HEADERS = (
+    ("question", "A", "B", "C", "D", "answer"),
+    ("Question", "A", "B", "C", "D", "Answer"),
+)
+#: Where the published archives keep the questions with answers
+_SPLITS = ("test", "val")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with four choices; `answer` is A, B, C or D."""
+
+    subject: str
+    question: str
+    choices: tuple[str, str, str, str]
+    answer: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Accuracy on one group of questions, float and W8A8, and the paired difference (W8A8 less float)."""
+
+    name: str
+    questions: int
+    accuracy_float: Estimate
+    accuracy_w8a8: Estimate
+    difference: Estimate
+    same_choice: float  # share of the questions at which both choose the same letter
+    harness: str
+
+
+def require_harness() -> str:
+    """The version of lm-evaluation-harness that is installed.
+
+    Raises:
+        KitError: it is not.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise KitError(
+            'tasks_path needs lm-evaluation-harness: pip install "telechat-kit[tasks]", or leave tasks_path empty.'
+        )
+    return importlib.metadata.version("lm_eval")
+
+
+def load_questions(path: str | Path) -> list[Question]:
+    """Questions of a `.jsonl` file (subject, question, choices, answer), or of a folder as C-Eval, CMMLU or MMLU ship.
+
+    Raises:
+        DataError: nothing is there, or a row is no question with four choices and an answer; file and line named.
+    """
+    path = resolve(path)
+    if path.is_dir():
+        return _read_folder(path)
+    rows = read_jsonl(path, "question")
+    return [_question(f"{path}, question {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _question(where: str, row: dict[str, Any]) -> Question:
+    choices, answer = row.get("choices"), str(row.get("answer", "")).strip().upper()
+    if not isinstance(choices, list) or len(choices) != len(LETTERS) or answer not in tuple(LETTERS):
+        raise DataError(f'{where}: expected four "choices" and an "answer" A, B, C or D. Correct the line.')
+    texts = tuple(str(choice) for choice in choices)
+    return Question(str(row.get("subject", "general")), row["question"], texts, answer)  # type: ignore[arg-type]
+
+
+def _read_folder(folder: Path) -> list[Question]:
+    split = next((folder / name for name in _SPLITS if list((folder / name).glob("*.csv"))), folder)
+    files = sorted(split.glob("*.csv"))
+    if not files:
+        raise DataError(
+            f"{folder} holds no .csv files, nor do {' or '.join(_SPLITS)} below it. Give the folder of the "
+            "unpacked C-Eval, CMMLU or MMLU, or a .jsonl file."
+        )
+    return [question for path in files for question in _read_csv(path)]
+
+
+def _read_csv(path: Path) -> Iterator[Question]:
+    subject = path.stem.removesuffix("_test").removesuffix("_val").replace("_", " ")
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}. Convert it.") from error
+    header = next((names for names in _HEADERS if rows and set(names) <= set(rows[0])), None)
+    columns = [rows[0].index(name) for name in header] if header else list(range(6))
+    for number, row in enumerate(rows[1:] if header else rows, start=2 if header else 1):
+        if len(row) <= max(columns):
+            raise DataError(f"{path}, line {number}: {len(row)} columns, expected {max(columns) + 1}.")
+        question, *choices, answer = (row[column] for column in columns)
+        values = {"subject": subject, "question": question, "choices": choices, "answer": answer}
+        yield _question(f"{path}, line {number}", values)
+
+
+def measure_tasks(pair: Pair, questions: Sequence[Question]) -> list[TaskResult]:
+    """Accuracy of both models by language and on all questions."""
+    version = require_harness()
+    chosen = {name: _choices(pair, name, questions) for name in pair.folders}
+    languages = [language_of(question.question) for question in questions]
+    groups = {name: [i for i, own in enumerate(languages) if own == name] for name in sorted(set(languages))}
+    if len(groups) > 1:
+        groups["all"] = list(range(len(questions)))
+    return [
+        _result(
+            name,
+            [questions[i] for i in rows],
+            [chosen["float"][i] for i in rows],
+            [chosen["w8a8"][i] for i in rows],
+            version,
+        )
+        for name, rows in groups.items()
+    ]
+
+
+def _result(
+    name: str, questions: Sequence[Question], first: list[int], second: list[int], version: str
+) -> TaskResult:
+    right = [[LETTERS[i] == q.answer for i, q in zip(row, questions, strict=True)] for row in (first, second)]
+    return TaskResult(
+        name=name,
+        questions=len(questions),
+        accuracy_float=share(sum(right[0]), len(questions)),
+        accuracy_w8a8=share(sum(right[1]), len(questions)),
+        difference=paired_difference(*right),
+        same_choice=sum(a == b for a, b in zip(first, second, strict=True)) / len(questions),
+        harness=f"lm_eval {version}",
+    )
+
+
+def _choices(pair: Pair, name: str, questions: Sequence[Question]) -> list[int]:
+    """Number of the choice that one model finds the most likely, for each question."""
+    with _offline(), tempfile.TemporaryDirectory(prefix="telechat-kit-") as folder, pair.model(name) as model:
+        from lm_eval import simple_evaluate  # noqa: PLC0415  (an optional extra, slow to import)
+        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+
+        data = write_jsonl(Path(folder) / "questions.jsonl", [_row(question) for question in questions])
+        found = simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=pair.tokenizer, batch_size=1),
+            tasks=[_task(data, Path(folder))],
+            num_fewshot=0,
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+        )
+    samples = sorted(found["samples"][TASK], key=lambda sample: sample["doc_id"])
+    return [_most_likely(sample["filtered_resps"]) for sample in samples]
+
+
+TASK = "telechat_kit_choices"
+
+
+def _task(data: Path, cache: Path) -> dict[str, Any]:
+    """The questions as a task of the harness: log-likelihood of each letter behind the prompt."""
+    return {
+        "task": TASK,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(cache)},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": list(LETTERS),
+        "doc_to_target": "target",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _row(question: Question) -> dict[str, Any]:
+    choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=True))
+    prompt = PROMPTS[language_of(question.question)].format(
+        subject=question.subject, question=question.question, choices=choices
+    )
+    return {"prompt": prompt, "target": LETTERS.index(question.answer), **asdict(question)}
+
+
+def _most_likely(responses: Sequence[Any]) -> int:
+    likelihoods = [float(response[0]) for response in responses]
+    return likelihoods.index(max(likelihoods))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The harness and the libraries below it reach for hubs unless told not to, and say much on their loggers."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value

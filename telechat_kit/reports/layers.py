@@ -1,0 +1,186 @@
+"""Charts of a quantization, linear by linear: where outliers sit, what suppression did, what int8 costs each linear."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.quantization.streaming import LinearRecord
+from telechat_kit.reports.charts import COLORS, INPUTS, STYLE, Chart, block_and_kind
+
+KINDS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
+#: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print
+COLOR_MAP = "cividis"
+_UNKNOWN = "#eeeeee"
+
+
+@mpl.rc_context(STYLE)
+def input_ranges(record: QuantizeRecord) -> Chart:
+    """Largest absolute value of each of a block's four inputs, with and without outlier suppression."""
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    drawn = [_draw_input(axes, record, *entry) for axes, entry in zip(panels.flat, INPUTS, strict=True)]
+    for axes in panels[-1]:
+        axes.set_xlabel("block")
+    figure.supylabel("largest |value| of the input", fontsize=10)
+    if not any(drawn):
+        return _titled(figure, "The input ranges were not measured: the weights were given", "")
+    panels[0, 0].legend(fontsize=8.5)
+    top, raw = (max(record.linears, key=key) for key in (_input_absmax, _raw_absmax))
+    title = f"The widest input is that of {_short(top)}: values up to {_input_absmax(top):,.1f}"
+    if _raw_absmax(raw) > _input_absmax(top):
+        title = (
+            f"Suppression brings the widest input from {_raw_absmax(raw):,.1f} ({_short(raw)}) to "
+            f"{_input_absmax(top):,.1f} ({_short(top)})"
+        )
+    return _titled(figure, title, f"{len(record.linears)} linears")
+
+
+def _input_absmax(row: LinearRecord) -> float:
+    return row.input_absmax or 0.0
+
+
+def _raw_absmax(row: LinearRecord) -> float:
+    return row.raw_absmax or 0.0
+
+
+def _draw_input(axes: Axes, record: QuantizeRecord, label: str, kind: str, marker: str, color: str) -> bool:
+    """One input over the blocks; whether anything is known of it."""
+    rows = [row for row in _of_kind(record, kind) if row.input_absmax is not None]
+    blocks = [block_and_kind(row.name)[0] for row in rows]
+    axes.plot(
+        blocks, _numbers(row.raw_absmax for row in rows), "--", color="#7F7F7F", label="without suppression"
+    )
+    axes.plot(
+        blocks,
+        _numbers(row.input_absmax for row in rows),
+        marker,
+        ls="-",
+        ms=3.5,
+        color=color,
+        label="as quantized",
+    )
+    touched = any(row.raw_absmax != row.input_absmax for row in rows)
+    axes.set_title(
+        f"input of {label}" + (", not suppressed" if rows and not touched else ""),
+        fontsize=9.5,
+        fontweight="normal",
+    )
+    axes.set_yscale("log")
+    return bool(rows)
+
+
+@mpl.rc_context(STYLE)
+def outliers(record: QuantizeRecord) -> Chart:
+    """How far the largest channel of each input stands above the median channel, with and without suppression."""
+    ratios = [
+        _grid(record, [kind for _, kind, _, _ in INPUTS], figure)
+        for figure in (
+            lambda row: _ratio(row.raw_absmax, row.raw_median),
+            lambda row: _ratio(row.input_absmax, row.input_median),
+        )
+    ]
+    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    if np.isnan(ratios[0]).all():
+        for axes in panels:
+            axes.set_axis_off()
+        return _titled(figure, "Outliers were not measured: the weights were given", "")
+    norm = LogNorm(1, np.nanmax(ratios))
+    for axes, name, values in zip(
+        panels, ("without outlier suppression", "as quantized"), ratios, strict=True
+    ):
+        image = _heat_map(axes, values, [label for label, _, _, _ in INPUTS], norm)
+        axes.set_title(name, fontsize=9.5, fontweight="normal")
+    panels[-1].set_xlabel("block")
+    figure.colorbar(image, ax=panels, label="largest / median channel")
+    worst = [f"{np.nanmax(values):,.0f}" for values in ratios]
+    title = (
+        f"The largest channel is up to {worst[1]} times the median one; without suppression {worst[0]} times"
+    )
+    return _titled(figure, title, "inputs by block")
+
+
+@mpl.rc_context(STYLE)
+def per_layer_error(record: QuantizeRecord) -> Chart:
+    """Signal to int8 error of each linear's output in dB; linears in float have none."""
+    errors = _grid(record, KINDS, lambda row: row.output_snr_db)
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    known = not np.isnan(errors).all()
+    norm = Normalize(np.nanmin(errors), np.nanmax(errors)) if known else Normalize(0, 1)
+    image = _heat_map(axes, errors, KINDS, norm)
+    _mark_float(axes, record)
+    axes.set_xlabel("block")
+    marks = [Patch(facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", label="kept in float")]
+    if any(row.kind == "W8A8" and row.output_snr_db is None for row in record.linears):
+        marks.append(Patch(facecolor=_UNKNOWN, label="not measured"))
+    figure.legend(handles=marks, ncol=2, loc="outside lower center")
+    if not known:
+        return _titled(figure, "The int8 error of single linears was not measured", "")
+    figure.colorbar(image, ax=axes, label="signal to error, dB")
+    lowest = min(
+        (row for row in record.linears if row.output_snr_db is not None),
+        key=lambda row: row.output_snr_db or 0,
+    )
+    title = f"The least exact int8 linear is {_short(lowest)}: {lowest.output_snr_db:.1f} dB above its error"
+    return _titled(figure, title, "linears by block")
+
+
+def _heat_map(axes: Axes, values: np.ndarray, labels: Sequence[str], norm: Normalize) -> mpl.image.AxesImage:
+    """`values [rows, blocks]` as colored cells; what is not known is grey."""
+    axes.set_facecolor(_UNKNOWN)
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", axis="both", color="white", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+    return axes.imshow(values, norm=norm, cmap=COLOR_MAP, aspect="auto", interpolation="nearest")
+
+
+def _mark_float(axes: Axes, record: QuantizeRecord) -> None:
+    for row in record.linears:
+        if row.kind == "FLOAT":
+            block, kind = block_and_kind(row.name)
+            corner = (block - 0.5, KINDS.index(kind) - 0.5)
+            axes.add_patch(
+                mpl.patches.Rectangle(
+                    corner, 1, 1, facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", lw=0.8
+                )
+            )
+
+
+def _grid(
+    record: QuantizeRecord, kinds: Sequence[str], figure: Callable[[LinearRecord], float | None]
+) -> np.ndarray:
+    """`figure` of every linear as `[kinds, blocks]`; NaN where it is not known."""
+    rows = [[figure(row) for row in _of_kind(record, kind)] for kind in kinds]
+    return np.array(rows, dtype=float)
+
+
+def _of_kind(record: QuantizeRecord, kind: str) -> list[LinearRecord]:
+    return [row for row in record.linears if block_and_kind(row.name)[1] == kind]
+
+
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    return np.array(list(values), dtype=float)
+
+
+def _ratio(largest: float | None, median: float | None) -> float | None:
+    return largest / median if largest and median else None
+
+
+def _short(row: LinearRecord) -> str:
+    block, kind = block_and_kind(row.name)
+    return f"{kind} {block}"
+
+
+def _titled(figure: Figure, title: str, alt: str) -> Chart:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return Chart(figure, f"{title}. {alt}")

@@ -1,0 +1,267 @@
+"""Tables of `03_precision`, and its verdict in one sentence."""
+
+import difflib
+from dataclasses import dataclass
+
+import pandas as pd
+from markupsafe import Markup, escape
+from pandas.io.formats.style import Styler
+
+from telechat_kit.alignment import Alignment
+from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
+from telechat_kit.reports.tables import styled
+from telechat_kit.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Page:
+    """A piece of a page; JupyterLab and the exported page show it."""
+
+    markup: Markup
+
+    def _repr_html_(self) -> str:
+        return str(self.markup)
+
+    def __str__(self) -> str:
+        return self.markup.striptags()
+
+
+def verdict(record: PrecisionRecord) -> Page:
+    """One sentence with the figures and their intervals, before anything else."""
+    found = record.divergence
+    ratio = found.perplexity_ratio.map(lambda x: 100 * (x - 1))
+    clear = "costs" if ratio.low > 0 else "gains" if ratio.high < 0 else "costs nothing that shows"
+    change = (
+        f"{abs(ratio.value):.1f} % perplexity" if clear != "costs nothing that shows" else "in perplexity"
+    )
+    equal = sum(answer.float_differs is None and answer.w8a8_differs is None for answer in record.answers)
+    top, kl = found.top1_agreement.map(lambda x: 100 * x), found.kl_mean
+    parts = [
+        Markup("int8 <strong>{} {}</strong> (change {} %)").format(clear, change, _signed(ratio)),
+        Markup("chooses the <strong>same next token at {:.1f} %</strong> of the positions {}").format(
+            top.value, _interval(top, "{:.1f}")
+        ),
+        Markup(
+            "moves the predictions by <strong>{:.4f} nats</strong> per token {} (mean KL divergence)"
+        ).format(kl.value, _interval(kl, "{:.4f}")),
+    ]
+    sentence = (
+        Markup(", ").join(parts)
+        + f"; {equal} of {len(record.answers)} answers are the same to the last token."
+    )
+    note = (
+        f"On {found.tokens:,} tokens of {record.text_source} that were not used for calibration; brackets: 95 % "
+        f"intervals over {found.sequences} sequences."
+    )
+    return Page(Markup('<p class="verdict">{}</p><p>{}</p>').format(sentence, note))
+
+
+def divergence(record: PrecisionRecord) -> Styler:
+    """Float against W8A8 over the text, with 95 % intervals."""
+    found, change = record.divergence, record.divergence.probability_change
+    points = change.mean.map(lambda x: 100 * x), change.rms.map(lambda x: 100 * x)
+    rows = [
+        ("perplexity, float", *_estimate(found.perplexity_float, "{:.3f}")),
+        ("perplexity, W8A8", *_estimate(found.perplexity_w8a8, "{:.3f}")),
+        ("perplexity ratio, W8A8 / float", *_estimate(found.perplexity_ratio, "{:.4f}")),
+        ("KL(float || W8A8), nats per token, mean", *_estimate(found.kl_mean, "{:.4f}")),
+        *(
+            (f"KL, {share} % of positions at most", *_estimate(value, "{:.4f}"))
+            for share, value in found.kl_quantiles.items()
+        ),
+        ("KL, largest", f"{found.kl_max:.3f}", "–"),
+        ("same most likely token", *_estimate(found.top1_agreement, "{:.2%}")),
+        ("same among the five most likely", *_estimate(found.top5_agreement, "{:.2%}")),
+        ("correct token's probability, mean change, points", *_estimate(points[0], "{:+.3f}")),
+        ("correct token's probability, RMS change, points", *_estimate(points[1], "{:.3f}")),
+    ]
+    return styled(pd.DataFrame(rows, columns=["figure", "value", "95 % interval"]))
+
+
+def groups(found: list[Group], name: str) -> Styler:
+    """The main figures of each group of positions; `name` heads the first column."""
+    rows = [
+        (
+            group.name,
+            group.tokens,
+            f"{group.perplexity_float.value:.2f}",
+            *_estimate(group.perplexity_ratio, "{:.3f}"),
+            *_estimate(group.kl_mean, "{:.4f}"),
+            *_estimate(group.top1_agreement, "{:.1%}"),
+        )
+        for group in found
+    ]
+    columns = [
+        name,
+        "tokens",
+        "perplexity, float",
+        "ratio",
+        "95 %",
+        "mean KL, nats",
+        "95 % ",
+        "same token",
+        " 95 %",
+    ]
+    return styled(pd.DataFrame(rows, columns=columns))
+
+
+def languages(record: PrecisionRecord) -> Styler | Page:
+    """The main figures by language."""
+    if not record.languages:
+        return _sentence("No text by languages was asked for (languages_path is empty).")
+    return groups(record.languages, "language")
+
+
+def sources(found: Sources | None, count: int = 10) -> Styler | Page:
+    """The linears with the largest estimated share of the loss."""
+    if found is None:
+        return _sentence("The sources of the loss were not looked for (source_sequences is 0).")
+    linears = sorted(found.linears, key=lambda linear: -linear.effect)[:count]
+    rows = [
+        (
+            linear.name.removeprefix("transformer."),
+            linear.estimated_share,
+            linear.output_snr,
+            linear.clipped,
+            None if linear.low is None else f"{linear.low:.3g} – {linear.high:.3g}",
+            linear.largest,
+        )
+        for linear in linears
+    ]
+    names = [
+        "linear",
+        "share of the loss, estimated",
+        "output signal / noise, dB",
+        "clipped inputs",
+        "int8 range",
+        "largest input",
+    ]
+    formats = {names[1]: "{:.1%}", names[2]: "{:.1f}", names[3]: "{:.4%}", names[5]: "{:.3g}"}
+    return styled(pd.DataFrame(rows, columns=names), formats)
+
+
+def kept_in_float(found: Sources | None) -> Styler | None:
+    """What putting the dearest linears back to float brings, measured one by one."""
+    if found is None:
+        return None
+    rows = [
+        (
+            ", ".join(name.removeprefix("transformer.") for name in kept.names),
+            f"{kept.estimated_share:.1%}",
+            *_estimate(kept.kl_mean, "{:.4f}"),
+            *_estimate(kept.kl_change, "{:+.5f}"),
+        )
+        for kept in found.kept
+    ]
+    names = ["kept in float", "share, estimated", "mean KL then", "95 %", "change, measured", "95 % "]
+    return styled(pd.DataFrame(rows, columns=names))
+
+
+def answers(record: PrecisionRecord) -> Page:
+    """Answers of both models side by side, what differs marked. All text of models and users is escaped."""
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("question", "float", "W8A8", "same tokens from the start", "similarity")
+    )
+    rows = Markup("").join(_answer_row(answer) for answer in record.answers)
+    return Page(
+        Markup('<table class="answers"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
+            Markup(head), rows
+        )
+    )
+
+
+def _answer_row(answer: Answer) -> Markup:
+    marked = marked_differences(answer.float_answer, answer.w8a8_answer)
+    parted = ""
+    if answer.float_differs is not None or answer.w8a8_differs is not None:
+        parted = f", then {answer.float_differs or 'end'!r} / {answer.w8a8_differs or 'end'!r}"
+    longest = max(answer.float_tokens, answer.w8a8_tokens)
+    cells = (
+        answer.input,
+        *marked,
+        f"{answer.common_tokens} of {longest}{parted}",
+        f"{answer.similarity:.0%}",
+    )
+    return Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells))
+
+
+def marked_differences(first: str, second: str) -> tuple[Markup, Markup]:
+    """Both texts, escaped, with `<mark>` around the characters that the other does not have there."""
+    matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
+    texts = [Markup(""), Markup("")]
+    for kind, a, b, c, d in matcher.get_opcodes():
+        for side, part in enumerate((first[a:b], second[c:d])):
+            marked = Markup("<mark>{}</mark>").format(part) if kind != "equal" and part else escape(part)
+            texts[side] += marked
+    return texts[0], texts[1]
+
+
+def tasks(record: PrecisionRecord) -> Styler | Page:
+    """Accuracy of both models on multiple-choice questions."""
+    if not record.tasks:
+        return _sentence("No multiple-choice questions were asked (tasks_path is empty).")
+    rows = [
+        (
+            task.name,
+            task.questions,
+            *_estimate(task.accuracy_float, "{:.1%}"),
+            *_estimate(task.accuracy_w8a8, "{:.1%}"),
+            *_estimate(task.difference.map(lambda x: 100 * x), "{:+.1f}"),
+            f"{task.same_choice:.0%}",
+        )
+        for task in record.tasks
+    ]
+    names = [
+        "questions",
+        "number",
+        "float",
+        "95 %",
+        "W8A8",
+        "95 % ",
+        "difference, points",
+        " 95 %",
+        "same choice",
+    ]
+    return styled(pd.DataFrame(rows, columns=names))
+
+
+def alignment(found: Alignment | None) -> Styler | Page:
+    """Whether two runs are aligned, why, and in which conditions they differ."""
+    if found is None:
+        return _sentence("No other run was named (compare_with is empty).")
+    rows = [("verdict", found.verdict, "")]
+    rows += [("KL between the runs, nats per token", *_estimate(found.kl_mean, "{:.3g}"))]
+    rows += [("KL, largest of a position", f"{found.kl_max:.3g}", "–")]
+    rows += [("same most likely token", *_estimate(found.top1_agreement, "{:.2%}"))]
+    rows += [("equal answers", f"{found.equal_answers} of {found.answers}", "–")]
+    if found.first_differing_answer:
+        first = found.first_differing_answer
+        rows += [
+            (
+                f"first answer that differs: number {first.number}, after {first.common_tokens} tokens",
+                first.first,
+                first.second,
+            )
+        ]
+    rows += [(f"differs: {one.condition}", one.first, one.second) for one in found.differences]
+    return styled(pd.DataFrame(rows, columns=["", "first run", "second run, or 95 % interval"]))
+
+
+def _sentence(text: str) -> Page:
+    return Page(Markup("<p>{}</p>").format(text))
+
+
+def _estimate(estimate: Estimate, pattern: str) -> tuple[str, str]:
+    return pattern.format(estimate.value), _interval(estimate, pattern, "{} – {}")
+
+
+def _interval(estimate: Estimate, pattern: str, shape: str = "[{}, {}]") -> str:
+    """The interval, or a dash where there is none."""
+    if not estimate.coverage:
+        return "–"
+    return shape.format(pattern.format(estimate.low), pattern.format(estimate.high))
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} {_interval(estimate, '{:+.2f}')}"

@@ -1,0 +1,263 @@
+"""The NPU backend on exact stand-ins of torch_npu's operators: integers bit for bit, outputs within their rounding."""
+
+import sys
+from types import ModuleType
+
+import npu_operators
+import pytest
+import torch
+from torch import Tensor, nn
+
+from telechat_kit import npu_import
+from telechat_kit.backends import npu, plain, resolve_device
+from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, card_of, chip_of
+from telechat_kit.errors import DeviceError
+from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.quantization.packing import int8_accumulator, int8_linear, pack_linear
+
+SHAPES = [(1, 64, 32), (7, 101, 30), (33, 1536, 96), (2, 4096, 64)]
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed_linear(k: int, n: int, offset: float = 7.0) -> dict[str, Tensor]:
+    scale = torch.tensor([0.0371])
+    return pack_linear(normal(k, n, k) / k**0.5, normal(n, n), scale, torch.tensor([offset]))
+
+
+def prepared_linear(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a W8A8 linear holds after `prepare` on an NPU."""
+    return npu.prepare_linear(dict(W8A8Linear(packed).named_buffers()))
+
+
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+@pytest.mark.parametrize("offset", [-128.0, 0.0, 7.0])
+def test_accumulators_are_the_reference_s_bit_for_bit(
+    any_chip: ModuleType, m: int, k: int, n: int, offset: float
+) -> None:
+    x, packed = normal(3, m, k).half(), packed_linear(k, n, offset)
+    npu.int8_linear(x, **prepared_linear(packed))
+    found = npu_operators.Chip.accumulator
+    assert found is not None
+    assert torch.equal(found.to(torch.int32), int8_accumulator(x, packed))
+
+
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+def test_outputs_are_off_by_the_rounding_of_scale_and_result_only(
+    any_chip: ModuleType, m: int, k: int, n: int
+) -> None:
+    x, packed = normal(3, m, k).half(), packed_linear(k, n)
+    y = npu.int8_linear(x, **prepared_linear(packed))
+    exact = int8_linear(x.float(), packed)
+    assert y.dtype == torch.float16
+    # 10 bits of mantissa, rounded to nearest, once in the scale and once in the result
+    torch.testing.assert_close(y.float(), exact, rtol=2**-11 + 2**-11 + 2**-20, atol=2**-25)
+
+
+def test_scales_are_rounded_to_what_the_operator_keeps_and_not_cut(any_chip: ModuleType) -> None:
+    scales = torch.cat([normal(0, 1000).abs() * 1e-3, torch.tensor([0.001, -0.001, 1.0, 2.0**-20])])
+    kept = npu_operators.scale_of_19_bits(npu.nearest_19_bits(scales))
+    assert torch.equal(kept, npu.nearest_19_bits(scales))
+    errors = (kept / scales - 1).double()
+    assert errors.abs().max() <= 2**-11
+    assert errors.mean().abs() < 2e-5  # cut off, the mean is -3.5e-4
+
+
+def test_a_310p_gets_blocked_weights_transposed_and_a_910b_untransposed(
+    chip_310p: ModuleType, use_chip: object
+) -> None:
+    tensors = prepared_linear(packed_linear(64, 32))
+    assert chip_310p.get_npu_format(tensors["weight"]) == FRACTAL_NZ
+    assert tensors["weight"].shape == (32, 64)
+    assert (tensors["matmul_scale"].dtype, tensors["zero_point"].dtype) == (torch.int64, torch.int32)
+    use_chip("Ascend910B4")  # type: ignore[operator]
+    assert prepared_linear(packed_linear(64, 32))["weight"].shape == (64, 32)
+
+
+def test_a_910b_gives_bfloat16_with_its_exact_scale(chip_910b: ModuleType) -> None:
+    x, packed = normal(3, 5, 96).bfloat16(), packed_linear(96, 64)
+    y = npu.int8_linear(x, **prepared_linear(packed))
+    assert torch.equal(y, int8_linear(x, packed))
+
+
+def test_leading_axes_stay(any_chip: ModuleType) -> None:
+    x, packed = normal(3, 2, 3, 48).half(), packed_linear(48, 30)
+    tensors = prepared_linear(packed)
+    y = npu.int8_linear(x, **tensors)
+    assert y.shape == (2, 3, 30)
+    assert torch.equal(y.view(6, 30), npu.int8_linear(x.view(6, 48), **tensors))
+
+
+def test_without_an_int8_product_the_slower_way_is_exact_and_told(
+    chip_310p: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(chip_310p, "npu_quant_matmul")
+    x, packed = normal(3, 5, 3000).half(), packed_linear(3000, 64)
+    tensors = prepared_linear(packed)
+    assert tensors["weight"].dtype == torch.int8
+    assert torch.equal(npu.int8_linear(x, **tensors), int8_linear(x, packed))
+    assert npu.operators()["int8_linear"] == "plain torch"
+
+
+def test_products_in_float32_are_exact_for_any_values() -> None:
+    for left, right in ((-128, -128), (127, -128), (127, 127)):
+        x, weight = torch.full((2, 5000), left).to(torch.int8), torch.full((3, 5000), right).to(torch.int8)
+        assert (plain.accumulate(x, weight) == left * right * 5000).all()
+
+
+def test_quantize_differs_from_the_reference_only_in_exact_halves(any_chip: ModuleType) -> None:
+    scale = torch.tensor([1.0])
+    x = torch.tensor([0.5, 1.5, 2.25, -0.5, 300, -300], dtype=torch.float16)
+    even, odd = (npu.quantize(x, scale, torch.tensor([offset])) for offset in (2.0, 3.0))
+    assert torch.equal(even, plain.quantize(x, scale, torch.tensor([2.0])))
+    assert odd.tolist() == [4, 4, 5, 2, 127, -128]
+    assert plain.quantize(x, scale, torch.tensor([3.0])).tolist() == [3, 5, 5, 3, 127, -128]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_rms_norm_is_the_plain_one_within_a_rounding(any_chip: ModuleType, dtype: torch.dtype) -> None:
+    x, weight = (30 * normal(0, 2, 5, 64)).to(dtype), normal(1, 64).to(dtype)
+    y = npu.rms_norm(x, weight, 1e-5)
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(y, plain.rms_norm(x, weight, 1e-5), rtol=2 * step, atol=step)
+    assert npu.operators() == {"rms_norm": "npu_rms_norm"}
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "way"), [(128, 9, "npu_rotary_mul"), (160, 9, None), (128, 1025, None)]
+)
+def test_rotation_uses_the_operator_where_a_310p_documents_it(
+    chip_310p: ModuleType, size: int, length: int, way: str | None
+) -> None:
+    x, angle = normal(0, 1, 2, length, size).half(), normal(1, length, size // 2).repeat(1, 2)
+    cos, sin = angle.cos().half(), angle.sin().half()
+    y = npu.rotate(x, cos, sin)
+    torch.testing.assert_close(y, plain.rotate(x, cos, sin), rtol=0, atol=4e-3)
+    assert npu.operators() == {"rotate": way or "plain torch"}
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 7), (300, 300)])
+def test_attention_is_the_plain_one_within_half_precision(
+    any_chip: ModuleType, queries: int, keys: int
+) -> None:
+    sizes = (queries, keys, keys)
+    query, key, value = (normal(seed, 2, 3, size, 16).half() for seed, size in enumerate(sizes))
+    y = npu.attention(query, key, value, None)
+    exact = plain.attention(query.float(), key.float(), value.float(), None)
+    torch.testing.assert_close(y.float(), exact, rtol=0, atol=4e-3)
+    name = "npu_incre_flash_attention" if queries == 1 else "npu_prompt_flash_attention"
+    assert npu.operators() == {"attention": name}
+
+
+def test_attention_takes_the_slower_way_with_a_mask_and_where_the_operator_does_not_fit(
+    chip_310p: ModuleType,
+) -> None:
+    query, key, value = (normal(seed, 1, 2, 5, 16) for seed in range(3))
+    mask = torch.zeros(1, 1, 5, 5).masked_fill(
+        torch.ones(5, 5).triu(1).bool(), torch.finfo(torch.float32).min
+    )
+    mask[..., 3, :] = torch.finfo(torch.float32).min
+    for given in (None, mask):
+        y = npu.attention(query, key, value, given)
+        torch.testing.assert_close(y, plain.attention(query, key, value, given))
+    assert npu.operators() == {"attention": "plain torch"}  # float32 queries, then a mask
+
+
+def test_float_weights_of_a_310p_are_blocked_once(chip_310p: ModuleType) -> None:
+    linear = nn.Linear(64, 32).half()
+    before = linear.weight.clone()
+    npu.prepare_float_linear(linear)
+    assert chip_310p.get_npu_format(linear.weight) == FRACTAL_NZ
+    assert torch.equal(linear.weight, before)
+
+
+def test_a_weight_that_stays_unblocked_is_told_with_the_remedy(
+    chip_310p: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chip_310p, "npu_format_cast", lambda tensor, _: tensor.clone())
+    with pytest.raises(DeviceError, match=r"left in format 2, .* unset ALLOW_INTERNAL_FORMAT"):
+        prepared_linear(packed_linear(64, 32))
+
+
+def test_bfloat16_on_a_310p_is_refused_and_float16_taken_for_a_bfloat16_checkpoint(
+    chip_310p: ModuleType,
+) -> None:
+    with pytest.raises(
+        DeviceError, match="bfloat16 asked for, but the 310P calculates in float16, float32 only"
+    ):
+        npu.choose_dtype(torch.bfloat16, None)
+    assert npu.choose_dtype(None, torch.bfloat16) == torch.float16
+    assert npu.choose_dtype(None, torch.float32) == torch.float16
+    assert npu.choose_dtype(torch.float32, None) == torch.float32
+
+
+def test_a_910b_keeps_a_bfloat16_checkpoint(chip_910b: ModuleType) -> None:
+    assert npu.choose_dtype(None, torch.bfloat16) == torch.bfloat16
+
+
+def test_soc_numbers_are_those_of_torch_npu() -> None:
+    assert chip_of(202, "Ascend310P3").family == "310P"
+    assert chip_of(224, "Ascend910B4").family == "910B"
+    assert chip_of(250, "Ascend910_9391").family == "910_93"
+    for soc in (104, 240, 206, 219, 226):  # 104 is called Ascend910B and is of the first 910 family
+        with pytest.raises(DeviceError, match=f"soc {soc}.* knows 310P, 910B, 910_93"):
+            chip_of(soc, "Ascend")
+
+
+def test_every_operator_of_the_table_has_a_stand_in() -> None:
+    for chip in CHIPS:
+        assert chip.operators <= set(npu_operators.OPERATORS)
+
+
+def test_opening_a_device_asks_for_ready_operators_and_blocked_formats(chip_310p: ModuleType) -> None:
+    npu.open_device(0)
+    assert chip_310p.npu.jit_compile is False
+    assert chip_310p.npu.config.allow_internal_format is True
+    assert npu.device_name() == "Ascend310P3"
+
+
+def test_an_unknown_chip_is_refused_when_the_device_is_opened(use_chip: object) -> None:
+    use_chip("Ascend310B1")  # type: ignore[operator]
+    with pytest.raises(
+        DeviceError, match=r'"npu:0" asked for, but the chip Ascend310B1 .* is unknown to the kit'
+    ):
+        resolve_device("npu:0")
+
+
+def test_a_number_beyond_the_devices_is_refused(chip_310p: ModuleType) -> None:
+    with pytest.raises(DeviceError, match=r"torch sees 1 npu device\(s\) here. .* use npu:0 to npu:0"):
+        resolve_device("npu:1")
+
+
+def test_no_device_at_all_is_told_with_the_tool_that_shows_them(
+    chip_310p: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chip_310p.npu, "devices", 0, raising=False)
+    with pytest.raises(DeviceError, match=r"torch sees 0 npu .* npu-smi info"):
+        resolve_device("npu")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ImportError("libhccl.so: cannot open shared object file: No such file"), "source /usr/local/Ascend"),
+        (ImportError("_C.so: undefined symbol: _ZN3c10"), "built for another torch"),
+        (RuntimeError("anything else"), "belong together"),
+    ],
+)
+def test_a_torch_npu_that_breaks_on_import_is_told_with_its_error_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_npu", None)
+    monkeypatch.setattr(npu_import, "cause", error)
+    with pytest.raises(DeviceError, match=remedy) as told:
+        resolve_device("npu:0")
+    assert str(error).split(":", maxsplit=1)[0] in str(told.value)
+
+
+def test_bandwidth_and_its_source_come_from_the_card(any_chip: ModuleType) -> None:
+    card = card_of(npu.device_name())
+    assert card is not None
+    assert npu.read_bandwidth() == (card.bandwidth, card.basis)

@@ -1,0 +1,104 @@
+"""The shell scripts and the container file of environment/: they parse, and hand in what an NPU needs."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from telechat_kit.environment.releases import ascend_releases
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [*sorted((ROOT / "environment").glob("*.sh")), ROOT / ".ci" / "run"]
+START = ROOT / "environment" / "start-container.sh"
+CONTAINERFILE = ROOT / "environment" / "Containerfile"
+
+
+def bash(*arguments: str | Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", **environ}
+    return subprocess.run(
+        ["bash", *map(str, arguments)], capture_output=True, text=True, env=env, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_shell_script_parses(path: Path) -> None:
+    done = bash("-n", path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_shell_script_passes_shellcheck(path: Path) -> None:
+    command = ["shellcheck", "-x", "-s", "bash", path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout == ""
+
+
+def test_the_container_is_started_with_the_guides_devices() -> None:
+    done = bash(START, "--print", "--devices", "0,3", "--models", "/data/models", "telechat-kit", "check")
+    words = done.stdout.splitlines()
+    assert done.returncode == 0
+    devices = [words[i + 1] for i, word in enumerate(words) if word == "--device"]
+    names = ("davinci0", "davinci3", "davinci_manager", "devmm_svm", "hisi_hdc")
+    assert devices == [f"/dev/{name}" for name in names]
+    mounts = [words[i + 1] for i, word in enumerate(words) if word == "--volume"]
+    read_only = {mount.split(":")[0] for mount in mounts if mount.endswith(":ro")}
+    driver = {"/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/version.info"}
+    assert driver | {"/usr/local/dcmi", "/etc/ascend_install.info", "/usr/local/bin/npu-smi"} == read_only
+    assert "/data/models:/opt/telechat-kit/models" in mounts
+    assert words[-3:] == ["telechat-kit", "telechat-kit", "check"]
+
+
+def test_the_ascend_runtime_takes_the_place_of_the_mounts() -> None:
+    words = bash(START, "--print", "--runtime", "--devices", "0,1", CONTAINER="podman").stdout.splitlines()
+    assert words[0] == "podman"
+    assert words[words.index("--runtime") + 1] == "ascend"
+    assert "ASCEND_VISIBLE_DEVICES=0,1" in words
+    assert "--device" not in words
+    assert [word for word in words if word.endswith(":ro")] == []
+
+
+@pytest.mark.parametrize("arguments", [("--devices", "all"), ("--device", "0"), ("--image",)])
+def test_wrong_options_are_refused_before_anything_starts(arguments: tuple[str, ...]) -> None:
+    done = bash(START, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: ")
+
+
+def test_the_help_of_the_start_script_names_every_option() -> None:
+    options = set(re.findall(r"^ +(--\w+)\)", START.read_text(), re.M))
+    shown = bash(START, "--help").stdout
+    assert options <= set(re.findall(r"--\w+", shown))
+    assert "set -euo" not in shown
+
+
+def test_env_sh_sets_the_guides_variables_once_and_keeps_the_users() -> None:
+    script = ". environment/env.sh; . environment/env.sh; env"
+    shown = bash("-euc", script, TASK_QUEUE_ENABLE="2", LD_LIBRARY_PATH="/mine").stdout
+    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    assert values["TASK_QUEUE_ENABLE"] == "2"
+    guide = ("OPERATION_EXECUTE_ASYNC", "USE_TILING_COPY_STREAM", "LAYER_INTERNAL_TENSOR_REUSE")
+    assert [values[f"ATB_{name}"] for name in guide] == ["1", "1", "1"]
+    folders = values["LD_LIBRARY_PATH"].split(":")
+    assert folders[-1] == "/mine"
+    assert sorted(folders) == sorted(set(folders))
+
+
+def test_the_container_file_copies_what_is_there_and_names_no_host() -> None:
+    text = CONTAINERFILE.read_text()
+    sources = [word for line in re.findall(r"^COPY (.*)$", text, re.M) for word in line.split()[:-1]]
+    allowed = (ROOT / "environment" / "Containerfile.dockerignore").read_text().splitlines()
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in allowed
+    assert re.findall(r"https?://|\b[\w-]+\.(?:io|com|cn|org)\b", text) == []
+
+
+def test_the_images_versions_are_the_recommended_set() -> None:
+    best = ascend_releases().recommended
+    image = re.search(r"^ARG BASE_IMAGE=(\S+)$", CONTAINERFILE.read_text(), re.M)
+    assert image
+    assert f"{best.torch_npu}-cann{best.cann}-310p" in image[1]

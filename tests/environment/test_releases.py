@@ -1,0 +1,88 @@
+"""The published version sets: whole, in order, and compared as Ascend numbers its releases."""
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from telechat_kit.environment.releases import allows, ascend_releases, release_key, required_versions
+from telechat_kit.errors import KitError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_releases_are_in_the_order_of_their_numbers() -> None:
+    names = list(ascend_releases().cann)
+    assert names == sorted(names, key=release_key)
+    ascending = ["24.1.RC2", "24.1.rc3", "24.1.0", "24.1.0.1", "25.0.RC1", "25.0.rc1.1", "25.2.0", "26.0.RC1"]
+    assert ascending == sorted(ascending, key=release_key)
+
+
+def test_a_series_holds_its_releases_and_a_release_its_patches() -> None:
+    assert allows("25.2.X", "25.2.0")
+    assert allows("25.2.X", "25.2.rc1.2")
+    assert not allows("25.2.X", "25.20.0")
+    assert allows("26.0.RC1", "26.0.rc1")
+    assert not allows("26.0.RC1", "26.0.RC2")
+
+
+def test_every_pair_is_a_torch_and_a_torch_npu_built_on_it() -> None:
+    pairs = [pair for release in ascend_releases().cann.values() for pair in release.pairs]
+    assert all(Version(pair.torch_npu).base_version == pair.torch for pair in pairs)
+    builds = [pair.torch_npu for pair in pairs]
+    assert len(builds) == len(set(builds)) == 38
+
+
+def test_the_recommended_set_is_a_row_that_the_kit_can_use() -> None:
+    releases, lowest = ascend_releases(), required_versions("npu")
+    best = releases.recommended
+    usable = releases.usable(releases.cann[best.cann], lowest["torch"])
+    assert (best.torch, best.torch_npu) in [(pair.torch, pair.torch_npu) for pair in usable]
+
+
+def test_the_guides_row_is_there_and_out_of_use() -> None:
+    releases = ascend_releases()
+    row = releases.cann[releases.guide.cann]
+    assert (row.driver, row.firmware) == ("23.0.0", "7.1.0.3.220")
+    assert (releases.guide.torch, releases.guide.torch_npu) == ("2.0.1", "2.0.1.post1")
+    assert ("2.0.1", "2.0.1.post1") in [(pair.torch, pair.torch_npu) for pair in row.pairs]
+    assert releases.usable(row, required_versions("npu")["torch"]) == []
+
+
+@pytest.mark.parametrize(
+    ("cann", "row"), [("8.5.0", "8.5.0"), ("8.5.1", "8.5.0"), ("9.3.0", None), ("8.0.RC2", "8.0.RC2")]
+)
+def test_a_patch_is_judged_by_the_release_before_it(cann: str, row: str | None) -> None:
+    found = ascend_releases().release(cann)
+    assert (found[0] if found else None) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("310P3", "310P"), ("Ascend310P3", "310P"), ("910B4-1", "910B"), ("Ascend910", "A3"), ("910B", None)],
+)
+def test_a_chip_is_known_by_npu_smis_name(name: str, family: str | None) -> None:
+    assert ascend_releases().family(name) == family
+
+
+def test_the_pages_name_only_published_versions() -> None:
+    """A version that stands beside CANN, torch or torch_npu in the set-up pages is one of versions.yaml."""
+    releases = ascend_releases()
+    pairs = [pair for release in releases.cann.values() for pair in release.pairs]
+    known = {"CANN": set(releases.cann), "torch": {p.torch for p in pairs} | {"2.7"}}
+    known["torch_npu"] = {pair.torch_npu for pair in pairs}
+    for page in ("docs/ascend-setup.md", "docs/ascend-setup.zh-CN.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, version in re.findall(r"\b(CANN|torch|torch_npu)(?: |==)(\d[\w.]*\w)", text):
+            assert version in known[name], f"{page}: {name} {version}"
+
+
+def test_a_damaged_file_is_named_with_the_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notebooks", "params"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "environment").mkdir()
+    (tmp_path / "environment" / "versions.yaml").write_text("ascend: {operators: []}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KitError, match=r"versions\.yaml: ascend\.guide: Field required"):
+        ascend_releases()

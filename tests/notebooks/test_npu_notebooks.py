@@ -1,0 +1,66 @@
+"""The whole tiny profile with `device: npu:0`, all five notebooks, on exact stand-ins of torch_npu."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import call_list
+import pytest
+from npu_registry import Call
+
+from telechat_kit.reports import read_run
+from telechat_kit.runs.state import STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+LISTED = json.loads((ROOT / "tests" / "data" / "npu" / "calls.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the run has left everything; its processes find the stand-in of torch_npu on their path."""
+    folder = tmp_path_factory.mktemp("npu")
+    (folder / "calls").mkdir()
+    paths = {"checkpoint_path": "tiny", "model_path": "tiny", "quant_path": "tiny-w8a8", "run_folder": "run"}
+    values = {"device": "npu:0", **{key: str(folder / name) for key, name in paths.items()}}
+    overrides = [word for key, value in values.items() for word in ("-p", key, value)]
+    main = "from telechat_kit.cli import main; main()"
+    command = [sys.executable, "-c", main, "run", str(ROOT / "params" / "tiny.yaml"), *overrides]
+    environment = call_list.environment("Ascend310P3", folder / "calls")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    yield folder
+
+
+def test_every_notebook_runs_and_every_record_names_the_chip(folder: Path) -> None:
+    state = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
+    assert [step["status"] for step in state["steps"]] == ["completed"] * len(STEPS)
+    run = read_run(folder / "run")
+    for record in (run.setup, run.quantize, run.precision, run.performance):
+        assert (record.conditions.device, record.conditions.device_name) == ("npu", "Ascend310P3")
+    assert run.performance.read_bandwidth == 204.8e9
+
+
+def test_the_records_say_which_operators_were_used_and_where_the_slower_way_was(folder: Path) -> None:
+    used = read_run(folder / "run").precision.conditions.operators
+    assert used["int8_linear"] == "npu_quant_matmul"
+    assert used["attention"].startswith("npu_incre_flash_attention, npu_prompt_flash_attention")
+    assert used["attention"].endswith("plain torch")  # of the float32 blocks that the loss is traced with
+    assert used["rotate"] == "plain torch"  # heads of 16; a 310P documents 128
+
+
+def test_w8a8_on_the_npu_is_as_near_to_float_as_it_should_be(folder: Path) -> None:
+    divergence = read_run(folder / "run").precision.divergence
+    assert divergence.kl_mean.value < 0.01
+    assert divergence.top1_agreement.value > 0.8
+
+
+def test_every_operator_call_is_in_the_list_that_real_shape_functions_accept(folder: Path) -> None:
+    calls = call_list.written_calls(folder / "calls")
+    listed = {
+        Call(c["operator"], c["arguments"], c["result"]).kind for c in LISTED if c["chip"] == "Ascend310P3"
+    }
+    made = {Call(c["operator"], c["arguments"], c["result"]).kind for c in calls}
+    assert made <= listed
+    assert {json.loads(kind)[0] for kind in made} >= {"npu_quant_matmul", "npu_quantize", "npu_format_cast"}

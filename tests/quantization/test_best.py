@@ -1,0 +1,150 @@
+"""Method best: splitting keeps the function, rounding and bias correction lower the error, all formats hold it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from telechat_kit import load_model
+from telechat_kit.errors import CheckpointError, ParameterError
+from telechat_kit.files import read_json
+from telechat_kit.model.rotary import Rotary
+from telechat_kit.model.shards import Shards
+from telechat_kit.quantization import export, quantize
+from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.observers import fake_quantize_per_token
+from telechat_kit.quantization.packing import weight_scale
+from telechat_kit.quantization.refinement import correct_biases, refine, run_refined
+from telechat_kit.quantization.rounding import gptq_round
+from telechat_kit.quantization.splitting import (
+    SPLIT_CHANNELS,
+    channel_copies,
+    copied_channels,
+    split_channels,
+)
+
+CPU = torch.device("cpu")
+IDS = torch.arange(40)[None] * 5 % 251 + 6
+
+
+@pytest.fixture
+def block(tiny_folder: Path) -> Block:
+    shards = Shards(tiny_folder)
+    return load_block(shards, 0, Rotary(shards.config), CPU)
+
+
+@pytest.fixture
+def states(tiny_folder: Path) -> list[torch.Tensor]:
+    shards = Shards(tiny_folder)
+    return embed(shards, [IDS, IDS.flip(1)], CPU)
+
+
+@pytest.fixture(scope="module")
+def best(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("best") / "w8a8"
+    quantize(tiny_folder, folder, level="L1", anti_outlier="best", samples=32, tokens=48, device="cpu")
+    return folder
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        return load_model(folder, "cpu")(IDS).logits
+
+
+def test_copies_go_to_the_channel_that_sets_the_step_of_the_rows() -> None:
+    weight = torch.tensor([[1.0, 8.0, 1.0], [1.0, -6.0, 2.0]])
+    assert channel_copies(weight, 0).tolist() == [1, 1, 1]
+    assert channel_copies(weight, 2).tolist() == [1, 3, 1]
+
+
+def test_splitting_keeps_the_function_and_lowers_the_steps(block: Block, states: list[torch.Tensor]) -> None:
+    down = block.parameter("transformer.h.0.mlp.down_proj.weight")
+    down.data[:, 3] *= 40
+    before, step = block.run(states), weight_scale(down.data)
+    channels = split_channels(block, 16)
+    wide = block.parameter("transformer.h.0.mlp.down_proj.weight").data
+    assert wide.shape[1] == down.shape[1] + 16
+    assert (channels == 3).sum() > 8
+    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=0, atol=1e-5)
+    assert weight_scale(wide).mean() < 0.5 * step.mean()
+    gate = block.parameter("transformer.h.0.mlp.gate_proj.weight").data
+    assert torch.equal(copied_channels(gate, down.shape[1]), channels)
+
+
+def test_a_width_that_splitting_does_not_explain_is_refused() -> None:
+    with pytest.raises(
+        CheckpointError, match="has 4 rows, the float checkpoint 3: not by splitting channels"
+    ):
+        copied_channels(torch.eye(4), 3)
+
+
+def test_rounding_with_calibration_is_to_the_nearest_where_inputs_are_independent() -> None:
+    weight = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
+    scale = weight_scale(weight)
+    assert torch.equal(gptq_round(weight, scale, torch.eye(200)), torch.round(weight / scale).to(torch.int8))
+
+
+def test_rounding_with_calibration_lowers_the_error_where_they_are_not() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(8, 160, generator=generator)
+    x = torch.randn(1000, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
+    scale = weight_scale(weight)
+    rounded = gptq_round(weight, scale, x.T @ x / len(x))
+    assert rounded.abs().max() <= 127
+
+    def error(values: torch.Tensor) -> float:
+        return float((x @ (values * scale - weight).T).square().mean())
+
+    assert error(rounded.float()) < 0.2 * error(torch.round(weight / scale))
+
+
+def test_the_mean_error_of_the_exits_is_corrected(block: Block, states: list[torch.Tensor]) -> None:
+    exact = torch.cat(block.run(states), dim=1)
+    name = "transformer.h.0.mlp.down_proj"
+
+    def skewed(x: torch.Tensor) -> torch.Tensor:  # an input quantizer with an error that does not average out
+        return fake_quantize_per_token(x) + 0.02
+
+    found = refine(block, states, {name: skewed}, rounding=False, bias=True)
+    assert list(found.biases) == [name]
+    uncorrected = torch.cat(run_refined(block, states, {name: skewed}, found), dim=1)
+    correct_biases(block, found)
+    after = torch.cat(run_refined(block, states, {name: skewed}, found), dim=1)
+
+    def mean_error(result: torch.Tensor) -> float:
+        energy = exact.square().sum(-1, keepdim=True)
+        return float(((result - exact) / energy).mean(dim=1).norm())
+
+    assert mean_error(after) < 0.02 * mean_error(uncorrected)
+
+
+def test_best_widens_the_feed_forward_and_stays_close_to_float(tiny_folder: Path, best: Path) -> None:
+    width = read_json(tiny_folder / "config.json")["ffn_hidden_size"]
+    assert read_json(best / "config.json")["ffn_hidden_size"] == width + SPLIT_CHANNELS
+    exact, found = logits(tiny_folder), logits(best)
+    assert (found - exact).norm() < 0.35 * exact.norm()  # random weights: m4 reaches 0.23 with as many tokens
+
+
+@pytest.mark.parametrize("form", ["ascendV1", "compressed-tensors", "safetensors"])
+def test_every_format_holds_it(best: Path, tmp_path: Path, form: str) -> None:
+    export(best, tmp_path / form, form)
+    assert torch.equal(logits(tmp_path / form), logits(best))
+
+
+def test_it_takes_dynamic_activations(tiny_folder: Path, tmp_path: Path) -> None:
+    record = quantize(tiny_folder, tmp_path / "w8a8", level="L0", anti_outlier="best", activations="dynamic",
+                      samples=16, tokens=48, device="cpu")  # fmt: skip
+    assert {linear.kind for linear in record.linears} == {"W8A8_DYNAMIC"}
+    exact = logits(tiny_folder)
+    assert (logits(tmp_path / "w8a8") - exact).norm() < 0.1 * exact.norm()
+
+
+def test_without_ingredients_only_norms_are_smoothed(tiny_folder: Path, tmp_path: Path) -> None:
+    record = quantize(
+        tiny_folder, tmp_path / "a", anti_outlier="best", ingredients="none", samples=2, tokens=48
+    )
+    assert (record.recipe.ingredients, record.recipe.split_channels) == ([], 0)
+    with pytest.raises(ParameterError, match='ingredient "salt" is unknown'):
+        quantize(
+            tiny_folder, tmp_path / "b", anti_outlier="best", ingredients="bias, salt", samples=2, tokens=48
+        )

@@ -1,0 +1,134 @@
+"""Tables, charts and the verdict of `03_precision` from a record of the tiny model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from telechat_kit.alignment import compare_bundles
+from telechat_kit.precision import Answer, PrecisionRecord, TaskResult, measure_precision
+from telechat_kit.reports import precision_charts, precision_tables
+from telechat_kit.reports.charts import Chart
+from telechat_kit.reports.precision_tables import marked_differences
+from telechat_kit.statistics import Estimate
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def record(tiny_folder: Path, tiny_w8a8_folder: Path, run_folder: Path) -> PrecisionRecord:
+    lines = run_folder / "questions.jsonl"
+    lines.write_text('{"input": "one"}\n{"input": "two"}\n')
+    return measure_precision(
+        tiny_folder,
+        tiny_w8a8_folder,
+        lines,
+        sequences=4,
+        tokens=48,
+        max_new_tokens=4,
+        languages="params/data/texts-zh-en.jsonl",
+        source_sequences=2,
+        bundle="w8a8",
+        run_folder=run_folder,
+        device="cpu",
+    )
+
+
+def with_ratio(record: PrecisionRecord, low: float, value: float, high: float) -> PrecisionRecord:
+    ratio = Estimate(value, low, high, 0.95)
+    return replace(record, divergence=replace(record.divergence, perplexity_ratio=ratio))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        ((1.01, 1.02, 1.03), "int8 costs 2.0 % perplexity (change +2.00 [+1.00, +3.00] %)"),
+        ((0.95, 0.96, 0.97), "int8 gains 4.0 % perplexity (change -4.00 [-5.00, -3.00] %)"),
+        ((0.99, 1.01, 1.03), "int8 costs nothing that shows in perplexity (change +1.00 [-1.00, +3.00] %)"),
+    ],
+)
+def test_the_verdict_says_what_the_interval_allows(
+    record: PrecisionRecord, ratio: tuple[float, float, float], words: str
+) -> None:
+    text = str(precision_tables.verdict(with_ratio(record, *ratio)))
+    assert text.startswith(words)
+    assert "of 2 answers are the same to the last token" in text
+
+
+def test_every_chart_states_its_finding(record: PrecisionRecord) -> None:
+    charts = [
+        precision_charts.perplexity(record),
+        precision_charts.divergence_quantiles(record),
+        precision_charts.probability_change(record),
+        precision_charts.by_position(record),
+        precision_charts.linear_sources(record.sources),
+        precision_charts.residual_stream(record.sources),
+        precision_charts.kept_in_float(record.sources),
+    ]
+    for chart in charts:
+        assert isinstance(chart, Chart)
+        assert chart.png().startswith(b"\x89PNG")
+        assert len(chart.alt) > 30
+
+
+def test_what_was_not_measured_is_said(record: PrecisionRecord) -> None:
+    bare = replace(record, sources=None, languages=[], tasks=[])
+    assert precision_charts.linear_sources(None) is None
+    assert precision_charts.kept_in_float(None) is None
+    for shown in (
+        precision_tables.sources(None),
+        precision_tables.languages(bare),
+        precision_tables.tasks(bare),
+        precision_tables.alignment(None),
+    ):
+        assert "(" in str(shown) and "is" in str(shown)
+
+
+def test_tables_show_figures_and_intervals(record: PrecisionRecord, run_folder: Path) -> None:
+    assert record.sources is not None
+    result = TaskResult(
+        "all",
+        8,
+        Estimate(0.5, 0.2, 0.8, 0.95),
+        Estimate(0.25, 0.1, 0.6, 0.95),
+        Estimate(-0.25, -0.6, 0.2, 0.95),
+        0.5,
+        "",
+    )
+    for table, expected in [
+        (precision_tables.divergence(record), f"{record.divergence.kl_mean.value:.4f}"),
+        (precision_tables.groups(record.divergence.by_position, "positions"), "16–31"),
+        (precision_tables.languages(record), "Chinese"),
+        (precision_tables.sources(record.sources), "down_proj"),
+        (precision_tables.kept_in_float(record.sources), "change, measured"),
+        (precision_tables.tasks(replace(record, tasks=[result])), "-25.0"),
+        (precision_tables.alignment(compare_bundles(run_folder, run_folder)), "aligned"),
+    ]:
+        html = table.to_html() if hasattr(table, "to_html") else str(table.markup)
+        assert expected in html
+        assert "nan" not in html
+
+
+def test_differences_are_marked_and_text_of_models_is_escaped() -> None:
+    first, second = marked_differences(f"the cat {HOSTILE}", f"the dog {HOSTILE}")
+    for text, word in ((first, "cat"), (second, "dog")):
+        soup = BeautifulSoup(text, "html.parser")
+        assert soup.find("script") is None
+        assert "".join(mark.get_text() for mark in soup.find_all("mark")) == word
+        assert soup.get_text() == f"the {word} {HOSTILE}"
+
+
+def test_answers_show_where_they_part(record: PrecisionRecord) -> None:
+    answer = Answer(HOSTILE, "left", "right", 3, 5, 4, 0.5, " l", None)
+    page = str(precision_tables.answers(replace(record, answers=[answer])).markup)
+    soup = BeautifulSoup(page, "html.parser")
+    cells = [cell.get_text() for cell in soup.find_all("td")]
+    assert cells[0] == HOSTILE
+    assert cells[3] == "3 of 5, then ' l' / 'end'"
+    assert soup.find("script") is None

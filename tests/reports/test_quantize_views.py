@@ -1,0 +1,34 @@
+"""What the notebook shows of a quantization, static or dynamic."""
+
+from pathlib import Path
+
+import pytest
+
+from telechat_kit.quantization import QuantizeRecord, quantize
+from telechat_kit.records import read_record, write_record
+from telechat_kit.reports import tables
+
+
+@pytest.fixture(scope="module", params=["static", "dynamic"])
+def record(
+    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> QuantizeRecord:
+    folder = tmp_path_factory.mktemp("views") / "w8a8"
+    return quantize(tiny_folder, folder, level="L2", activations=request.param, samples=2, tokens=48)
+
+
+def test_the_recipe_says_how_activations_are_quantized(record: QuantizeRecord) -> None:
+    shown = tables.recipe(record).to_html()
+    expected = {"static": "static, min-max range", "dynamic": "dynamic, one scale for each token"}
+    assert expected[record.recipe.activations] in shown
+    assert "22 of 24" in shown
+
+
+def test_the_record_is_read_back_and_one_without_activations_is_static(
+    record: QuantizeRecord, tmp_path: Path
+) -> None:
+    write_record(tmp_path, record)
+    assert read_record(tmp_path, QuantizeRecord, record.schema).recipe == record.recipe
+    path = tmp_path / "quantize.json"
+    path.write_text(path.read_text().replace('"activations"', '"unknown"'))
+    assert read_record(tmp_path, QuantizeRecord, record.schema).recipe.activations == "static"
