@@ -1,21 +1,19 @@
 """Runs side by side: the conditions in which they differ, then every figure with the interval of its change."""
 
-import importlib
-import importlib.util
 import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
+from telechat_kit.alignment import BUNDLE, Alignment, Tolerances, compare_bundles
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.figures import Change, Figure, change, exact, figures
 from telechat_kit.performance import PUBLISHED
 from telechat_kit.run_conditions import run_conditions
 from telechat_kit.run_data import RunData, read_run_data
 
-BUNDLE = "bundle.safetensors"
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -67,21 +65,32 @@ class FigureRow:
 
 
 @dataclass(frozen=True)
+class BundleRow:
+    """A run against the first one, position by position; `refused` says why their bundles cannot be compared."""
+
+    name: str
+    alignment: Alignment | None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Runs beside the first of them. Conditions that differ come first."""
 
     names: list[str]
     conditions: list[ConditionRow]
     figures: list[FigureRow]
-    alignment: list[str]
+    bundles: list[BundleRow]
 
     @property
     def differing(self) -> list[ConditionRow]:
         return [row for row in self.conditions if row.differs]
 
 
-def compare(places: Sequence[str]) -> Comparison:
+def compare(places: Sequence[str], tolerances: Tolerances | None = None) -> Comparison:
     """Compare run folders, report.html files, and the guide's columns `published:310P` and `published:A10`.
+
+    Run folders that hold a bundle are compared position by position too, by `tolerances`.
 
     Raises:
         DataError: a place holds no run, or a damaged one.
@@ -99,8 +108,9 @@ def compare(places: Sequence[str]) -> Comparison:
     names = dict.fromkeys(name for side in sides for name in side.conditions)
     conditions = [ConditionRow(name, [side.conditions.get(name) for side in sides]) for name in names]
     conditions.sort(key=lambda row: ("differs", "unknown", "same").index(row.verdict))
-    runs = [side.run for side in sides if side.run is not None]
-    return Comparison([side.name for side in sides], conditions, rows, bundle_notes(runs))
+    return Comparison(
+        [side.name for side in sides], conditions, rows, bundle_rows(sides, tolerances or Tolerances())
+    )
 
 
 def _side(place: str) -> Side:
@@ -146,14 +156,32 @@ def _figure_row(name: str, sides: Sequence[Side]) -> FigureRow:
     return FigureRow(name, values, changes)
 
 
-def bundle_notes(runs: Sequence[RunData]) -> list[str]:
-    """Position by position: what the logits say that each run kept in its bundle, where all of them have one."""
-    folders = [run.folder for run in runs if run.folder and (run.folder / BUNDLE).is_file()]
-    known = importlib.util.find_spec("telechat_kit.alignment")
-    if known is None or len(folders) < len(runs) or len(runs) < 2:
+def bundle_rows(sides: Sequence[Side], tolerances: Tolerances) -> list[BundleRow]:
+    """Each later run's bundle against the first's; none if no run has kept one."""
+    runs = [(side.name, side.run.folder) for side in sides if side.run is not None]
+    if not any(folder and (folder / BUNDLE).is_file() for _, folder in runs):
         return []
-    compare_bundles = importlib.import_module("telechat_kit.alignment").compare_bundles
-    return [f"{run.name}: {compare_bundles(folders[0], run.folder)}" for run in runs[1:]]
+    return [_bundle_row(name, runs[0][1], folder, tolerances) for name, folder in runs[1:]]
+
+
+def _bundle_row(name: str, first: Path | None, second: Path | None, tolerances: Tolerances) -> BundleRow:
+    if first is None or second is None:
+        return BundleRow(name, None, "a report.html alone holds no bundle. Give the run folder.")
+    try:
+        return BundleRow(name, compare_bundles(first, second, tolerances))
+    except DataError as error:
+        return BundleRow(name, None, str(error))
+
+
+def not_aligned(found: Comparison) -> list[str]:
+    """Each run that is not called aligned with the first one; a run without a bundle is not."""
+    if not found.bundles:
+        return ["no run holds a bundle. Run 03_precision with -p bundle w8a8."]
+    return [
+        f"{row.name} is not aligned with {found.names[0]}: {row.alignment or row.refused}"
+        for row in found.bundles
+        if row.alignment is None or row.alignment.verdict != "aligned"
+    ]
 
 
 @dataclass(frozen=True)

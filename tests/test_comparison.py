@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from telechat_kit.alignment import BUNDLE, Tolerances, save_bundle
 from telechat_kit.cli import cli
-from telechat_kit.comparison import compare, parse_rule
+from telechat_kit.comparison import compare, not_aligned, parse_rule
 from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.precision import Pair, evaluation_blocks
 from telechat_kit.reports.comparison_page import markdown, write_comparison
 from telechat_kit.run_data import read_run_data
 
@@ -193,3 +195,56 @@ def test_the_command_prints_the_tables_and_fails_as_asked(
     assert "0 conditions differ" in done.output
     assert "perplexity_ratio is" in done.output
     assert table.read_text().startswith("name,figure,")
+
+
+def with_bundle(run: Path, target: Path, precision: str, seed: int = 0) -> Path:
+    """A copy of a run that also kept what one of its models says of the text."""
+    shutil.copytree(run, target)
+    pair = Pair(run.parents[1] / "model", run.parent / "tiny-w8a8", "cpu")
+    blocks = evaluation_blocks(pair, "pydoc_data.topics", 40, 6, seed)
+    answers = {"float": [[5, 6]], "w8a8": [[5, 7]]}[precision]
+    texts = ["<b>bold</b>" if precision == "float" else "plain"]
+    save_bundle(
+        target / BUNDLE,
+        pair,
+        blocks,
+        precision=precision,
+        text="topics",
+        questions=["one"],
+        answers=answers,
+        answer_texts=texts,
+    )
+    return target
+
+
+def test_runs_that_kept_bundles_are_compared_position_by_position(
+    tiny_run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "all"
+    shutil.copytree(tiny_run.parent, root / "results")
+    shutil.copytree(tiny_folder, root / "model")
+    run = root / "results" / "tiny"
+    one, same = with_bundle(run, tmp_path / "one", "w8a8"), with_bundle(run, tmp_path / "same", "w8a8")
+    other, text = (
+        with_bundle(run, tmp_path / "other", "float"),
+        with_bundle(run, tmp_path / "text", "w8a8", 1),
+    )
+    assert not_aligned(compare([str(one), str(same)])) == []
+    found = compare([str(one), str(same), str(other), str(text), str(run)], Tolerances(kl_mean=1e-9))
+    assert [row.alignment.verdict if row.alignment else "refused" for row in found.bundles] == [
+        "aligned",
+        "not aligned",
+        "refused",
+        "refused",
+    ]
+    said = not_aligned(found)
+    assert said[0].startswith("other is not aligned with one: not aligned: KL ")
+    assert "do not hold the same text" in said[1]
+    assert "does not exist" in said[2]
+    assert "0 of 1 answers are equal, the first that differs is number 1, after 1 tokens" in markdown(found)
+    page = write_comparison(found, tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "<b>bold</b>" not in page
+    assert not_aligned(compare([str(tiny_run), str(tiny_run)])) == [
+        "no run holds a bundle. Run 03_precision with -p bundle w8a8."
+    ]

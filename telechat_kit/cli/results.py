@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
+from telechat_kit.alignment import Tolerances
 from telechat_kit.comparison import compare as compare_runs
-from telechat_kit.comparison import parse_rule
+from telechat_kit.comparison import not_aligned, parse_rule
 from telechat_kit.files import relative, resolve, write_text
 from telechat_kit.packing import pack as pack_run
 from telechat_kit.reports.comparison_page import (
@@ -27,18 +28,37 @@ from telechat_kit.verification import verify as verify_run
 )
 @click.option("--page", type=click.Path(path_type=Path), help="Write the comparison as an HTML page.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the figures as CSV.")
+@click.option(
+    "--kl-tolerance",
+    type=float,
+    default=Tolerances.kl_mean,
+    show_default=True,
+    help="Aligned runs: most nats per token between them, where both kept a bundle.",
+)
+@click.option(
+    "--agreement-tolerance",
+    type=float,
+    default=Tolerances.top1_agreement,
+    show_default=True,
+    help="Aligned runs: least share of positions with the same most likely token.",
+)
+@click.option("--fail-unless-aligned", is_flag=True, help="Exit code 1 if a later run is not called aligned.")
 @click.option("--all-conditions", is_flag=True, help="Also list the conditions that are the same.")
 def compare(
     places: tuple[str, ...],
     rules: tuple[str, ...],
     page: Path | None,
     table: Path | None,
+    kl_tolerance: float,
+    agreement_tolerance: float,
+    fail_unless_aligned: bool,
     all_conditions: bool,
 ) -> None:
     """Put each RUN (a results folder or a report.html) beside the first one.
 
     Conditions that differ come first, then every figure with the interval of its change. `published:310P` and
-    `published:A10` stand for the guide's table.
+    `published:A10` stand for the guide's table. Runs that kept a bundle (`-p bundle w8a8`) are compared position
+    by position too: is what one device computes what the other does?
 
     \b
     Examples:
@@ -46,14 +66,16 @@ def compare(
       telechat-kit compare results/demo published:310P
       telechat-kit compare main/report.html new/report.html --fail-if 'tokens_per_second < 0.95x'
       telechat-kit compare results/demo --fail-if 'perplexity_ratio > 1.05'
+      telechat-kit compare results/npu results/gpu --fail-unless-aligned --kl-tolerance 0.002
 
     \b
     Exit codes:
-      0 done, 1 a --fail-if condition is met, 2 wrong input.
+      0 done, 1 a --fail-if condition is met or a run not aligned, 2 wrong input.
     """
     parsed = [parse_rule(text) for text in rules]
-    found = compare_runs(places)
+    found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
     broken = [text for rule in parsed for text in rule.broken_by(found)]
+    broken += not_aligned(found) if fail_unless_aligned else []
     click.echo(markdown(found))
     if all_conditions:
         click.echo(conditions_frame(found).to_string(index=False))

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison import Comparison, FigureRow
+from telechat_kit.comparison import BundleRow, Comparison, FigureRow
 from telechat_kit.figures import Change, Figure
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart
 from telechat_kit.reports.extracts import markdown_rows
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.page import Section
+from telechat_kit.reports.precision_tables import aligned
 from telechat_kit.reports.tables import styled
 
 HOW_TO_READ = (
@@ -44,6 +45,24 @@ def figures_frame(found: Comparison) -> pd.DataFrame:
         for row in found.figures
     ]
     return pd.DataFrame(rows, columns=["name", "figure", *names, *changed])
+
+
+def bundle_text(row: BundleRow) -> str:
+    """Whether a run agrees with the first one, why, and what a reader must know before that verdict."""
+    found = row.alignment
+    if found is None:
+        return f"Position by position, {row.name}: {row.refused}"
+    apart = ", ".join(one.condition for one in found.differences) or "no condition"
+    first = found.first_differing_answer
+    differing = (
+        f", the first that differs is number {first.number}, after {first.common_tokens} tokens"
+        if first
+        else ""
+    )
+    return (
+        f"Position by position, {row.name}: {found}, over {found.positions:,} positions. Differing: {apart}. "
+        f"{found.equal_answers} of {found.answers} answers are equal{differing}."
+    )
 
 
 def _headings(found: Comparison) -> list[str]:
@@ -86,7 +105,7 @@ def markdown(found: Comparison) -> str:
     head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
     parts = [f"## {' | '.join(_headings(found))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
-    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *found.alignment]
+    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *map(bundle_text, found.bundles)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,8 +173,10 @@ def write_comparison(found: Comparison, page: Path) -> Path:
         ),
         Section("Figures", HOW_TO_READ, [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]),
     ]
-    if found.alignment:
-        sections.append(Section("Position by position", " ".join(found.alignment), []))
+    if found.bundles:
+        text = " ".join(map(bundle_text, found.bundles))
+        tables = [_table(aligned(row.alignment)) for row in found.bundles if row.alignment]
+        sections.append(Section("Position by position", text, tables))
     title = " against ".join(_headings(found))
     return write_text(
         page, render_page("report.html.j2", title=title, verdict=verdict(found), sections=sections)
