@@ -1,11 +1,16 @@
 """Pack a run: one archive with all that another machine needs to verify it, but the weights."""
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import telechat_kit
+from telechat_kit.data import PYDOC_TOPICS
 from telechat_kit.errors import DataError
 from telechat_kit.files import atomic_path, project_root, relative, resolve
 from telechat_kit.provenance import file_hash
@@ -15,6 +20,8 @@ SCHEMA = "telechat-kit/pack/1"
 MANIFEST = "PACK.json"
 _PROJECT = ("telechat_kit", "notebooks", "params", "environment")
 _FILES = ("pyproject.toml", "README.md", "LICENSE", "Makefile")
+#: Parameters that name data
+_DATA = ("jsonl_path", "calibration_path", "text_path", "languages_path", "tasks_path")
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 
 
@@ -26,21 +33,39 @@ def pack(run_folder: str | Path, target: Path) -> Path:
     """
     folder = resolve(run_folder)
     run = read_run_data(folder)
-    files = dict(_contents(folder, run))
+    data, name = _data(run), f"results/{folder.name}"
+    files = dict(_contents(folder)) | {
+        place: path for places in data.values() for place, path in places.items()
+    }
+    rewritten = _with_places(name, run, data)
     manifest = {
         "schema": SCHEMA,
         "kit": telechat_kit.__version__,
-        "run": f"results/{folder.name}",
+        "run": name,
         "weights": _weights(run),
-        "how": f"unpack, put the weights in place, then: make report PROFILE=results/{folder.name}/params.yaml, "
-        f"or: telechat-kit verify results/{folder.name}",
-        "files": {name: file_hash(path) for name, path in files.items()},
+        "how": f"unpack, put the weights in place, then: make report PROFILE={name}/params.yaml, "
+        f"or: telechat-kit verify {name}",
+        "files": {place: _hash(rewritten.get(place), path) for place, path in files.items()},
     }
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in files.items():
-            _add(archive, name, path.read_bytes())
+        for place, path in files.items():
+            _add(archive, place, rewritten.get(place) or path.read_bytes())
         _add(archive, MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
     return target
+
+
+def _hash(content: bytes | None, path: Path) -> str:
+    return file_hash(path) if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _with_places(name: str, run: RunData, data: dict[str, dict[str, Path]]) -> dict[str, bytes]:
+    """Profile and state of the run, so that they find its data where the archive has them."""
+    if not run.state:
+        return {}
+    values = _moved(run, data)
+    profile = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+    state = json.dumps(run.state | {"parameters": values}, ensure_ascii=False, indent=2)
+    return {f"{name}/params.yaml": profile.encode(), f"{name}/run.json": f"{state}\n".encode()}
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -51,7 +76,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(member, content)
 
 
-def _contents(folder: Path, run: RunData) -> Iterator[tuple[str, Path]]:
+def _contents(folder: Path) -> Iterator[tuple[str, Path]]:
     root = project_root()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
@@ -63,21 +88,27 @@ def _contents(folder: Path, run: RunData) -> Iterator[tuple[str, Path]]:
     for path in (root / name for name in _FILES):
         if path.is_file():
             yield path.name, path
-    yield from _data(run)
 
 
-def _data(run: RunData) -> Iterator[tuple[str, Path]]:
-    """Texts that the parameters name outside `params/`."""
-    for key in ("jsonl_path", "calibration_path", "text_path"):
-        value = run.parameters.get(key)
-        if value and ("/" in value or "." in Path(value).suffix) and value != "pydoc_data.topics":
-            path = resolve(value)
-            if not path.is_file():
-                raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
-            if relative(path) == str(path):
-                yield f"data/{path.name}", path
-            elif not relative(path).startswith("params/"):
-                yield relative(path), path
+def _data(run: RunData) -> dict[str, dict[str, Path]]:
+    """Texts and task files that the parameters name outside `params/`: parameter -> name in the archive -> file."""
+    found = {}
+    for key in _DATA:
+        value = str(run.parameters.get(key) or "")
+        path = resolve(value)
+        if not value or value == PYDOC_TOPICS or relative(path).startswith("params/"):
+            continue
+        if not path.exists():
+            raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
+        files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+        found[key] = {f"data/{key}/{file.relative_to(path.parent).as_posix()}": file for file in files}
+    return found
+
+
+def _moved(run: RunData, data: dict[str, dict[str, Path]]) -> dict[str, Any]:
+    """The parameters of the run with the places that its data have in the archive."""
+    places = {key: f"data/{key}/{resolve(run.parameters[key]).name}" for key in data}
+    return run.parameters | places
 
 
 def _weights(run: RunData) -> dict[str, str]:

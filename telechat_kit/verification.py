@@ -79,8 +79,10 @@ def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) ->
         DataError: no run there, or one that does not tell its parameters.
     """
     run = read_run_data(place)
-    origins = list(check_origins(run))
-    verdicts = judge(run, repeat_run(run, steps)) if repeat else []
+    origins, verdicts = list(check_origins(run)), []
+    if repeat:
+        repeated = repeat_run(run, steps)
+        origins, verdicts = made_again(origins, run, repeated), judge(run, repeated)
     here = {step.get("parts", {}).get("the machine") for step in run.state.get("steps", [])} - {None}
     return Verification(run.name, origins, verdicts, here == {machine()})
 
@@ -106,18 +108,30 @@ def _checkpoints(run: RunData) -> Iterator[Origin]:
         for kind, compute in (("weights", weights_hash), ("tokenizer", tokenizer_hash)):
             recorded = hashes.get(f"{name}_{kind}")
             if recorded:
-                yield _origin(f"{name} {kind}", recorded, partial(compute, resolve(folder)))
+                yield _origin(f"{name} {kind}", recorded, partial(_of_folder, compute, resolve(folder)))
+
+
+def _of_folder(compute: Callable[[Path], str], folder: Path) -> str:
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist")
+    return compute(folder)
 
 
 def _texts(run: RunData) -> Iterator[Origin]:
     used = run.quantize.recipe if run.quantize else None
     if used is not None:
         yield _origin(
-            "calibration text", used.calibration_sha256, lambda: load_text(used.calibration_source).sha256
+            "calibration text",
+            used.calibration_sha256,
+            lambda: load_text(run.parameters.get("calibration_path") or used.calibration_source).sha256,
         )
     if run.precision is not None:
         text = run.precision
-        yield _origin("evaluation text", text.text_sha256, lambda: load_text(text.text_source).sha256)
+        yield _origin(
+            "evaluation text",
+            text.text_sha256,
+            lambda: load_text(run.parameters.get("text_path") or text.text_source).sha256,
+        )
         path = run.parameters.get("jsonl_path")
         if path and text.answers:
             asked = str([answer.input for answer in text.answers])
@@ -126,6 +140,19 @@ def _texts(run: RunData) -> Iterator[Origin]:
 
 def _questions(path: str, count: int) -> str:
     return str([row["input"] for row in read_jsonl(resolve(path), "input")[:count]])
+
+
+def made_again(origins: Sequence[Origin], run: RunData, repeated: RunData) -> list[Origin]:
+    """Quantized weights that are not here any more, judged by those that the repetition made."""
+    if run.quantize is None or repeated.quantize is None:
+        return list(origins)
+    before, now = run.quantize.conditions.hashes, repeated.quantize.conditions.hashes
+    again = {}
+    for kind in ("weights", "tokenizer"):
+        name, key = f"w8a8 {kind}", f"w8a8_{kind}"
+        if key in before:
+            again[name] = _origin(f"{name}, made again", before[key], partial(str, now.get(key)))
+    return [again.get(origin.name, origin) if origin.verdict == LOST else origin for origin in origins]
 
 
 def _code(run: RunData) -> Iterator[Origin]:

@@ -1,5 +1,6 @@
 """Verify and pack: what a run was made from, and whether its figures come out again."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -7,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from telechat_kit.errors import DataError
 from telechat_kit.packing import pack
 from telechat_kit.reports.verification_tables import origins_frame, summary, verdicts_frame
 from telechat_kit.run_data import read_run_data
-from telechat_kit.verification import check_origins, judge, repeat_run, verify
+from telechat_kit.verification import check_origins, judge, made_again, repeat_run, verify
 
 
 def verdicts(run: Path) -> dict[str, str]:
@@ -87,6 +89,44 @@ def test_the_tables_show_both_sides(tiny_run: Path) -> None:
     assert list(origins_frame(found).columns) == ["made from", "recorded", "here", "verdict"]
     assert verdicts_frame(found).empty
     assert "hashes are the same" in summary(found)
+
+
+def test_weights_that_are_gone_are_judged_by_those_made_again(tiny_run: Path, tmp_path: Path) -> None:
+    run = read_run_data(Path(shutil.copytree(tiny_run, tmp_path / "run")))
+    assert run.quantize is not None
+    gone = replace(run, quantize=replace(run.quantize, quant_path=str(tmp_path / "gone")))
+    origins = list(check_origins(gone))
+    lost = [origin.name for origin in origins if origin.verdict == "not readable"]
+    assert lost == ["w8a8 weights", "w8a8 tokenizer"]
+    again = {origin.name: origin.verdict for origin in made_again(origins, gone, run)}
+    assert again["w8a8 weights, made again"] == "same"
+    other = replace(run.quantize.conditions, hashes={"w8a8_weights": "0" * 64, "w8a8_tokenizer": "0" * 64})
+    changed = replace(run, quantize=replace(run.quantize, conditions=other))
+    again = {origin.name: origin.verdict for origin in made_again(origins, gone, changed)}
+    assert again["w8a8 weights, made again"] == "changed"
+
+
+def test_data_from_elsewhere_is_packed_and_found_where_the_archive_has_it(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    lines = tmp_path / "mine.txt"
+    lines.write_text("some text")
+    parameters = {"text_path": str(lines), "jsonl_path": "params/data/questions.jsonl", "run_folder": "x"}
+    (run / "run.json").write_text(json.dumps({"parameters": parameters, "steps": []}))
+    (run / "params.yaml").write_text(yaml.safe_dump(parameters))
+    with zipfile.ZipFile(pack(run, tmp_path / "a.zip")) as archive:
+        assert archive.read("data/text_path/mine.txt") == b"some text"
+        assert "params/data/questions.jsonl" in archive.namelist()
+        moved = parameters | {"text_path": "data/text_path/mine.txt"}
+        assert yaml.safe_load(archive.read("results/run/params.yaml")) == moved
+        assert json.loads(archive.read("results/run/run.json"))["parameters"] == moved
+        manifest = json.loads(archive.read("PACK.json"))
+        state = archive.read("results/run/run.json")
+    assert manifest["files"]["results/run/run.json"] == hashlib.sha256(state).hexdigest()
+    lines.unlink()
+    with pytest.raises(DataError, match=r"mine\.txt, the text_path of the run, is gone"):
+        pack(run, tmp_path / "a.zip")
 
 
 def test_a_pack_holds_all_but_the_weights_and_packs_to_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ def cli() -> None:
     """Reproduce TeleChat W8A8 inference as executed notebooks.
 
     \b
+    Examples:
+      telechat-kit run params/tiny.yaml
+      telechat-kit run --help
+
+    \b
     Exit codes: 0 done, 1 a step failed, 2 wrong input, 4 folder in use, 130 interrupted, 143 ended.
     """
 

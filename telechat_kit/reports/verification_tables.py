@@ -27,5 +27,8 @@ def summary(found: Verification) -> str:
     """How many of what, in a line."""
     same = sum(origin.verdict == SAME for origin in found.origins)
     parts = [f"{same} of {len(found.origins)} hashes are the same"]
-    counts = Counter(verdict.verdict for verdict in found.verdicts)
-    return "; ".join(parts + [f"{count} figures {verdict}" for verdict, count in counts.items()])
+    counts = Counter((v.verdict, v.recorded.timed) for v in found.verdicts)
+    kinds = {False: "figures", True: "times and speeds"}
+    return "; ".join(
+        parts + [f"{count} {kinds[timed]} {verdict}" for (verdict, timed), count in sorted(counts.items())]
+    )

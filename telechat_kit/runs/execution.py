@@ -18,7 +18,6 @@ import papermill
 import yaml
 from traitlets.config import Config
 
-from telechat_kit.errors import KitError
 from telechat_kit.files import project_root, relative, resolve, write_text, writing
 from telechat_kit.provenance import edited_notebooks, versions
 from telechat_kit.runs.failures import describe_failure, oom_kills
@@ -147,7 +146,7 @@ def _run_step(run: _Run, step: Step, current: StepState) -> None:
     current.seconds = round(time.perf_counter() - start, 3)
     try:
         publish(step, running, run.folder, current)
-    except (OSError, KitError) as error:  # a full disk, mostly
+    except Exception as error:  # a full disk, mostly
         current.status, current.failure = "failed", current.failure or describe_failure(step, error)
     progress.finish(current.status)
 

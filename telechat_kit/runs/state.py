@@ -125,12 +125,13 @@ def load_state(folder: Path) -> RunState | None:
     values = read_json(path)
     try:
         if values.get("schema") != SCHEMA:
-            raise ValueError(f'schema "{values.get("schema")}"')
+            raise ValueError(f'its schema is "{values.get("schema")}", this kit reads "{SCHEMA}"')
         state = TypeAdapter(RunState).validate_python(values)
         if [step.name for step in state.steps] != [step.name for step in STEPS]:
             raise ValueError("other steps")
     except (AttributeError, ValueError, ValidationError) as error:
         raise DataError(
-            f"{path} is damaged or of another version of the kit. Remove it to run all steps again."
+            f"{path} is damaged or of another version of the kit ({str(error).splitlines()[0]}). "
+            "Remove it to run all steps again."
         ) from error
     return state
