@@ -61,8 +61,12 @@ def run_jobs(jobs: Sequence[Job], options: Sequence[str] = (), at_once: int = 1)
             return dict(pool.map(runner.run, jobs))
         except KeyboardInterrupt as signal:
             runner.stop()
-            code = 143 if isinstance(signal, Terminated) else 130
-            return dict.fromkeys([job.label for job in jobs], code)
+            return ended_by(signal, jobs)
+
+
+def ended_by(signal: KeyboardInterrupt, jobs: Sequence[Job]) -> dict[str, int]:
+    """The exit codes of jobs that a signal ended."""
+    return dict.fromkeys([job.label for job in jobs], 143 if isinstance(signal, Terminated) else 130)
 
 
 def check_jobs(jobs: Sequence[Job], at_once: int) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
-from telechat_kit.runs.many import Job, check_jobs, prepare_checkpoints, run_jobs
+from telechat_kit.runs.many import Job, check_jobs, ended_by, prepare_checkpoints, run_jobs
 from telechat_kit.runs.profile import load_profile
+from telechat_kit.runs.signals import PARENT, orderly_end
 
 #: What a run writes to: a sweep gives each run its own
 _OWN = ("run_folder", "quant_path")
@@ -122,16 +125,19 @@ def _run_on_ray(jobs: Sequence[Job], needed: Resources, options: Sequence[str]) 
     remote = ray.remote(_run_here).options(num_cpus=needed.cpus, num_gpus=needed.gpus, resources=custom)
     prepare_checkpoints(jobs)
     root = str(project_root())
-    codes = ray.get([remote.remote(job.command(options), root, needed.cpus) for job in jobs])
+    with orderly_end():
+        try:
+            codes = ray.get([remote.remote(job.command(options), root, needed.cpus) for job in jobs])
+        except KeyboardInterrupt as signal:
+            ray.shutdown()  # ends the workers, and with them their runs
+            return ended_by(signal, jobs)
     return {job.label: code for job, code in zip(jobs, codes, strict=True)}
 
 
 def _run_here(command: list[str], folder: str, cpus: float) -> int:
     """What a Ray worker does: the same command as on local processes, with the threads that it was given."""
-    import os  # noqa: PLC0415  (the worker has nothing of this module but the function)
-    import subprocess  # noqa: PLC0415
-
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, int(cpus)))}
+    threads = str(max(1, int(cpus)))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, PARENT: str(os.getpid())}
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
