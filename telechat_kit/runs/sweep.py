@@ -120,6 +120,8 @@ def _run_on_ray(jobs: Sequence[Job], needed: Resources, options: Sequence[str]) 
         raise ParameterError(
             "Ray is not installed. `pip install 'telechat-kit[ray]'`, or leave out --ray."
         ) from error
+    # by default its workers give way to all other processes, and what they time would not be what a run alone times
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(ignore_reinit_error=True, log_to_driver=True)
     custom = {"NPU": needed.npus} if needed.npus else {}
     remote = ray.remote(_run_here).options(num_cpus=needed.cpus, num_gpus=needed.gpus, resources=custom)

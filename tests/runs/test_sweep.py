@@ -1,6 +1,7 @@
 """Sweeps: which runs a file means, that each has a place of its own, and the page of loss against speed."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_a_sweep_runs_and_is_resumed(sweep_file: Path, capsys: pytest.CaptureFix
     state = load_state(folders(sweep)[label])
     assert state is not None
     assert {step.status for step in state.steps} == {"completed"}
+
+
+def test_without_ray_its_option_says_what_to_install(
+    sweep_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ParameterError, match=r"pip install 'telechat-kit\[ray\]'.*leave out --ray"):
+        run_sweep(load_sweep(sweep_file), ray=True)
 
 
 def test_the_front_holds_what_no_other_run_beats_in_both(tiny_run: Path, tmp_path: Path) -> None:
