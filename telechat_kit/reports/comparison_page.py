@@ -83,8 +83,12 @@ def figure_text(figure: Figure | None) -> str:
         return "–"
     found = figure.estimate
     if figure.exact:
-        return f"{found.value:,.0f}" if found.value >= 1e4 else f"{found.value:.4g}"
-    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+        return _number(found.value)
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
 
 
 def change_text(change: Change | None) -> str:
