@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint format notebooks lab npu-shapes clean
+.PHONY: help report test kills lint format notebooks lab npu-shapes clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ report: $(VENV)/.installed  ## set up and run the main job: notebooks on the emb
 
 test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a tiny model included
 	$(BIN)/python -m pytest
+
+kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
+	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py
 
 lint: $(VENV)/.installed-dev  ## style, types, notebooks without outputs
 	$(BIN)/ruff check telechat_kit tests benchmarks notebooks

@@ -4,6 +4,8 @@
 class KitError(Exception):
     """Wrong input or environment. The message is complete: the command line prints it without a traceback."""
 
+    exit_code = 2
+
 
 class CheckpointError(KitError):
     """A checkpoint folder is missing, incomplete, damaged, or of another architecture."""

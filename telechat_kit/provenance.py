@@ -135,6 +135,25 @@ def tokenizer_hash(folder: Path) -> str:
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
 
 
+@cache
+def machine() -> str:
+    """The machine that a result was made on, as far as results depend on it: system, processor, cores, memory."""
+    cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
+    processor = backend_for("cpu").device_name()
+    return f"{platform.system()} {platform.machine()}, {processor}, {cores} cores, {memory:.0f} GiB"
+
+
+def edited_notebooks() -> list[str]:
+    """Names of the notebooks that are not as committed; without git none is known to be."""
+    try:
+        lines = _git(project_root(), "status", "--porcelain", "--", "notebooks").splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return sorted(
+        Path(line.split()[-1].strip('"')).name for line in lines if line.endswith((".ipynb", '.ipynb"'))
+    )
+
+
 def folder_hashes(folder: Path) -> FolderHashes:
     """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]

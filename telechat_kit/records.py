@@ -40,18 +40,34 @@ def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:
         DataError: the file is missing, damaged, of another schema, or lacks a field.
     """
     path = record_path(run_folder, schema)
-    values = read_json(path)
+    return parse_record(read_json(path), kind, schema, str(path))
+
+
+def parse_record(values: Any, kind: type[Kind], schema: str, where: str) -> Kind:
+    """Parsed JSON as the dataclass `kind`; `where` names its place in errors.
+
+    Raises:
+        DataError: another schema (an older or a newer kit's is named as such), or a field that is missing or wrong.
+    """
     if not isinstance(values, dict) or values.get("schema") != schema:
         found = values.get("schema") if isinstance(values, dict) else type(values).__name__
-        raise DataError(f'{path} has schema "{found}", this kit reads "{schema}". Run the step again.')
+        raise DataError(f'{where} has schema "{found}", this kit reads "{schema}". {_remedy(found, schema)}')
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            f"{path}: {key}: {first['msg']}. The record is damaged; run the step again."
+            f"{where}: {key}: {first['msg']}. The record is damaged; run the step again."
         ) from error
+
+
+def _remedy(found: Any, schema: str) -> str:
+    name, _, version = str(found).rpartition("/")
+    known_name, _, known = schema.rpartition("/")
+    if name == known_name and version.isdigit() and int(version) > int(known):
+        return "It is of a newer kit: update telechat-kit."
+    return "Run the step again."
 
 
 def finite(value: Any) -> Any:

@@ -10,9 +10,14 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 
+from telechat_kit.environment import check_setup
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.tiny import build_tiny
+from telechat_kit.performance import measure_performance
+from telechat_kit.precision import measure_precision
 from telechat_kit.quantization import quantize
+from telechat_kit.records import write_record
+from telechat_kit.reports import write_report
 
 # networks this small only wait for each other's threads, fifty times longer than they work on a busy machine
 torch.set_num_threads(1)
@@ -38,3 +43,36 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = build_demo(tmp_path_factory.mktemp("demo") / "demo")
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as the five notebooks leave it, made by their verbs: four records, samples, report.html."""
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    weights = folder.parent / "tiny-w8a8"
+    record = quantize(tiny_folder, weights, level="L2", anti_outlier="m1", samples=4, tokens=64, device="cpu")
+    questions = folder.parent / "questions.jsonl"
+    questions.write_text(
+        '{"input": "How are you?"}\n{"input": "<script>alert(1)</script>"}\n', encoding="utf-8"
+    )
+    write_record(folder, check_setup(tiny_folder, folder, "cpu"))
+    write_record(folder, record)
+    write_record(
+        folder,
+        measure_precision(
+            tiny_folder, weights, questions, sequences=4, tokens=64, max_new_tokens=8, device="cpu"
+        ),
+    )
+    write_record(
+        folder,
+        measure_performance(
+            tiny_folder,
+            weights,
+            folder / "samples.jsonl",
+            input_lengths=[4, 16],
+            output_lengths=[2],
+            device="cpu",
+        ),
+    )
+    write_report(folder)
+    return folder

@@ -45,7 +45,7 @@ def test_the_help_of_every_command_says_what_it_does_and_shows_an_example(name: 
 def test_the_help_lists_the_commands_and_the_exit_codes() -> None:
     shown = CliRunner().invoke(cli, ["--help"]).output
     assert all(f"  {name} " in shown for name in cli.commands)
-    assert "Exit codes: 0 done, 1 a step failed, 2 wrong input, 130 interrupted." in shown
+    assert "Exit codes: 0 done, 1 a step failed, 2 wrong input, 4 folder in use, 130 interrupted" in shown
     assert CliRunner().invoke(cli, ["-h"]).output == shown
 
 
@@ -66,6 +66,9 @@ def test_the_version_is_that_of_the_package() -> None:
         (["run", TINY, "-p", "repeats", "many"], '-p repeats: "repeats" must be int'),
         (["run", TINY, "-p", "repeats", "[1"], '-p repeats: "[1" is not valid YAML'),
         (["run", TINY, "-p", "run_folder", f"{__file__}/below"], f"cannot write {__file__}/below: "),
+        (["run", TINY, "--only", "6"], 'no step is called "6". Steps: 01_setup, '),
+        (["run", TINY, "--timeout", "4=soon"], '"soon" is no number of seconds above 0'),
+        (["run", TINY, TINY], "two profiles have the same name"),
         (["hash", "no/folder"], "folder no/folder does not exist. Correct the path."),
         (["check", "--profile", "no.yaml"], "profile no.yaml does not exist. Profiles here: "),
         (["check", "--device", "tpu"], 'device "tpu" is unknown. Use auto, or one of cpu, cuda, npu'),
@@ -88,7 +91,7 @@ def test_a_missing_argument_is_told_with_the_usage(
 ) -> None:
     code, _, err = call("run", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2
-    assert "Missing argument 'PROFILE'" in err
+    assert "Missing argument 'PROFILE...'" in err
 
 
 def test_the_installed_command_says_a_wrong_path_without_a_traceback(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import click
 
 import telechat_kit
 from telechat_kit.cli.environment import check, hash_folder
+from telechat_kit.cli.results import compare, pack, verify
 from telechat_kit.cli.runs import html, params, run
+from telechat_kit.cli.sweeps import index, sweep
 from telechat_kit.cli.weights import export
 from telechat_kit.errors import KitError
 
@@ -17,11 +19,16 @@ def cli() -> None:
     """Reproduce TeleChat W8A8 inference as executed notebooks.
 
     \b
-    Exit codes: 0 done, 1 a step failed, 2 wrong input, 130 interrupted.
+    Examples:
+      telechat-kit run params/tiny.yaml
+      telechat-kit run --help
+
+    \b
+    Exit codes: 0 done, 1 a step failed, 2 wrong input, 4 folder in use, 130 interrupted, 143 ended.
     """
 
 
-for command in (run, params, html, export, check, hash_folder):
+for command in (run, sweep, params, compare, verify, pack, index, html, export, check, hash_folder):
     cli.add_command(command)
 
 
@@ -31,4 +38,4 @@ def main() -> None:
         cli()
     except KitError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)

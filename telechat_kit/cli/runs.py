@@ -5,14 +5,20 @@ from pathlib import Path
 
 import click
 
-from telechat_kit.files import relative
+from telechat_kit.errors import ParameterError
+from telechat_kit.files import relative, resolve
 from telechat_kit.reports.notebook_page import export_notebook
-from telechat_kit.runs.execution import run_profile
-from telechat_kit.runs.profile import all_parameters, load_profile
+from telechat_kit.runs.execution import Outcome, run_profile
+from telechat_kit.runs.many import profile_jobs, run_jobs
+from telechat_kit.runs.plan import Selection, find_step, plan
+from telechat_kit.runs.profile import Profile, all_parameters, load_profile
+from telechat_kit.runs.state import STEPS, load_state
+
+Pairs = tuple[tuple[str, str], ...]
 
 
 @click.command()
-@click.argument("profile", type=click.Path(path_type=Path))
+@click.argument("profiles", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PROFILE...")
 @click.option(
     "-p",
     "--parameter",
@@ -22,29 +28,103 @@ from telechat_kit.runs.profile import all_parameters, load_profile
     metavar="KEY VALUE",
     help="Override a parameter.",
 )
-@click.option("--fresh", is_flag=True, help="Run all steps, also those whose inputs did not change.")
-def run(profile: Path, overrides: tuple[tuple[str, str], ...], fresh: bool) -> None:
-    """Run the five notebooks of a PROFILE (a file of params/) and write its results folder.
+@click.option("--only", multiple=True, metavar="STEP", help="Only this step: 3, 03, precision, 03_precision.")
+@click.option("--from", "start", metavar="STEP", help="This step and those after it.")
+@click.option("--fresh", is_flag=True, help="Run steps also if nothing changed.")
+@click.option("--dry-run", is_flag=True, help="Say what would run and why, and run nothing.")
+@click.option(
+    "--timeout",
+    "timeouts",
+    multiple=True,
+    metavar="[STEP=]SECONDS",
+    help="End a step that takes longer; for one step or for each.",
+)
+@click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Runs at a time.")
+def run(
+    profiles: tuple[Path, ...],
+    overrides: Pairs,
+    only: tuple[str, ...],
+    start: str | None,
+    fresh: bool,
+    dry_run: bool,
+    timeouts: tuple[str, ...],
+    jobs: int,
+) -> None:
+    """Run the five notebooks of each PROFILE (a file of params/) and write its results folder.
 
-    Steps whose parameters, input files and code did not change are kept.
+    Steps whose parameters, input files, code and machine did not change are kept. Steps that are not asked for
+    stay as they are.
 
     \b
     Examples:
       telechat-kit run params/demo.yaml
       telechat-kit run params/demo.yaml -p level L0 -p run_folder results/demo-L0
-      telechat-kit run params/tiny.yaml --fresh
+      telechat-kit run params/demo.yaml --from precision --dry-run
+      telechat-kit run params/tiny.yaml --only 4 --fresh --timeout 600
+      telechat-kit run params/*.yaml -j 2
+
+    \b
+    Exit codes:
+      0 done, 1 a step failed, 2 wrong input or a folder that cannot be written,
+      4 another run is at work in the folder, 130 interrupted, 143 ended by SIGTERM.
+      Of several runs the highest.
     """
-    checked = load_profile(profile, overrides)
-    outcome = run_profile(checked, fresh)
-    if outcome.stopped is not None:
-        failure = outcome.stopped.failure
-        if failure is not None:
-            where = f"{failure.notebook}, cell {failure.cell}" if failure.cell else failure.notebook
-            click.echo(f"\n{outcome.stopped.status}: {where}\n{failure.error}: {failure.message}", err=True)
-        page = outcome.folder / f"{outcome.stopped.name}.failed.html"
+    selection, limits = Selection(only, start, fresh), parse_timeouts(timeouts)
+    selection.steps()
+    if dry_run:
+        for path in profiles:
+            _say_plan(load_profile(path, overrides), selection)
+    elif len(profiles) == 1:
+        _say_outcome(run_profile(load_profile(profiles[0], overrides), selection, limits))
+    else:
+        options = _as_options(only, start, fresh, timeouts)
+        sys.exit(max(run_jobs(profile_jobs(profiles, overrides), options, jobs).values()))
+
+
+def parse_timeouts(texts: tuple[str, ...]) -> dict[str, float]:
+    """`600` or `04=600` words as seconds by step name; one for a step overrides one for all."""
+    limits: dict[str, float] = {}
+    for text in sorted(texts, key=lambda text: "=" in text):
+        name, _, seconds = text.rpartition("=")
+        try:
+            limit = float(seconds)
+        except ValueError:
+            limit = -1.0
+        if not limit > 0:
+            raise ParameterError(f'--timeout {text}: "{seconds}" is no number of seconds above 0.')
+        limits |= dict.fromkeys([find_step(name).name] if name else [step.name for step in STEPS], limit)
+    return limits
+
+
+def _as_options(
+    only: tuple[str, ...], start: str | None, fresh: bool, timeouts: tuple[str, ...]
+) -> list[str]:
+    words = [word for name in only for word in ("--only", name)]
+    words += ["--from", start] if start else []
+    words += ["--fresh"] if fresh else []
+    return words + [word for text in timeouts for word in ("--timeout", text)]
+
+
+def _say_plan(profile: Profile, selection: Selection) -> None:
+    folder = resolve(profile.run_folder)
+    click.echo(f"{relative(profile.path)} -> {relative(folder)}")
+    for decision in plan(profile, folder, load_state(folder), selection):
+        click.echo(f"  {decision.step.name:<14}  {decision.action:<7}  {decision.reason}")
+
+
+def _say_outcome(outcome: Outcome) -> None:
+    if outcome.stopped is None:
+        report = outcome.folder / "report.html"
+        click.echo(relative(report if report.exists() else outcome.folder))
+        return
+    failure = outcome.stopped.failure
+    if failure is not None:
+        where = f"{failure.notebook}, cell {failure.cell}" if failure.cell else failure.notebook
+        click.echo(f"\n{outcome.stopped.status}: {where}\n{failure.error}: {failure.message}", err=True)
+    page = outcome.folder / f"{outcome.stopped.name}.failed.html"
+    if page.exists():
         click.echo(f"The page that shows it: {relative(page)}", err=True)
-        sys.exit(outcome.exit_code)
-    click.echo(relative(outcome.folder / "report.html"))
+    sys.exit(outcome.exit_code)
 
 
 @click.command()

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
+from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve, write_text
 from telechat_kit.performance import SCHEMA as PERFORMANCE
 from telechat_kit.performance import PerformanceRecord
@@ -17,8 +18,13 @@ from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
 from telechat_kit.reports import charts, precision_charts, precision_tables, tables
+from telechat_kit.reports.chinese import translate_page
+from telechat_kit.reports.consistency import TOGETHER, stale_records
+from telechat_kit.reports.extracts import markdown_summary, write_tables
 from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.run_data import carried_html, collect_run
 
+LANGUAGES = ("en", "zh")
 #: Pages of a run, in the order of its steps
 PAGES = (
     ("Report", "report.html"),
@@ -72,23 +78,47 @@ def verdict(run: RunRecords) -> str:
     )
 
 
+def consistency_note(run: RunRecords) -> str:
+    """Whether the records belong together, or which of them an earlier profile left."""
+    found = stale_records(run.setup, run.quantize, run.precision, run.performance)
+    return "\n".join(found) or TOGETHER
+
+
 def model_name(run: RunRecords) -> str:
     """Name of the model, from its origin or else its folder."""
     return str(run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name)
 
 
-def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html` into the run folder from its records, whole or not at all."""
-    run = read_run(run_folder)
+def write_report(run_folder: str | Path, language: str = "en") -> Path:
+    """Write `report.html` into the run folder from its records, whole or not at all.
+
+    Beside it: `report.md`, a summary for pull requests, and `tables/`, each table as CSV.
+
+    Args:
+        language: of the page, "en" or "zh".
+
+    Raises:
+        ParameterError: another language.
+        DataError: a record is missing or damaged.
+    """
+    if language not in LANGUAGES:
+        raise ParameterError(f'language "{language}" is unknown. Use {" or ".join(LANGUAGES)}.')
+    folder = resolve(run_folder)
+    run = read_run(folder)
     page = render_page(
         "report.html.j2",
         title=f"{model_name(run)}: float against W8A8",
         links=PAGES,
         here="report.html",
         verdict=verdict(run),
+        warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
         sections=_sections(run),
+        carried=Markup(carried_html(collect_run(folder))),
     )
-    return write_text(resolve(run_folder) / "report.html", page)
+    write_tables(page, folder / "tables")  # for programs: the same names and headers in every language
+    page = translate_page(page) if language == "zh" else page
+    write_text(folder / "report.md", markdown_summary(page, "report.html"))
+    return write_text(folder / "report.html", page)
 
 
 def _sections(run: RunRecords) -> list[Section]:

@@ -227,9 +227,14 @@ def tasks(record: PrecisionRecord) -> Styler | Page:
 
 
 def alignment(found: Alignment | None) -> Styler | Page:
-    """Whether two runs are aligned, why, and in which conditions they differ."""
+    """Whether this run is aligned with the other that was named, if one was."""
     if found is None:
         return _sentence("No other run was named (compare_with is empty).")
+    return aligned(found)
+
+
+def aligned(found: Alignment) -> Styler:
+    """The verdict on two runs, what it rests on, and the conditions in which they differ."""
     rows = [("verdict", found.verdict, "")]
     rows += [("KL between the runs, nats per token", *_estimate(found.kl_mean, "{:.3g}"))]
     rows += [("KL, largest of a position", f"{found.kl_max:.3g}", "–")]

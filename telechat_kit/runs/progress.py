@@ -1,10 +1,17 @@
 """What a run says while it works: which notebook, which cell, what share of the cell is done."""
 
+import contextlib
 import re
 import sys
 import time
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_MESSAGE = re.compile(r"(Error|failed|interrupted|\w*Error:)")
 _BAR = re.compile(r"(?P<what>[^\r\n:]*): +(?P<share>\d+)%\|")
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 
@@ -57,9 +64,40 @@ class StepProgress:
     def _show(self, what: str, end: str = "") -> None:
         seconds = time.monotonic() - self.start
         text = f"{self.label}  cell {self.cell}/{self.cells}  {seconds:5.0f} s  {what}"
-        if self.live:
-            self.stream.write(f"\r\x1b[2K{text}{end}")
-        elif text != self._last:
-            self.stream.write(f"{text}\n")
+        shown = f"\r\x1b[2K{text}{end}" if self.live else f"{text}\n" if text != self._last else ""
         self._last = text
-        self.stream.flush()
+        with contextlib.suppress(OSError):  # who read it has gone, or its disk is full: the run goes on
+            self.stream.write(shown)
+            self.stream.flush()
+
+
+class Board:
+    """The lines of several runs: in a terminal the last one of each, redrawn in place; in a log all of them."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._last: dict[str, str] = {}
+        self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def line(self, label: str, text: str) -> None:
+        """Show the newest line of a run; a message that is no progress stays above in a terminal too."""
+        self._last[label] = text
+        if self._live is None:
+            self.console.file.write(f"{label} | {text}\n")
+            self.console.file.flush()
+            return
+        if _MESSAGE.match(text):
+            self.console.print(Text(f"{label} | {text}"))
+        rows = Table.grid(padding=(0, 2))
+        for name, last in self._last.items():
+            rows.add_row(Text(name, style="bold"), Text(last, no_wrap=True, overflow="ellipsis"))
+        self._live.update(rows)

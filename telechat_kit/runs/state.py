@@ -55,7 +55,7 @@ STEPS = (
     Step(
         "05_report",
         needs=("setup.json", "quantize.json", "precision.json", "performance.json"),
-        writes=("report.html",),
+        writes=("report.html", "report.md"),
     ),
 )
 
@@ -72,7 +72,10 @@ class Failure:
 
 @dataclass
 class StepState:
-    """State of one step: pending, running, completed, failed, interrupted or skipped."""
+    """State of one step: pending, running, completed, failed, interrupted or skipped.
+
+    `key` hashes `parts`, all that decided the result; `left` holds the SHA-256 of each file that the step left.
+    """
 
     name: str
     status: str = "pending"
@@ -80,6 +83,13 @@ class StepState:
     seconds: float | None = None
     key: str | None = None
     failure: Failure | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def take_over(self, done: "StepState") -> None:
+        """Keep the result of an earlier run."""
+        self.key, self.started, self.seconds = done.key, done.started, done.seconds
+        self.parts, self.left = done.parts, done.left
 
 
 @dataclass
@@ -90,6 +100,8 @@ class RunState:
     profile: str
     parameters: dict[str, Any]
     versions: dict[str, str]
+    runs_at_once: int = 1  # of this machine's; the others slow this one's timings
+    edited_notebooks: list[str] = field(default_factory=list)  # not as committed
     steps: list[StepState] = field(default_factory=lambda: [StepState(step.name) for step in STEPS])
 
     def save(self, folder: Path) -> None:
@@ -113,12 +125,13 @@ def load_state(folder: Path) -> RunState | None:
     values = read_json(path)
     try:
         if values.get("schema") != SCHEMA:
-            raise ValueError(f'schema "{values.get("schema")}"')
+            raise ValueError(f'its schema is "{values.get("schema")}", this kit reads "{SCHEMA}"')
         state = TypeAdapter(RunState).validate_python(values)
         if [step.name for step in state.steps] != [step.name for step in STEPS]:
             raise ValueError("other steps")
     except (AttributeError, ValueError, ValidationError) as error:
         raise DataError(
-            f"{path} is damaged or of another version of the kit. Remove it to run all steps again."
+            f"{path} is damaged or of another version of the kit ({str(error).splitlines()[0]}). "
+            "Remove it to run all steps again."
         ) from error
     return state

@@ -201,7 +201,7 @@ def test_the_run_folder_holds_every_page_record_and_sample(
     by_command: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     run = by_command[0] / "run"
-    expected = {"params.yaml", "run.json", *(name for step in STEPS for name in step.writes)}
+    expected = {"params.yaml", "run.json", "tables", *(name for step in STEPS for name in step.writes)}
     expected |= {f"{step.name}{suffix}" for step in STEPS for suffix in (".ipynb", ".html")}
     assert {path.name for path in run.iterdir()} == expected
     assert {address for _, address in PAGES} <= expected

@@ -1,11 +1,13 @@
 """A small project with the five steps as notebooks of a few plain cells, so that a run takes seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from telechat_kit.runs.execution import Outcome, run_profile
+from telechat_kit.runs.plan import Selection
 from telechat_kit.runs.profile import load_profile
 
 FOLDER = "from pathlib import Path\nfolder = Path(run_folder)"
@@ -34,7 +36,7 @@ WRITES = {
     "02_quantize": ["quantize.json"],
     "03_precision": ["precision.json", "answers.jsonl", "infer_float.jsonl", "infer_w8a8.jsonl"],
     "04_performance": ["performance.json", "samples.jsonl"],
-    "05_report": ["report.html"],
+    "05_report": ["report.html", "report.md"],
 }
 
 
@@ -58,9 +60,9 @@ def write_notebook(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def run(*overrides: tuple[str, str], fresh: bool = False) -> Outcome:
+def run(*overrides: tuple[str, str], timeouts: dict[str, float] | None = None, **selection: Any) -> Outcome:
     """Run the profile of the project that the working directory is in."""
-    return run_profile(load_profile(Path("params/small.yaml"), overrides), fresh)
+    return run_profile(load_profile(Path("params/small.yaml"), overrides), Selection(**selection), timeouts)
 
 
 def started(root: Path) -> list[str]:

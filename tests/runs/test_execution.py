@@ -2,8 +2,6 @@
 
 import _thread
 import json
-import os
-import shutil
 import sys
 import threading
 import time
@@ -12,39 +10,18 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from small_project import PARAMETERS, run, started, write_project
+from small_project import PARAMETERS, run, started
 
 from telechat_kit.cli import main
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import sha256
-from telechat_kit.runs.execution import content_key, run_profile
+from telechat_kit.runs.execution import run_profile
+from telechat_kit.runs.plan import content_key
 from telechat_kit.runs.profile import load_profile
 from telechat_kit.runs.state import STEPS, load_state
 
 ALL = list(PARAMETERS)
 SLOW = "04_performance"
-
-
-@pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose five steps have run once. Shared: tests take a copy with `project`."""
-    root = write_project(tmp_path_factory.mktemp("finished") / "project")
-    here = Path.cwd()
-    os.chdir(root)
-    try:
-        assert run().exit_code == 0
-    finally:
-        os.chdir(here)
-    return root
-
-
-@pytest.fixture
-def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished project, as the working directory."""
-    root = Path(shutil.copytree(finished_project, tmp_path / "project"))
-    started(root)
-    monkeypatch.chdir(root)
-    return root
 
 
 def statuses(root: Path) -> dict[str, str]:

@@ -1,0 +1,156 @@
+"""Pages in Chinese: the fixed texts of a page by their English form; figures and names stay as they are.
+
+Charts keep their English labels: Matplotlib brings no Chinese glyphs. What has no entry here stays English.
+"""
+
+import re
+from functools import cache
+
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString
+
+#: English text -> Chinese; `{}` stands for what varies and is taken over in its order
+PHRASES = {
+    "Report": "报告",
+    "1 Set-up": "1 环境",
+    "2 Quantize": "2 量化",
+    "3 Precision": "3 精度",
+    "4 Performance": "4 性能",
+    "5 Summary": "5 汇总",
+    "Made with telechat-kit {}": "由 telechat-kit {} 生成",
+    "{}: float against W8A8": "{}：浮点与 W8A8 对比",
+    "W8A8 at level {} raises perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "在回退级别 {} 下，W8A8 使困惑度上升 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
+    "W8A8 at level {} lowers perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "在回退级别 {} 下，W8A8 使困惑度下降 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
+    "W8A8 as given raises perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "所给 W8A8 权重使困惑度上升 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
+    "W8A8 as given lowers perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "所给 W8A8 权重使困惑度下降 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
+    "At a glance": "概览",
+    "What int8 costs": "int8 的代价",
+    "Answers side by side": "回答对照",
+    "Speed": "速度",
+    "Published figures": "公开数据",
+    "How it was quantized": "量化方法",
+    "Conditions": "测试条件",
+    "The model: {}, licence {}.": "模型：{}，许可证：{}。",
+    "The model: {}, licence {}. {}": "模型：{}，许可证：{}。{}",
+    "Both models read the same {} tokens of {}, none of which was used for calibration. Intervals are bootstrapped over sequences.": "两个模型读取 {1} 中相同的 {0} 个词元，均未用于校准。置信区间由对序列的自助法得到。",
+    "Greedy, repetition penalty {}, at most {} new tokens.": "贪心解码，重复惩罚 {}，最多生成 {} 个词元。",
+    "The intervals of the medians cover the truth with {} probability (order statistics of {} repeats). The limit is read bandwidth ({} GB/s, {}) over the bytes that one token reads.": "中位数的区间以 {} 的概率覆盖真值（{} 次重复的次序统计量）。上限为读带宽（{} GB/s，{}）除以每个词元读取的字节数。",
+    "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware than above, so they stand beside our figures and are not compared with them.": "来自本工具所复现的指南：NPU 与 GPU 上的 TeleChat-7B。模型与硬件均与上文不同，仅并列展示，不作比较。",
+    "Per-channel int8 weights, one static scale and offset for each linear's input.": "权重按通道量化为 int8，每个线性层的输入使用一个静态缩放系数和偏移。",
+    "What is needed to run it again.": "重新运行所需的条件。",
+    "These records do not belong together": "这些记录不属于同一次运行",
+    "float": "浮点",
+    "W8A8 against float": "W8A8 相对浮点",
+    "perplexity": "困惑度",
+    "{} times": "{} 倍",
+    "{} times [{}, {}]": "{} 倍 [{}, {}]",
+    "{} of positions": "{} 的位置",
+    "same most likely token": "首选词元一致率",
+    "weight files": "权重文件",
+    "tokens/s, geometric mean of the cases": "词元/秒（各用例几何平均）",
+    "figure": "指标",
+    "value": "数值",
+    "95 % interval": "95 % 区间",
+    "perplexity, float": "困惑度，浮点",
+    "perplexity, W8A8": "困惑度，W8A8",
+    "perplexity ratio, W8A8 / float": "困惑度之比，W8A8 / 浮点",
+    "KL(float || W8A8), nats per token, mean": "KL(浮点 || W8A8)，平均，nat/词元",
+    "KL, {} % of positions at most": "KL，{} % 的位置不超过",
+    "KL, largest": "KL，最大值",
+    "question": "问题",
+    "same tokens from the start": "开头相同的词元数",
+    "similarity of the texts": "文本相似度",
+    "input tokens": "输入词元",
+    "output tokens": "输出词元",
+    "precision": "精度",
+    "tokens/s": "词元/秒",
+    "interval": "区间",
+    "first token, ms": "首词元，毫秒",
+    "per output token, ms": "每输出词元，毫秒",
+    "limit, tokens/s": "上限，词元/秒",
+    "repeats": "重复次数",
+    "published: TeleChat-7B int8, input / output tokens": "公开数据：TeleChat-7B int8，输入/输出词元",
+    "NPU 310P, tokens/s": "NPU 310P，词元/秒",
+    "GPU A10, tokens/s": "GPU A10，词元/秒",
+    "mean of the 25 cases": "25 个用例的平均",
+    "recipe": "配方",
+    "level": "回退级别",
+    "outlier suppression": "离群值抑制",
+    "calibration": "校准",
+    "seed": "随机种子",
+    "linears in int8": "int8 线性层",
+    "{} MB float, {} MB W8A8": "浮点 {} MB，W8A8 {} MB",
+    "time": "时间",
+    "peak memory of the process": "进程峰值内存",
+    "kept in float": "保留浮点",
+    "score": "得分",
+    "reason": "原因",
+    "condition": "条件",
+    "device": "设备",
+    "memory": "内存",
+    "system": "系统",
+    "version of {}": "{} 版本",
+    "code": "代码",
+    "started (UTC)": "开始时间（UTC）",
+    "SHA-256, {}": "SHA-256，{}",
+    "operators of {}": "算子：{}",
+    "same among the five most likely": "前五词元一致率",
+    "correct token's probability, mean change, points": "正确词元概率的平均变化，百分点",
+    "correct token's probability, RMS change, points": "正确词元概率变化的均方根，百分点",
+    "similarity": "相似度",
+    "activations": "激活值",
+    "source": "来源",
+    "form": "形式",
+    "samples": "样本",
+    "tokens, all samples": "词元，全部样本",
+    "tokens of a sample, smallest / median / largest": "每个样本的词元，最小 / 中位 / 最大",
+    "line numbers in the file": "文件中的行号",
+    "SHA-256 of the recipe": "SHA-256，配方",
+    "SHA-256 of the text": "SHA-256，文本",
+    "SHA-256 of the samples' token ids": "SHA-256，样本的词元编号",
+    "blocks of the joined text": "拼接文本的分块",
+    "lines as they are": "原样的行",
+    "lines as chat prompts": "作为对话提示的行",
+    "dynamic, one scale for each token": "动态，每个词元一个缩放系数",
+    "static, {} range": "静态，{} 范围",
+    "weights": "权重",
+    "not known: the weights were given": "未知：权重为外部所给",
+}
+#: Elements whose text is data or not for readers
+_UNTOUCHED = {"style", "template", "script", "code", "pre"}
+
+
+def translate(text: str) -> str:
+    """The Chinese form of a fixed text; any other text as it is."""
+    if text in PHRASES:
+        return PHRASES[text]
+    for pattern, phrase in _patterns():
+        found = pattern.fullmatch(text)
+        if found:
+            return phrase.format(*found.groups())
+    return text
+
+
+def translate_page(page: str) -> str:
+    """A whole page in Chinese."""
+    soup = BeautifulSoup(page, "html.parser")
+    if soup.html is not None:
+        soup.html["lang"] = "zh-CN"
+    for node in soup.find_all(string=True):
+        if type(node) is NavigableString and node.parent is not None and node.parent.name not in _UNTOUCHED:
+            text = str(node)
+            shown = " ".join(text.split())
+            chinese = translate(shown)
+            if shown and chinese != shown:
+                node.replace_with(NavigableString(chinese))
+    return str(soup)
+
+
+@cache
+def _patterns() -> list[tuple[re.Pattern[str], str]]:
+    found = []
+    for english, chinese in PHRASES.items():
+        if "{}" in english:
+            pattern = "(.+?)".join(re.escape(part) for part in english.split("{}"))
+            found.append((re.compile(pattern), chinese))
+    return found

@@ -1,0 +1,226 @@
+"""A comparison as tables, a chart, a page and Markdown."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter
+from pandas.io.formats.style import Styler
+
+from telechat_kit.comparison import BundleRow, Comparison, FigureRow
+from telechat_kit.figures import Change, Figure
+from telechat_kit.files import write_text
+from telechat_kit.reports.charts import COLORS, STYLE, Chart
+from telechat_kit.reports.extracts import markdown_rows
+from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.page import Section
+from telechat_kit.reports.precision_tables import aligned
+from telechat_kit.reports.tables import styled
+
+HOW_TO_READ = (
+    "Changes are multiples of the first run. An interval that leaves out 1 is marked * : the runs differ. "
+    "Speeds: the cases of both in pairs, repeats drawn anew; elsewhere from the two runs' own intervals."
+)
+
+
+def conditions_frame(found: Comparison) -> pd.DataFrame:
+    """Every condition, those that differ first and marked."""
+    rows = [
+        (row.verdict, row.name, *(value or "not recorded" for value in row.values))
+        for row in found.conditions
+    ]
+    return pd.DataFrame(rows, columns=["", "condition", *_headings(found)])
+
+
+def figures_frame(found: Comparison) -> pd.DataFrame:
+    """Every figure with its interval, and its change against the first run."""
+    names = _headings(found)
+    changed = [f"{name} against {names[0]}" for name in names[1:]]
+    rows = [
+        (row.name, _with_unit(row), *map(figure_text, row.values), *map(change_text, row.changes))
+        for row in found.figures
+    ]
+    return pd.DataFrame(rows, columns=["name", "figure", *names, *changed])
+
+
+def bundle_text(row: BundleRow) -> str:
+    """Whether a run agrees with the first one, why, and what a reader must know before that verdict."""
+    found = row.alignment
+    if found is None:
+        return f"Position by position, {row.name}: {row.refused}"
+    apart = ", ".join(one.condition for one in found.differences) or "no condition"
+    first = found.first_differing_answer
+    differing = (
+        f", the first that differs is number {first.number}, after {first.common_tokens} tokens"
+        if first
+        else ""
+    )
+    return (
+        f"Position by position, {row.name}: {found}, over {found.positions:,} positions. Differing: {apart}. "
+        f"{found.equal_answers} of {found.answers} answers are equal{differing}."
+    )
+
+
+def _headings(found: Comparison) -> list[str]:
+    """The runs' names; numbered where two are the same, since a table's columns must be told apart."""
+    return [
+        name if found.names.count(name) == 1 else f"{number}: {name}"
+        for number, name in enumerate(found.names, start=1)
+    ]
+
+
+def _with_unit(row: FigureRow) -> str:
+    return f"{row.shown.label}, {row.shown.unit}" if row.shown.unit else row.shown.label
+
+
+def figure_text(figure: Figure | None) -> str:
+    """A value with its interval, if it has one."""
+    if figure is None:
+        return "–"
+    found = figure.estimate
+    if figure.exact:
+        return _number(found.value)
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
+
+
+def change_text(change: Change | None) -> str:
+    """A ratio with its interval; a star where the interval leaves out 1."""
+    if change is None:
+        return "–"
+    if change.ratio.coverage == 0:
+        return f"{change.ratio.value:.3f}x"
+    star = " *" if change.seen else ""
+    return f"{change.ratio.value:.3f}x [{change.ratio.low:.3f}, {change.ratio.high:.3f}]{star}"
+
+
+def markdown(found: Comparison) -> str:
+    """The comparison for a terminal or a pull request: differing conditions, then figures."""
+    differing = conditions_frame(found).iloc[: len(found.differing), 1:]
+    counts = Counter(row.verdict for row in found.conditions)
+    head = f"{counts['differs']} conditions differ, {counts['same']} are the same"
+    head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
+    parts = [f"## {' | '.join(_headings(found))}", head]
+    parts += [markdown_table(differing)] if len(differing) else []
+    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *map(bundle_text, found.bundles)]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A frame as a table in Markdown."""
+    return markdown_rows(
+        [[str(value) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    )
+
+
+@mpl.rc_context(STYLE)
+def changes_chart(found: Comparison) -> Chart:
+    """Each run's figures as multiples of the first run's, with their intervals."""
+    rows = [row for row in found.figures if any(change is not None for change in row.changes)]
+    canvas = Canvas(
+        figsize=(8.6, 1.2 + 0.26 * len(rows) * max(1, len(found.names) - 1)), layout="constrained"
+    )
+    axes = canvas.add_subplot()
+    runs = found.names[1:]
+    colors = [COLORS["float"], COLORS["w8a8"], COLORS["kept in float"], COLORS["published"]]
+    for number, name in enumerate(runs):
+        shift = 0.25 * (number - (len(runs) - 1) / 2)
+        points = [(i + shift, row.changes[number]) for i, row in enumerate(rows)]
+        _draw(axes, [(y, change) for y, change in points if change is not None], colors[number % 4], name)
+    axes.axvline(1, color="#333333", lw=1)
+    axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x")
+    axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
+    seen = sum(bool(change and change.seen) for row in rows for change in row.changes)
+    axes.set_title(f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains", pad=12)
+    if len(runs) > 1:
+        canvas.legend(ncol=len(runs), loc="outside lower center")
+    return Chart(
+        canvas, f"{seen} of {len(rows) * len(runs)} figures changed; the table under the chart has the values"
+    )
+
+
+def _draw(axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str) -> None:
+    places, values = [y for y, _ in points], [change.ratio.value for _, change in points]
+    spans = [
+        [change.ratio.value - change.ratio.low for _, change in points],
+        [change.ratio.high - change.ratio.value for _, change in points],
+    ]
+    axes.errorbar(
+        values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#555555", capsize=3, label=label
+    )
+
+
+def write_comparison(found: Comparison, page: Path) -> Path:
+    """Write the comparison as one self-contained page, whole or not at all."""
+    names = ", ".join(row.name for row in found.differing)
+    conditions = conditions_frame(found)
+    apart = conditions[conditions[""] != "same"]
+    shown = [_table(styled(apart))] if len(apart) else []
+    sections = [
+        Section(
+            "Conditions that differ",
+            f"These differ: {names}." if names else "No recorded condition differs.",
+            [*shown, _folded(conditions[conditions[""] == "same"])],
+        ),
+        Section("Figures", HOW_TO_READ, [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]),
+    ]
+    if found.bundles:
+        text = " ".join(map(bundle_text, found.bundles))
+        tables = [_table(aligned(row.alignment)) for row in found.bundles if row.alignment]
+        sections.append(Section("Position by position", text, tables))
+    title = " against ".join(_headings(found))
+    return write_text(
+        page, render_page("report.html.j2", title=title, verdict=verdict(found), sections=sections)
+    )
+
+
+def verdict(found: Comparison) -> str:
+    """One sentence: what differs, and which figures changed more than chance explains."""
+    apart = "; ".join(f"{row.name} {' / '.join(map(str, row.values))}" for row in found.differing[:4])
+    more = f" and {len(found.differing) - 4} more" if len(found.differing) > 4 else ""
+    seen = [
+        f"{row.shown.label} {change.ratio.value:.2f}x"
+        for row in found.figures
+        for change in row.changes
+        if change is not None and change.seen
+    ]
+    conditions = (
+        f"Conditions that differ: {apart}{more}."
+        if apart
+        else "The runs were made under the same conditions."
+    )
+    figures = (
+        f"Changed more than chance explains: {', '.join(seen)}."
+        if seen
+        else "No figure changed more than chance explains."
+    )
+    return f"{conditions} {figures}"
+
+
+def _folded(same: pd.DataFrame) -> Markup:
+    table = _table(styled(same.iloc[:, 1:]))
+    return Markup("<details><summary>{} conditions are the same</summary>{}</details>").format(
+        len(same), table
+    )
+
+
+def _table(style: Styler) -> Markup:
+    return dress_tables(style.to_html())
+
+
+def _chart(found: Comparison) -> list[Markup]:
+    drawn = any(change is not None for row in found.figures for change in row.changes)
+    return [changes_chart(found).html()] if drawn else []

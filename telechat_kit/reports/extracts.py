@@ -1,0 +1,92 @@
+"""What a report says, for other programs and for pull requests: its tables as CSV, its summary as Markdown."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
+
+from telechat_kit.files import write_text
+
+#: A spreadsheet takes a cell that begins so for a formula
+_FORMULA = re.compile(r"[=@\t\r]|[-+](?![\d.])")
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of a page as it is shown: the heading above it, and its rows, the header first."""
+
+    section: str
+    rows: list[list[str]]
+
+
+def page_tables(page: str) -> list[PageTable]:
+    """Every table of a report, in order."""
+    found = []
+    for section in BeautifulSoup(page, "html.parser").find_all("section"):
+        heading = section.find("h2")
+        title = heading.get_text(strip=True) if heading else ""
+        found += [PageTable(title, _rows(table)) for table in section.find_all("table")]
+    return found
+
+
+def _rows(table: Tag) -> list[list[str]]:
+    rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
+    return [[" ".join(cell.get_text().split()) for cell in row] for row in rows if row]
+
+
+def write_tables(page: str, folder: Path) -> list[Path]:
+    """Each table of a report as `NN-heading.csv` in `folder`; what an earlier report left there goes."""
+    for left in folder.glob("*.csv"):
+        left.unlink()
+    paths = []
+    for number, table in enumerate(page_tables(page), start=1):
+        name = re.sub(r"\W+", "-", table.section.lower()).strip("-")
+        paths.append(write_text(folder / f"{number:02d}-{name}.csv", _csv(table.rows)))
+    return paths
+
+
+def _csv(rows: list[list[str]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([[_inert(cell) for cell in row] for row in rows])
+    return buffer.getvalue()
+
+
+def _inert(cell: str) -> str:
+    """Text that a model wrote must not become a formula in a spreadsheet."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def markdown_summary(page: str, report: str) -> str:
+    """Title, verdict, warnings and first table of a report; `report` is the address that it links to."""
+    soup = BeautifulSoup(page, "html.parser")
+    parts = [
+        f"## {_text(soup, 'h1')}",
+        *(_escaped(tag.get_text()) for tag in soup.select(".verdict, .banner li")),
+    ]
+    tables = page_tables(page)
+    if tables:
+        parts.append(markdown_rows(tables[0].rows))
+    return "\n\n".join([*parts, f"[{report}]({report})"]) + "\n"
+
+
+def _text(soup: BeautifulSoup, selector: str) -> str:
+    found = soup.select_one(selector)
+    return _escaped(found.get_text()) if found else ""
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([<>\[\]`|\\])", r"\\\1", " ".join(text.split()))
+
+
+def markdown_rows(rows: list[list[str]]) -> str:
+    """A table in Markdown, the first row its header; columns are padded so that it also reads in a terminal."""
+    cells = [[" ".join(str(text).replace("|", "\\|").split()) for text in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)) + " |"
+        for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -1,0 +1,142 @@
+"""`report.html` and what stands beside it: languages, tables, summary, index, records that do not belong together."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.reports import consistency_note, read_run, write_report
+from telechat_kit.reports.chinese import PHRASES, translate
+from telechat_kit.reports.extracts import markdown_summary, page_tables, write_tables
+from telechat_kit.reports.index_page import index_rows, write_index
+from telechat_kit.run_data import read_run_data
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run, free to be changed."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "results" / "tiny"))
+
+
+def test_the_page_carries_its_record_and_stays_small(tiny_run: Path) -> None:
+    page = tiny_run / "report.html"
+    assert page.stat().st_size < 2_000_000
+    assert read_run_data(page).quantize == read_run_data(tiny_run).quantize
+
+
+def test_hostile_text_is_shown_and_never_run(tiny_run: Path) -> None:
+    """A question of this run is `<script>alert(1)</script>`."""
+    soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
+    assert soup.find("script") is None
+    assert "<script>alert(1)</script>" in soup.get_text()
+    carried = soup.find("template")
+    assert carried is not None
+    assert carried.find(True) is None
+
+
+def test_every_picture_has_words(tiny_run: Path) -> None:
+    soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
+    assert len(soup.find_all("img")) >= 4
+    assert all(len(str(image.get("alt"))) > 20 for image in soup.find_all("img"))
+
+
+def test_the_page_in_chinese_keeps_every_figure(run: Path) -> None:
+    english = BeautifulSoup((run / "report.html").read_text(), "html.parser")
+    soup = BeautifulSoup(write_report(run, "zh").read_text(), "html.parser")
+    assert soup.html is not None
+    assert soup.html["lang"] == "zh-CN"
+    headings = [heading.get_text() for heading in soup.find_all("h2")]
+    assert headings[0] == "概览"
+    assert "测试条件" in headings
+    assert len(soup.find_all("td")) == len(english.find_all("td"))
+    numbers = [[c.get_text() for c in page.find_all("td", class_="number")] for page in (english, soup)]
+    assert numbers[0] == numbers[1]
+    assert read_run_data(run / "report.html").precision == read_run_data(run).precision
+    assert "困惑度" in (run / "report.md").read_text()
+
+
+def test_every_fixed_text_of_the_report_has_its_chinese_form(tiny_run: Path) -> None:
+    soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
+    texts = [
+        tag.get_text(" ", strip=True) for tag in soup.select("h2, section > p, nav a, .verdict, .page-footer")
+    ]
+    assert [text for text in texts if translate(" ".join(text.split())) == text] == []
+
+
+def test_a_phrase_takes_over_as_many_values_as_it_has() -> None:
+    for english, chinese in PHRASES.items():
+        values = [f"v{i}" for i in range(english.count("{}"))]
+        assert all(value in chinese.format(*values) for value in values), english
+    assert translate("an answer of a model") == "an answer of a model"
+
+
+def test_another_language_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(ParameterError, match=r'"fr" is unknown\. Use en or zh'):
+        write_report(tiny_run, "fr")
+
+
+def test_each_table_is_a_csv_and_the_summary_links_to_the_report(tiny_run: Path) -> None:
+    paths = sorted((tiny_run / "tables").glob("*.csv"))
+    assert [path.name[:2] for path in paths] == [f"{i:02d}" for i in range(1, len(paths) + 1)]
+    rows = list(csv.reader(paths[0].read_text().splitlines()))
+    assert rows[0] == ["", "float", "W8A8", "W8A8 against float"]
+    summary = (tiny_run / "report.md").read_text()
+    assert summary.startswith("## ")
+    assert "| perplexity" in summary
+    assert summary.endswith("[report.html](report.html)\n")
+
+
+def test_text_that_a_model_wrote_is_no_formula_and_no_markdown(tmp_path: Path) -> None:
+    page = (
+        '<h1>a [b](c)</h1><p class="verdict">&lt;img&gt;</p><section><h2>T</h2>'
+        "<table><tr><th>a|b</th></tr><tr><td>=1+1</td></tr><tr><td>-2.5</td></tr><tr><td>-x</td></tr></table></section>"
+    )
+    (path,) = write_tables(page, tmp_path)
+    assert path.read_text() == "a|b\n'=1+1\n-2.5\n'-x\n"
+    assert page_tables(page)[0].section == "T"
+    text = markdown_summary(page, "report.html")
+    assert r"a \[b\](c)" in text
+    assert r"\<img\>" in text
+    assert r"a\|b" in text
+
+
+def test_records_of_one_run_belong_together(tiny_run: Path) -> None:
+    assert consistency_note(read_run(tiny_run)).startswith("All records of this folder")
+
+
+def test_a_record_of_another_profile_is_noticed_in_the_notebook_and_on_the_page(run: Path) -> None:
+    path = run / "performance.json"
+    record = json.loads(path.read_text())
+    record["conditions"]["hashes"]["w8a8_weights"] = "0" * 64
+    path.write_text(json.dumps(record))
+    note = "performance.json is of other W8A8 weights than quantize.json: run 04_performance again."
+    assert consistency_note(read_run(run)) == note
+    page = write_report(run).read_text()
+    assert 'role="alert"' in page
+    assert note in page
+    assert note in (run / "report.md").read_text()
+
+
+def test_the_index_lists_runs_also_damaged_ones(run: Path) -> None:
+    results = run.parent
+    shutil.copytree(run, results / "damaged")
+    (results / "damaged" / "precision.json").write_text("{")
+    (results / "damaged" / "report.html").unlink()
+    (results / "no-run").mkdir()
+    rows = index_rows(results)
+    assert [(row.folder.name, row.state == "completed") for row in rows] == [
+        ("damaged", False),
+        ("tiny", True),
+    ]
+    soup = BeautifulSoup(write_index(results).read_text(), "html.parser")
+    assert [a["href"] for a in soup.select("td a")] == ["tiny/report.html"]
+    assert "not valid JSON" in soup.get_text()
+
+
+def test_an_index_over_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no runs"):
+        write_index(tmp_path)
