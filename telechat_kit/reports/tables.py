@@ -13,7 +13,7 @@ from telechat_kit.performance import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.quantization.streaming import Recipe
+from telechat_kit.quantization.recipe import Recipe
 from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
 
 
