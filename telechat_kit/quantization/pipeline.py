@@ -141,7 +141,7 @@ def quantize(
         samples=samples, tokens=tokens, seed=seed, context=context,
     )  # fmt: skip
     _check_budget(source, level, budget, budget_samples)
-    used = parse_ingredients(ingredients) if anti_outlier == BEST else []
+    used = parse_ingredients(ingredients, activations) if anti_outlier == BEST else []
     recipe = Recipe(
         level=level,
         anti_outlier=anti_outlier,

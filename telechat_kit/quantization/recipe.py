@@ -1,6 +1,6 @@
 """What a quantization is asked for, and what it says of each linear."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.model.folder import DYNAMIC, STATIC
@@ -18,15 +18,29 @@ UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS = INGREDIENTS =
     "bias",
 )
 
+REFINEMENTS = {ROUNDING, BIAS}
+#: Those that shape static ranges: dynamic activations have none
+RANGES = {SIGNS, RANDOM_TOKENS}
 
-def parse_ingredients(text: str) -> list[str]:
-    """The ingredients of method best that a parameter names: "all", "none", or some separated by commas."""
-    if text in ("all", "none"):
-        return list(INGREDIENTS) if text == "all" else []
+
+def parse_ingredients(text: str, activations: str = "static") -> list[str]:
+    """The ingredients of method best that a parameter names: "all", "none", or some separated by commas.
+
+    Dynamic activations go without those that shape ranges.
+    """
+    if text == "none":
+        return []
+    if text == "all":
+        return [name for name in INGREDIENTS if activations == "static" or name not in RANGES]
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in INGREDIENTS]:
         known = ", ".join(INGREDIENTS)
         raise ParameterError(f'ingredient "{unknown[0]}" is unknown. Use all, none, or some of {known}.')
+    if activations != "static" and (idle := RANGES.intersection(names)):
+        raise ParameterError(
+            f'ingredient "{sorted(idle)[0]}" shapes the ranges of static activations; dynamic ones have none. '
+            "Leave it out."
+        )
     return [name for name in INGREDIENTS if name in names]
 
 
@@ -84,7 +98,12 @@ class Recipe:
     @property
     def refined(self) -> bool:
         """Whether blocks are refined after calibration."""
-        return not {ROUNDING, BIAS}.isdisjoint(self.ingredients)
+        return not REFINEMENTS.isdisjoint(self.ingredients)
+
+    @property
+    def unrefined(self) -> "Recipe":
+        """The same without what refines blocks after calibration."""
+        return replace(self, ingredients=[name for name in self.ingredients if name not in REFINEMENTS])
 
 
 @dataclass(frozen=True)

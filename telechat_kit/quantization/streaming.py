@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
+from telechat_kit.model.folder import DYNAMIC, FLOAT
 from telechat_kit.model.int8 import decode_scale
 from telechat_kit.model.shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
@@ -39,12 +39,15 @@ from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
 from telechat_kit.quantization.partial import Pass
 from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, LinearRecord, Recipe
 from telechat_kit.quantization.refinement import (
+    Energies,
     QuantizeInput,
     Refined,
     correct_biases,
     input_quantizer,
     refine,
     run_refined,
+    stream_energies,
+    stream_watched,
 )
 from telechat_kit.quantization.samples import random_samples
 from telechat_kit.quantization.splitting import split_channels
@@ -75,15 +78,19 @@ def quantize_blocks(
     analyzer = _Analyzer(shards, recipe, analysis, device)
     stream(analyzer, [*samples[:looked_at], *probes], f"1 of {passes}, analysis of blocks")
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
-    at_l0 = _Quantizer(shards, recipe, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
-    ranged = [*samples, *probes] if recipe.kind == STATIC else samples
+    tried = recipe.unrefined if recipe.by_noise else recipe  # noise needs no refined weights
+    at_l0 = _Quantizer(shards, tried, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
     if passes > 2:
-        stream(at_l0, ranged, f"2 of {passes}, quantization at L0")
+        stream(at_l0, [*samples, *probes], f"2 of {passes}, quantization at L0")
     float_linears, measured = _choose(at_l0, samples, recipe, scores)
     kept = frozenset(linear.name for linear in float_linears)
     blocks = Pass(folder, "trial" if passes > 2 and not kept else "block")  # at L0 the trial is the result
-    quantizer = replace(at_l0, float_linears=kept, results=blocks)
-    stream(quantizer, ranged, f"{passes - 1 if measured else passes} of {passes}, quantization of blocks")
+    quantizer = replace(at_l0, recipe=recipe, float_linears=kept, results=blocks)
+    stream(
+        quantizer,
+        [*samples, *probes],
+        f"{passes - 1 if measured else passes} of {passes}, quantization of blocks",
+    )
     if measured:
         measured = replace(measured, kl_written=_written_kl(quantizer, samples[: measured.samples]))
     return Quantized(blocks, _linear_records(blocks, count), float_linears, measured)
@@ -104,11 +111,8 @@ def _choose(
         few = samples[: recipe.budget_samples]
         flow, noise = _flow(at_l0, "candidates", len(few)), _noise(at_l0)
         return choose_measured(flow, few, noise, scores, recipe.budget, recipe.group_fallback)
-    if recipe.by_noise:
-        return choose_float_linears(
-            _noise(at_l0), recipe.level, recipe.group_fallback, by="int8 noise in the residual stream"
-        ), None
-    return choose_float_linears(scores, recipe.level, recipe.group_fallback), None
+    ranking = _noise(at_l0) if recipe.by_noise else None
+    return choose_float_linears(scores, recipe.level, recipe.group_fallback, ranking), None
 
 
 def _noise(at_l0: "_Quantizer") -> dict[str, float]:
@@ -175,10 +179,11 @@ class _Quantizer:
         refined, (samples, probes) = None, (states[: self.samples], states[self.samples :])
         observers = self._observers(int8)
         probed = calibrate(block, probes, observers, {name: LinearFigures() for name in scores})
-        with observed(block, channels.updates()):
+        with observed(block, channels.updates()), stream_watched(block) as between:
             after = self._calibrate(block, samples, int8, observers, figures)
         if self.recipe.refined:
-            refined, inputs = self._refine(block, samples, int8, observers)
+            energies = stream_energies(samples, between, after)
+            refined, inputs = self._refine(block, samples, energies, int8, observers)
             after, probed = (run_refined(block, part, inputs, refined) for part in (samples, probes))
         noise = residual_noise(block, figures, after)
         packed = {name: self._pack(block, name, observers.get(name), refined) for name in int8}
@@ -215,12 +220,17 @@ class _Quantizer:
         return calibrate(block, states, observers, figures)
 
     def _refine(
-        self, block: Block, states: Sequence[Tensor], names: Iterable[str], observers: Mapping[str, Observer]
+        self,
+        block: Block,
+        states: Sequence[Tensor],
+        energies: Sequence[Energies],
+        names: Iterable[str],
+        observers: Mapping[str, Observer],
     ) -> tuple[Refined, dict[str, QuantizeInput]]:
         """What method best makes of the linears `names`, and how their inputs are quantized."""
         inputs = {name: input_quantizer(observers.get(name)) for name in names}
         used = self.recipe.ingredients
-        refined = refine(block, states, inputs, rounding=ROUNDING in used, bias=BIAS in used)
+        refined = refine(block, states, energies, inputs, rounding=ROUNDING in used, bias=BIAS in used)
         correct_biases(block, refined)
         return refined, inputs
 
