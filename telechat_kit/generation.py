@@ -13,7 +13,7 @@ from telechat_kit.engine import EngineRun, engine_for
 from telechat_kit.errors import DataError
 from telechat_kit.memory import explained
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 
 
 class PreallocatedCache:
@@ -22,11 +22,27 @@ class PreallocatedCache:
     It offers what the network uses of transformers' `Cache`.
     """
 
-    def __init__(self, config: TelechatConfig, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (config.n_layer, 2, batch, config.n_head, capacity, config.head_dim)
+    def __init__(
+        self, config: TelechatConfig, batch: int, capacity: int, like: Tensor, heads: int | None = None
+    ) -> None:
+        """`heads`: how many of the model's heads are here, if the others are on other devices."""
+        shape = (config.n_layer, 2, batch, heads or config.n_head, capacity, config.head_dim)
         self.slots = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.length = 0
         self.token_ids: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: TelechatForCausalLM, batch: int, capacity: int) -> "PreallocatedCache":
+        """A cache for `model`, or for the part of it that is here."""
+        block = model.transformer.h[0]
+        assert isinstance(block, TelechatBlock)
+        like = model.get_input_embeddings().weight
+        return cls(model.config, batch, capacity, like, block.self_attention.n_head)
+
+    @property
+    def capacity(self) -> int:
+        """Number of positions that there is room for."""
+        return self.slots.shape[-2]
 
     def get_seq_length(self) -> int:
         """Number of positions filled in all layers."""
@@ -51,7 +67,7 @@ class NetworkRun:
 
     def __init__(self, model: TelechatForCausalLM, capacity: int) -> None:
         self.model = model
-        self.cache = PreallocatedCache(model.config, 1, capacity, like=model.get_input_embeddings().weight)
+        self.cache = PreallocatedCache.of(model, 1, capacity)
 
     def best(self, ids: Sequence[int]) -> int:
         """The id of the largest logit after `ids`, which follow those given before."""

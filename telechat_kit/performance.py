@@ -1,5 +1,6 @@
 """Speed of float and W8A8 over a grid of prompt and answer lengths, with raw samples kept."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from telechat_kit.data import load_text
 from telechat_kit.engine import engine_for
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
-from telechat_kit.generation import Generation, generate
+from telechat_kit.generation import Generation, PreallocatedCache, generate
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
 from telechat_kit.progress import track
@@ -75,7 +76,10 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes that a decode step reads, whatever the context: all weights but the embedding rows not looked up."""
+    """Bytes that a decode step reads, whatever the context: all weights but the embedding rows not looked up.
+
+    Those of one device, where several share the model: they read at the same time.
+    """
 
     precision: str
     weight_bytes: int
@@ -98,6 +102,8 @@ class PerformanceRecord:
     peak_memory_bytes: int
     published: list[PublishedCase]
     conditions: Conditions
+    #: float and W8A8 took turns; otherwise the card could not hold both, and one came after the other
+    in_turn: bool = True
 
 
 def grid(input_lengths: Sequence[int], output_lengths: Sequence[int], context: int) -> list[tuple[int, int]]:
@@ -125,21 +131,22 @@ def measure_performance(
     output_lengths: Sequence[int] = GUIDE_LENGTHS,
     repeats: int = 3,
     text: str = "pydoc_data.topics",
+    memory: str = "auto",
     device: str = "auto",
 ) -> PerformanceRecord:
-    """Time every case `repeats` times in float and W8A8, in turn, and keep each sample in `samples_path`.
+    """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
 
-    Prompts are the first tokens of `text`; stop tokens are ignored, so that a case generates exactly what it says.
+    Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
+    before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case generates exactly what it says.
     """
     if repeats < 1:
         raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
-    pair = Pair(model_path, quant_path, device)
-    cases = grid(input_lengths, output_lengths, pair.models["float"].config.training_seqlen)
+    pair = Pair(model_path, quant_path, device, memory)
+    cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen)
     prompt = _prompt(pair, text, max(input_lengths))
-    samples = _collect(pair, cases, prompt, repeats, samples_path)
+    samples, sizes = _collect(pair, cases, prompt, repeats, samples_path)
     backend = backend_for(pair.device.type)
     bandwidth, basis = backend.read_bandwidth()
-    sizes = [model_size(name, model) for name, model in pair.models.items()]
     return PerformanceRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
@@ -152,6 +159,7 @@ def measure_performance(
         peak_memory_bytes=backend.peak_memory_bytes(),
         published=list(PUBLISHED),
         conditions=pair.conditions(),
+        in_turn=pair.together,
     )
 
 
@@ -168,18 +176,18 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
 
 def _collect(
     pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int, samples_path: Path
-) -> list[Sample]:
-    for name in pair.models:
-        generate(pair.models[name], prompt[: cases[0][0]], min(8, cases[0][1]))  # warm-up, not counted
-    samples, part = [], partial_samples(samples_path)
+) -> tuple[list[Sample], list[ModelSize]]:
+    samples, sizes, part = list[Sample](), list[ModelSize](), partial_samples(samples_path)
     part.parent.mkdir(parents=True, exist_ok=True)
+    turns = [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]
     with part.open("w", encoding="utf-8") as file:
-        for sample in _timed(pair, cases, prompt, repeats):
-            file.write(json.dumps(asdict(sample)) + "\n")
-            file.flush()
-            samples.append(sample)
+        for names in turns:
+            for sample in _timed(pair, names, cases, prompt, repeats, sizes):
+                file.write(json.dumps(asdict(sample)) + "\n")
+                file.flush()
+                samples.append(sample)
     part.replace(samples_path)
-    return samples
+    return samples, sizes
 
 
 def partial_samples(samples_path: Path) -> Path:
@@ -187,12 +195,27 @@ def partial_samples(samples_path: Path) -> Path:
     return samples_path.with_name(f"{samples_path.name}.part")
 
 
-def _timed(pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int) -> Iterator[Sample]:
-    """Repeats outermost and both precisions in turn: a drift of the machine's speed meets all cases alike."""
-    runs = [(r, i, o, name) for r in range(repeats) for i, o in cases for name in pair.models]
-    for repeat, inputs, outputs, name in track(runs, "timed runs"):
-        run = generate(pair.models[name], prompt[:inputs], outputs)
-        yield _sample(name, repeat, run)
+def _timed(
+    pair: Pair,
+    names: Sequence[str],
+    cases: Sequence[tuple[int, int]],
+    prompt: list[int],
+    repeats: int,
+    sizes: list[ModelSize],
+) -> Iterator[Sample]:
+    """Repeats outermost and the precisions in turn: a drift of the machine's speed meets all cases alike.
+
+    The models are loaded here and freed at the end, their `sizes` noted.
+    """
+    with contextlib.ExitStack() as stack:
+        models = {name: stack.enter_context(pair.model(name)) for name in names}
+        sizes += [model_size(name, model) for name, model in models.items()]
+        for model in models.values():
+            generate(model, prompt[: cases[0][0]], min(8, cases[0][1]))  # warm-up, not counted
+        runs = [(r, i, o, name) for r in range(repeats) for i, o in cases for name in names]
+        for repeat, inputs, outputs, name in track(runs, "timed runs"):
+            run = generate(models[name], prompt[:inputs], outputs)
+            yield _sample(name, repeat, run)
 
 
 def _sample(name: str, repeat: int, run: Generation) -> Sample:
@@ -246,8 +269,7 @@ def model_size(name: str, model: TelechatForCausalLM) -> ModelSize:
         return ModelSize(name, total, engine.read_bytes_per_token, engine.cache_bytes_per_position)
     embedding = model.get_input_embeddings().weight
     looked_up = 0 if model.config.tie_word_embeddings else embedding.nbytes
-    per_position = 2 * model.config.n_layer * model.config.hidden_size * embedding.element_size()
-    return ModelSize(name, total, total - looked_up, per_position)
+    return ModelSize(name, total, total - looked_up, PreallocatedCache.of(model, 1, 1).slots.nbytes)
 
 
 def read_samples(path: Path) -> list[Sample]:

@@ -70,15 +70,18 @@ class FolderHashes:
     problem: str
 
 
-def conditions(device: torch.device, **folders: Path) -> Conditions:
-    """Conditions here and now on `device`, with the hashes of the weights and tokenizer of each named folder."""
+def conditions(device: torch.device, devices: int = 1, /, **folders: Path) -> Conditions:
+    """Conditions here and now on `device`, with the hashes of the weights and tokenizer of each named folder.
+
+    `devices`: how many like it share a model.
+    """
     backend, hashes = backend_for(device.type), {}
     for name, folder in folders.items():
         hashes[f"{name}_weights"] = weights_hash(folder)
         hashes[f"{name}_tokenizer"] = tokenizer_hash(folder)
     return Conditions(
         device=device.type,
-        device_name=backend.device_name(),
+        device_name=backend.device_name() if devices == 1 else f"{devices} x {backend.device_name()}",
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.machine()}",

@@ -55,13 +55,15 @@ def replay() -> int:
     for call in calls:
         name = call["operator"]
         if name in WITHOUT_SHAPES:
-            print(f"no shape function   {name}")
+            print(f"{call['chip']:<12} no shape function  {name} {_told(call['arguments'])}")
             continue
         problem = _problem(torch, getattr(torch_npu, name), call)
         wrong, replayed = wrong + bool(problem), replayed + 1
-        print(f"{'WRONG' if problem else 'accepted':<20}{name} {_told(call['arguments'])} {problem}")
+        verdict = "WRONG" if problem else "accepted"
+        print(f"{call['chip']:<12} {verdict:<18} {name} {_told(call['arguments'])} {problem}")
     print(
-        f"torch_npu {torch_npu.__version__}: {wrong} of {len(calls)} kinds of calls refused or of another shape"
+        f"torch_npu {torch_npu.__version__}: of {len(calls)} kinds of calls {replayed - wrong} accepted with the shapes and "
+        f"dtypes expected, {wrong} refused or of another shape, {len(calls) - replayed} without a shape function"
     )
     return wrong
 
@@ -90,11 +92,17 @@ def _value(torch: Any, value: Any) -> Any:
 
 
 def _told(arguments: dict[str, Any]) -> str:
-    parts = [
-        f"{name}={value['dtype']}{value['shape']}" if isinstance(value, dict) else f"{name}={value}"
+    return ", ".join(
+        f"{name}={_tensor_told(value) if isinstance(value, dict) else value}"
         for name, value in arguments.items()
-    ]
-    return ", ".join(parts)
+    )
+
+
+def _tensor_told(value: dict[str, Any]) -> str:
+    """Dtype, shape, and format unless it is the plain one."""
+    shape = " x ".join(map(str, value["shape"]))
+    blocked = "" if value["format"] == "ND" else f" {value['format']}"
+    return f"{value['dtype']}[{shape}]{blocked}{' transposed' if value['transposed'] else ''}"
 
 
 if __name__ == "__main__":

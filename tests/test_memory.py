@@ -28,14 +28,19 @@ def test_needs_are_those_of_a_loaded_model(
     assert loaded.cache_bytes_per_token == counted.cache_bytes_per_token
 
 
-def test_a_float16_telechat_12b_is_the_only_one_that_a_310p_cannot_hold() -> None:
-    longest = {(row.model, row.precision): row.largest_context for row in fits()}
-    assert longest == {
-        ("TeleChat-7B", "float16"): 8192,
-        ("TeleChat-7B", "W8A8"): 8192,
-        ("TeleChat-12B", "float16"): 0,
-        ("TeleChat-12B", "W8A8"): 8192,
-    }
+def test_a_float16_telechat_12b_is_the_only_one_that_a_310p_cannot_hold_and_two_can() -> None:
+    longest = {(row.devices, row.model, row.precision): row.largest_context for row in fits()}
+    assert [case for case, tokens in longest.items() if tokens == 0] == [(1, "TeleChat-12B", "float16")]
+    assert set(longest.values()) == {0, 8192}
+
+
+def test_two_devices_split_linears_and_cache_and_both_hold_the_rest() -> None:
+    for config in TELECHAT.values():
+        one, two = needs(config, True), needs(config, True, devices=2)
+        assert two.cache_bytes_per_token * 2 == one.cache_bytes_per_token
+        tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size * 2
+        assert 2 * two.weight_bytes - one.weight_bytes > tables
+        assert 2 * two.weight_bytes - one.weight_bytes < 1.01 * tables
 
 
 def test_the_limit_is_bandwidth_over_what_a_token_reads() -> None:

@@ -51,6 +51,18 @@ def run(
     return record, path
 
 
+def test_where_both_models_do_not_fit_one_is_timed_after_the_other(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
+) -> None:
+    lengths = {"input_lengths": [3, 5], "output_lengths": [2], "repeats": 2, "device": "cpu"}
+    path = tmp_path / "samples.jsonl"
+    record = measure_performance(tiny_folder, tiny_w8a8_folder, path, memory="one", **lengths)  # type: ignore[arg-type]
+    found = [(s.precision, s.repeat, s.input_tokens) for s in read_samples(path)]
+    assert found == [(name, r, i) for name in ("float", "w8a8") for r in (0, 1) for i in (3, 5)]
+    assert [size.precision for size in record.sizes] == ["float", "w8a8"]
+    assert not record.in_turn
+
+
 def test_every_case_is_timed_as_often_as_asked_in_both_precisions(
     run: tuple[PerformanceRecord, Path],
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import cpu, cuda, npu
+from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
 
 DEVICES = ("cpu", "cuda", "npu")
@@ -17,6 +18,8 @@ class Backend(Protocol):
     """The operations of one kind of device. Each module of this package is one."""
 
     name: str
+    #: torch.distributed's backend for this device
+    collectives: str
 
     def device_count(self) -> int: ...
     def open_device(self, index: int) -> None: ...
@@ -31,6 +34,10 @@ class Backend(Protocol):
         """What `prepare_linear` was given, from what it gave, for a weight `[out, size]`."""
         ...
 
+    def prepare_sharded_linear(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`prepare_linear` for a linear whose inputs are split over devices, as `sharded_int8_linear` takes it."""
+        ...
+
     def quantize(self, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor: ...
     def accumulate(self, x_q: Tensor, weight: Tensor) -> Tensor: ...
 
@@ -41,9 +48,25 @@ class Backend(Protocol):
     def dynamic_int8_linear(
         self, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
     ) -> Tensor: ...
+
+    #: x, `add_up`, then what `prepare_sharded_linear` gave
+    sharded_int8_linear: Callable[..., Tensor]
+
+    def sharded_dynamic_linear(
+        self,
+        x: Tensor,
+        add_up: AddUp,
+        largest: AddUp,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor: ...
     def float_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
     def silu_product(self, gate: Tensor, up: Tensor) -> Tensor: ...
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor: ...
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]: ...
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor: ...
     def operators(self) -> dict[str, str]: ...
@@ -67,27 +90,54 @@ def backend_for(device_type: str) -> Backend:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device meant by a profile's `device`: "auto", "cpu", or a device that is really there.
+    """The torch device meant by a profile's `device`: "auto", "cpu", or a device that is really there, now open.
+
+    Of several it is the first, which does the work that is not shared.
+
+    Raises:
+        DeviceError: the name is unknown, its software does not work, or no such device is present.
+    """
+    device = split_devices(device)[0]
+    kind, number = require_device(device)
+    if kind == "cpu":
+        return torch.device("cpu")
+    try:
+        backend_for(kind).open_device(number)
+    except DeviceError as error:
+        raise _unusable(device, error) from error
+    return torch.device(kind, number)
+
+
+def split_devices(device: str) -> tuple[str, ...]:
+    """The devices that `device` names: one, or several with commas between them, which share a model."""
+    return tuple(part.strip() for part in device.split(","))
+
+
+def require_device(device: str) -> tuple[str, int]:
+    """Kind and number of one device that is there, without opening it.
 
     Raises:
         DeviceError: the name is unknown, its software does not work, or no such device is present.
     """
     kind, _, index = device.partition(":")
     if device == "auto" or kind == "cpu":
-        return torch.device("cpu")
+        return "cpu", 0
     if kind not in DEVICES or (index and not index.isdigit()):
         raise DeviceError(
             f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with a number as in {DEVICES[-1]}:0.'
         )
-    backend, number = backend_for(kind), int(index or 0)
+    number = int(index or 0)
     try:
-        count = backend.device_count()
-        if number >= count:
-            raise DeviceError(f"torch sees {count} {kind} device(s) here. {_advice(kind, count)}")
-        backend.open_device(number)
+        count = backend_for(kind).device_count()
     except DeviceError as error:
-        raise DeviceError(f'device "{device}" asked for, but {error}') from error
-    return torch.device(kind, number)
+        raise _unusable(device, error) from error
+    if number >= count:
+        raise _unusable(device, f"torch sees {count} {kind} device(s) here. {_advice(kind, count)}")
+    return kind, number
+
+
+def _unusable(device: str, problem: object) -> DeviceError:
+    return DeviceError(f'device "{device}" asked for, but {problem}')
 
 
 def _advice(kind: str, count: int) -> str:

@@ -17,12 +17,14 @@ from telechat_kit.backends import plain
 from telechat_kit.backends.cpu_kernels import operators as compiled
 from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
 from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
-from telechat_kit.backends.plain import measured_bandwidth, quantize, quantize_per_token, rotate
+from telechat_kit.backends.plain import AddUp, measured_bandwidth, quantize, quantize_per_token, rotate
 
 __all__ = [
     "accumulate",
+    "add_rms_norm",
     "attention",
     "choose_dtype",
+    "collectives",
     "device_count",
     "device_name",
     "dynamic_int8_linear",
@@ -35,17 +37,22 @@ __all__ = [
     "peak_memory_bytes",
     "prepare_float_linear",
     "prepare_linear",
+    "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
     "restore_linear",
     "rms_norm",
     "rotate",
+    "sharded_dynamic_linear",
+    "sharded_int8_linear",
     "silu_product",
     "synchronize",
 ]
 
 name = "cpu"
+#: The library through which several processes add up their parts of a model
+collectives = "gloo"
 
 
 def device_count() -> int:
@@ -106,6 +113,23 @@ def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: T
     return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
 
 
+def prepare_sharded_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are: the kernels scale their products at once, a part must not."""
+    return dict(tensors)
+
+
+def sharded_int8_linear(x: Tensor, add_up: AddUp, **tensors: Tensor) -> Tensor:
+    """The part of a W8A8 linear whose inputs are split over processes, added up exactly."""
+    return plain.sharded_int8_linear(x, add_up, **tensors, accumulate=accumulate)
+
+
+def sharded_dynamic_linear(
+    x: Tensor, add_up: AddUp, largest: AddUp, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The same with dynamic activations."""
+    return plain.sharded_dynamic_linear(x, add_up, largest, weight, weight_scale, bias, accumulate)
+
+
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Float linear of a W8A8 model, `x [..., K]`, `weight [N, K]`."""
     if _compiled(x):
@@ -118,6 +142,12 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     if _compiled(x):
         return compiled.rms_norm(x, weight, epsilon)
     return plain.rms_norm(x, weight, epsilon)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The RMS norm of `x + residual`, and that sum."""
+    total = x + residual
+    return rms_norm(total, weight, epsilon), total
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.plain import (
+    AddUp,
+    add_rms_norm,
     attention,
     float_linear,
     quantize,
@@ -19,8 +21,10 @@ from telechat_kit.backends.plain import (
 
 __all__ = [
     "accumulate",
+    "add_rms_norm",
     "attention",
     "choose_dtype",
+    "collectives",
     "device_count",
     "device_name",
     "dynamic_int8_linear",
@@ -33,17 +37,22 @@ __all__ = [
     "peak_memory_bytes",
     "prepare_float_linear",
     "prepare_linear",
+    "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
     "restore_linear",
     "rms_norm",
     "rotate",
+    "sharded_dynamic_linear",
+    "sharded_int8_linear",
     "silu_product",
     "synchronize",
 ]
 
 name = "cuda"
+#: The library through which several processes add up their parts of a model
+collectives = "nccl"
 
 #: torch._int_mm on CUDA refuses 16 rows and fewer, and sides of the weight that are no multiples of 8
 LEAST_ROWS, MULTIPLE = 17, 8
@@ -108,6 +117,23 @@ def int8_linear(
 def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
     return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
+
+
+def prepare_sharded_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are: `accumulate` pads what has to be padded."""
+    return dict(tensors)
+
+
+def sharded_int8_linear(x: Tensor, add_up: AddUp, **tensors: Tensor) -> Tensor:
+    """The part of a W8A8 linear whose inputs are split over GPUs, added up exactly."""
+    return plain.sharded_int8_linear(x, add_up, **tensors, accumulate=accumulate)
+
+
+def sharded_dynamic_linear(
+    x: Tensor, add_up: AddUp, largest: AddUp, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The same with dynamic activations."""
+    return plain.sharded_dynamic_linear(x, add_up, largest, weight, weight_scale, bias, accumulate)
 
 
 def operators() -> dict[str, str]:

@@ -10,11 +10,25 @@ from torch.nn import functional
 #: Products of int8 values are at most 2^14: so many of them add up exactly in the 24 bits of a float32 mantissa
 EXACT_TERMS = 2**24 // 2**14
 
+#: Joins what several devices hold of one tensor: gives each of them the sum, or the largest, of all parts
+AddUp = Callable[[Tensor], Tensor]
+
+
+def same(part: Tensor) -> Tensor:
+    """The join of a model that lies on one device: the part is all there is."""
+    return part
+
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMS norm of the last axis, `x [..., H]`: normalized in float32, cast to the dtype of `x`, then weighted."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The RMS norm of `x + residual`, and that sum."""
+    total = x + residual
+    return rms_norm(total, weight, epsilon), total
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
@@ -63,14 +77,16 @@ def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return x.float().div(scale).round_().add_(offset).clamp_(-128, 127).to(torch.int8)
 
 
-def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_per_token(x: Tensor, largest: AddUp = same) -> tuple[Tensor, Tensor]:
     """Int8 form `[..., K]` of `x [..., K]` and the float32 scale `[..., 1]` of each token: `max|x| / 127`, symmetric.
+
+    `largest` joins the maxima where other devices hold other columns of the same tokens.
 
     A token of zeros has scale 0 and zeros. The scale of a token that is not finite is not finite either, so that
     nothing computed from it looks like a result.
     """
     wide = x.float()
-    scale = wide.abs().amax(dim=-1, keepdim=True) / 127
+    scale = largest(wide.abs().amax(dim=-1, keepdim=True)) / 127
     divisor = torch.where(scale > 0, scale, 1)
     return wide.div(divisor).round_().clamp_(-127, 127).to(torch.int8), scale
 
@@ -81,9 +97,10 @@ def dynamic_product(
     weight_scale: Tensor,
     bias: Tensor | None,
     accumulate: Callable[[Tensor, Tensor], Tensor],
+    largest: AddUp = same,
 ) -> Tensor:
     """W8A8 linear `[..., N]` of `x [..., K]`, quantized token by token, with a device's exact product `accumulate`."""
-    x_q, x_scale = quantize_per_token(x.reshape(-1, weight.shape[1]))
+    x_q, x_scale = quantize_per_token(x.reshape(-1, weight.shape[1]), largest)
     y = accumulate(x_q, weight).float().mul_(x_scale).mul_(weight_scale)
     if bias is not None:
         y.add_(bias)
@@ -114,6 +131,42 @@ def scaled_product(
     rows = accumulate(x_q.reshape(-1, weight.shape[1]), weight)
     scaled = rows.add_(quant_bias).float().mul_(deq_scale)
     return scaled.to(dtype).view(*x_q.shape[:-1], weight.shape[0])
+
+
+def sharded_int8_linear(
+    x: Tensor,
+    add_up: AddUp,
+    weight: Tensor,
+    input_scale: Tensor,
+    input_offset: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    accumulate: Callable[[Tensor, Tensor], Tensor] = accumulate,
+) -> Tensor:
+    """W8A8 linear of the columns `x [..., K]` that this device holds: int32 products are added up, then scaled.
+
+    `quant_bias` is this device's share. The result is that of one device, bit for bit.
+    """
+    x_q = quantize(x, input_scale, input_offset).reshape(-1, x.shape[-1])
+    rows = add_up(accumulate(x_q, weight).add_(quant_bias))
+    return rows.float().mul_(deq_scale).to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+
+def sharded_dynamic_linear(
+    x: Tensor,
+    add_up: AddUp,
+    largest: AddUp,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    accumulate: Callable[[Tensor, Tensor], Tensor] = accumulate,
+) -> Tensor:
+    """`dynamic_product` of the columns that this device holds, with scales over the columns of all devices."""
+
+    def joined(x_q: Tensor, weight: Tensor) -> Tensor:
+        return add_up(accumulate(x_q, weight))
+
+    return dynamic_product(x, weight, weight_scale, bias, joined, largest)
 
 
 def measured_bandwidth(device: torch.device, synchronize: Callable[[], None]) -> float:

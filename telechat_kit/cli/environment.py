@@ -30,7 +30,7 @@ _INDENT = " " * (_WIDTHS[0] + 2)
     type=click.Path(path_type=Path),
     help="Check for this profile of params/: its device, checkpoint, run folder. Default: those of 01_setup.",
 )
-@click.option("--device", help="auto, cpu, cuda:0 or npu:0, in place of the profile's.")
+@click.option("--device", help="auto, cpu, cuda:0, npu:0 or npu:0,npu:1, in place of the profile's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def check(profile: Path | None, device: str | None, as_json: bool) -> None:
     """Say what is wrong before a run does: chip, driver, CANN, torch_npu, versions, memory, weights.

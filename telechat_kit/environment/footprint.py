@@ -20,6 +20,6 @@ class Footprint:
     w8a8: int
 
 
-def footprint(config: TelechatConfig) -> Footprint:
-    """Counted from the shapes alone: nothing is allocated."""
-    return Footprint(*(needs(config, w8a8).bytes_for(TOKENS) for w8a8 in (False, True)))
+def footprint(config: TelechatConfig, devices: int = 1) -> Footprint:
+    """Counted from the shapes alone: nothing is allocated. For each device, where several share the model."""
+    return Footprint(*(needs(config, w8a8, devices=devices).bytes_for(TOKENS) for w8a8 in (False, True)))

@@ -1,13 +1,13 @@
 """`check`: everything that a run needs, as one table; `check_setup`: that table with the model, as a record."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
-from telechat_kit.backends import DEVICES, backend_for, resolve_device
+from telechat_kit.backends import DEVICES, backend_for, resolve_device, split_devices
 from telechat_kit.environment.ascend import has_ascend, read_stack
 from telechat_kit.environment.check import Check
 from telechat_kit.environment.checkpoint import Part, checkpoint_checks, model_parts, weights_bytes
@@ -54,12 +54,12 @@ def check(
         DeviceError: `device` is no name of a device.
     """
     probe, folder = probe or Probe(), resolve(checkpoint_path)
-    kind, index = _device(device)
+    kind, indices = _devices(device)
     if kind == "auto":
         kind = "npu" if has_ascend(probe) else "cpu"
     rows = [*_version_checks(kind, probe)]
     if kind == "npu":
-        rows += _npu_checks(probe, index, _footprint(folder))
+        rows += _npu_checks(probe, indices, _footprint(folder, len(indices)))
     else:
         rows += _other_device_checks(probe, device)
     rows += _resource_checks(probe, folder, resolve(run_folder))
@@ -94,17 +94,24 @@ def check_setup(
         parts=model_parts(folder),
         checkpoint_bytes=size,
         origin=origin(folder),
-        conditions=conditions(target, float=folder),
+        conditions=conditions(target, len(split_devices(device)), float=folder),
     )
 
 
-def _device(device: str) -> tuple[str, int]:
-    kind, _, index = device.partition(":")
-    if (kind not in DEVICES and device != "auto") or (index and not index.isdigit()):
-        raise DeviceError(
-            f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with :N for the Nth.'
-        )
-    return kind, int(index or 0)
+def _devices(device: str) -> tuple[str, list[int]]:
+    kinds, indices = list[str](), list[int]()
+    for one in split_devices(device):
+        kind, _, index = one.partition(":")
+        if (kind not in DEVICES and device != "auto") or (index and not index.isdigit()):
+            raise DeviceError(
+                f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with :N for the Nth, '
+                "or several with commas between them."
+            )
+        kinds.append(kind)
+        indices.append(int(index or 0))
+    if len(set(kinds)) > 1:
+        raise DeviceError(f'device "{device}": only devices of one kind can share a model.')
+    return kinds[0], indices
 
 
 def _version_checks(device_type: str, probe: Probe) -> Iterator[Check]:
@@ -123,9 +130,14 @@ def _version_checks(device_type: str, probe: Probe) -> Iterator[Check]:
             yield Check(name, found, lowest, "ok")
 
 
-def _npu_checks(probe: Probe, index: int, needed: Footprint | None) -> Iterator[Check]:
+def _npu_checks(probe: Probe, indices: Sequence[int], needed: Footprint | None) -> Iterator[Check]:
     stack, releases, lowest = read_stack(probe), ascend_releases(), required_versions("npu")
-    yield from device_checks(stack, probe, releases, index, needed)
+    first, *others = indices
+    yield from device_checks(stack, probe, releases, first, needed)
+    for index in others:
+        for row in device_checks(stack, probe, releases, index, needed):
+            if row.component != "device files":  # those of the machine
+                yield replace(row, component=f"{row.component}, npu:{index}")
     yield from stack_checks(stack, probe, releases, lowest["torch"])
     yield from torch_npu_checks(stack, probe, releases, lowest)
 
@@ -142,9 +154,9 @@ def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
     yield Check("device", name, "cpu, cuda or npu", "ok")
 
 
-def _footprint(folder: Path) -> Footprint | None:
+def _footprint(folder: Path, devices: int) -> Footprint | None:
     try:
-        return footprint(read_config(folder))
+        return footprint(read_config(folder), devices)
     except CheckpointError:
         return None
 

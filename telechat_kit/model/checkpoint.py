@@ -1,6 +1,7 @@
 """The model of a checkpoint folder, float or quantized in any of the formats that the kit reads."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig
 
-from telechat_kit.backends import backend_for, resolve_device
+from telechat_kit.backends import backend_for, resolve_device, split_devices
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import resolve
 from telechat_kit.memory import explained, require_room
@@ -28,7 +29,10 @@ from telechat_kit.model.folder import (
 from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
+from telechat_kit.model.sharding import WHOLE, Shard, join, narrow, sliced
+from telechat_kit.model.shards import Shards
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, read_described, stored_name
+from telechat_kit.parallel import team_of
 
 __all__ = [
     "ORIGIN",
@@ -61,7 +65,7 @@ def load_model(
     Args:
         folder: an official checkpoint, the demo model, or a quantized folder: the kit's and msModelSlim's
             safetensors (either description), msModelSlim's `.npy` dictionaries, compressed-tensors.
-        device: "auto", "cpu", or a device that is present.
+        device: "auto", "cpu", or a device that is present; several with commas between them share the model.
         dtype: of the float tensors; None takes float32 on the CPU and a half precision elsewhere, the
             checkpoint's own if the device has it. Int8 weights stay int8.
         model_path: the float folder after outlier suppression that belongs to `.npy` dictionaries (scenario
@@ -71,17 +75,37 @@ def load_model(
         CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
         DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
     """
-    folder, target = resolve(folder), resolve_device(device)
-    beside = config_folder(folder, None if model_path is None else resolve(model_path))
+    folder, beside = resolve(folder), None if model_path is None else resolve(model_path)
+    if len(devices := split_devices(device)) > 1:
+        return team_of(devices).load(load_part, join_parts, folder, beside, dtype)
+    model = load_part(folder, beside, dtype, device)
+    prepare(model)
+    return model
+
+
+def load_part(
+    folder: Path, model_path: Path | None, dtype: torch.dtype | None, device: str, shard: Shard = WHOLE
+) -> TelechatForCausalLM:
+    """This part of the model on `device`, in eval mode, its weights not yet `prepare`d; errors as in `load_model`."""
+    target, beside = resolve_device(device), config_folder(folder, model_path)
     config = read_config(beside)
     dtype = backend_for(target.type).choose_dtype(dtype, config.dtype)
     quantized = is_w8a8(folder)
-    require_room(config, quantized, dtype, target)
-    model = _load_w8a8(folder, beside, config, dtype) if quantized else _load_float(folder, dtype)
+    shard.require_even(config)
+    require_room(config, quantized, dtype, target, shard.count)
+    if quantized:
+        model = _load_w8a8(folder, beside, config, dtype, shard)
+    else:
+        model = _load_float(folder, dtype) if shard.count == 1 else _load_float_part(folder, dtype, shard)
     with explained(f"loading {folder}", backend_for(target.type)):
-        model = model.to(target).eval()
+        return model.to(target).eval()
+
+
+def join_parts(model: TelechatForCausalLM, shard: Shard) -> None:
+    """Bring together the parts of a model that every process has loaded: all of them must call this."""
+    with explained("preparing the weights", backend_for(model.device.type)):
+        join(model, shard)
         prepare(model)
-    return model
 
 
 def prepare(model: TelechatForCausalLM) -> None:
@@ -139,13 +163,35 @@ def read_w8a8(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> W
     return read_described(folder, model)
 
 
-def _load_w8a8(folder: Path, beside: Path, config: TelechatConfig, dtype: torch.dtype) -> TelechatForCausalLM:
+def _load_w8a8(
+    folder: Path, beside: Path, config: TelechatConfig, dtype: torch.dtype, shard: Shard
+) -> TelechatForCausalLM:
     with torch.device("meta"):
         model = TelechatForCausalLM(config)
     weight_files(folder)
-    place(model, read_w8a8(folder, beside, model), dtype)
+    weights = read_w8a8(folder, beside, model)
+    if shard.count > 1:
+        narrow(model, shard)
+        weights = sliced(weights, shard)
+    place(model, weights, dtype)
     if (beside / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(beside)
+    return model
+
+
+def _load_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> TelechatForCausalLM:
+    shards = Shards(folder)
+    with torch.device("meta"):
+        model = TelechatForCausalLM(shards.config)
+    narrow(model, shard)
+    values = {
+        name: nn.Parameter(shards.part(name, partial(shard.view, name), dtype), requires_grad=False)
+        for name in shards.tensors
+    }
+    model.load_state_dict(values, strict=False, assign=True)
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 

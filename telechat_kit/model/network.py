@@ -28,6 +28,12 @@ class TelechatRMSNorm(nn.Module):
         normed = backend_for(x.device.type).rms_norm(x, self.weight, self.epsilon)
         return normed if self.bias is None else normed + self.bias
 
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of `x + residual`, and that sum."""
+        backend = backend_for(x.device.type)
+        normed, total = backend.add_rms_norm(x, residual, self.weight, self.epsilon)
+        return (normed if self.bias is None else normed + self.bias), total
+
 
 class TelechatAttention(nn.Module):
     """Multi-head attention; `key_value` gives key and value interleaved per head."""
@@ -44,7 +50,7 @@ class TelechatAttention(nn.Module):
         self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
     ) -> Tensor:
         backend = backend_for(x.device.type)
-        batch, length, size = x.shape
+        batch, length, _ = x.shape
         query = self.query(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)
         key_value = self.key_value(x).view(batch, length, self.n_head, 2 * self.head_dim).transpose(1, 2)
         key, value = key_value.split(self.head_dim, dim=-1)
@@ -52,7 +58,7 @@ class TelechatAttention(nn.Module):
         if past is not None:
             key, value = past.update(key, value, self.layer)
         mixed = backend.attention(query, key, value, mask)
-        return self.dense(mixed.transpose(1, 2).reshape(batch, length, size))
+        return self.dense(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class TelechatMLP(nn.Module):
@@ -85,8 +91,8 @@ class TelechatBlock(nn.Module):
         self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
     ) -> Tensor:
         normed = self.input_layernorm(x)
-        x = self.self_attention(normed, tables, mask, past) + (normed if self.residual_after_norm else x)
-        normed = self.post_attention_layernorm(x)
+        mixed = self.self_attention(normed, tables, mask, past)
+        normed, x = self.post_attention_layernorm.of_sum(mixed, normed if self.residual_after_norm else x)
         return self.mlp(normed) + (normed if self.residual_after_norm else x)
 
 

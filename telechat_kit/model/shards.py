@@ -2,7 +2,7 @@
 
 import contextlib
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.checkpoint import read_config, weight_files
+from telechat_kit.model.folder import read_config, weight_files
 from telechat_kit.model.network import TelechatForCausalLM
 
 #: How much of a tensor is read at a time when it is only copied
@@ -69,6 +69,12 @@ class Shards:
                         value = values[self.tensors[name].key]
                         found[name] = value.to(device, torch.float32, copy=True)
         return found
+
+    def part(self, name: str, cut: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+        """`cut` of a tensor as it is mapped, in `dtype`: a copy of no more than that."""
+        stored = self.tensors[name]
+        with _mapped(stored.path) as values:
+            return cut(values[stored.key]).to(dtype, copy=True)
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """Float32 copy of some rows of a matrix: `rows [...]` -> `[..., columns]`."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from telechat_kit.backends import split_devices
 from telechat_kit.data import Block, load_text
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import read_jsonl, relative, resolve
@@ -82,6 +83,11 @@ def measure_precision(
     if bundle and (bundle not in ("float", "w8a8") or run_folder is None):
         raise ParameterError(
             f'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.'
+        )
+    if source_sequences and len(split_devices(device)) > 1:
+        raise ParameterError(
+            f"source_sequences is {source_sequences}, but the sources are looked for in linears that {device} share. "
+            "Set source_sequences: 0, or use one device."
         )
     pair = Pair(model_path, quant_path, device, memory)
     blocks = evaluation_blocks(pair, text, tokens, sequences, seed)

@@ -7,10 +7,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from telechat_kit.backends import resolve_device
+from telechat_kit.backends import backend_for, resolve_device, split_devices
 from telechat_kit.data import Block, load_text, token_blocks
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import read_json, resolve
+from telechat_kit.memory import needs
 from telechat_kit.model.checkpoint import (
     config_folder,
     load_model,
@@ -43,6 +44,7 @@ class Pair:
         self.float_folder, self.w8a8_folder = resolve(model_path), resolve(quant_path)
         self.folders = {"float": self.float_folder, "w8a8": self.w8a8_folder}
         self.device_name, self.device = device, resolve_device(device)
+        self.devices = len(split_devices(device))
         self.configs = {
             name: read_config(config_folder(folder, self._beside(name)))
             for name, folder in self.folders.items()
@@ -77,8 +79,12 @@ class Pair:
         if self.device.type == "cpu":
             widened = 1 if self.configs["float"].dtype == torch.float32 else 2
             return psutil.virtual_memory().available > 1.25 * widened * sizes["float"] + sizes["w8a8"]
-        free, _ = getattr(torch, self.device.type).mem_get_info(self.device)
-        return bool(free > 1.25 * sizes["float"] + sizes["w8a8"])
+        free = backend_for(self.device.type).free_memory_bytes()
+        own = {
+            name: needs(config, name == "w8a8", devices=self.devices).weight_bytes
+            for name, config in self.configs.items()
+        }
+        return free > 1.25 * own["float"] + own["w8a8"]
 
     def _beside(self, name: str) -> Path | None:
         """The folder that completes `name`: `.npy` dictionaries hold int8 linears and norms only."""
@@ -105,7 +111,7 @@ class Pair:
 
     def conditions(self) -> Conditions:
         """Conditions of a measurement on this pair."""
-        return conditions(self.device, **self.folders)
+        return conditions(self.device, self.devices, **self.folders)
 
 
 def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: int) -> list[Block]:

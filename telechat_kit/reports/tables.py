@@ -9,12 +9,15 @@ from pandas.io.formats.style import Styler
 
 from telechat_kit.environment import Check, SetupRecord
 from telechat_kit.memory import Fit
-from telechat_kit.performance import PerformanceRecord
+from telechat_kit.performance import PUBLISHED, PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import Recipe
 from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
+
+#: The row of `fits` for which the guide publishes a speed
+_GUIDE = ("TeleChat-7B", "W8A8", 1)
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:
@@ -54,17 +57,20 @@ def conditions(found: Conditions) -> Styler:
 
 def fits(rows: Sequence[Fit]) -> Styler:
     """Which model fits a card, the longest context with it, and the fastest decode that its memory allows."""
-    titles = ["model", "weights", "GB", "KB/token of cache", "longest context", "limit, tokens/s"]
+    titles = ["model", "weights", "chips", "GB on each", "KB/token of cache", "longest context"]
+    titles += ["limit, tokens/s", "published"]
     return styled(
         pd.DataFrame(
             [
                 (
                     row.model,
                     row.precision,
+                    str(row.devices),
                     f"{row.weight_bytes / 1e9:.2f}",
                     f"{row.cache_bytes_per_token / 1e3:.0f}",
                     f"{row.largest_context:,}" if row.largest_context else "does not fit",
                     f"{row.limit_tokens_per_second:.1f}",
+                    f"{PUBLISHED[0].npu_310p}" if (row.model, row.precision, row.devices) == _GUIDE else "–",
                 )
                 for row in rows
             ],

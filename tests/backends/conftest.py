@@ -10,8 +10,7 @@ import pytest
 import torch
 from npu_memory import Memory
 
-from telechat_kit.backends import npu
-from telechat_kit.backends.npu import runtime
+from telechat_kit.backends.npu import calls, runtime
 
 UseChip = Callable[[str], ModuleType]
 
@@ -33,7 +32,7 @@ def use_chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[UseChip]:
         module.npu = Memory("npu")  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "torch_npu", module)
         monkeypatch.setattr(npu_operators.Chip, "name", name)
-        monkeypatch.setattr(npu, "_used", defaultdict(set))
+        monkeypatch.setattr(calls, "used", defaultdict(set))
         forget_the_chip()
         return module
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from telechat_kit import npu_import
 from telechat_kit.backends import npu, plain, resolve_device
 from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, card_of, chip_of
+from telechat_kit.backends.npu.linears import nearest_19_bits
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.int8 import W8A8Linear
-from telechat_kit.quantization.packing import int8_accumulator, int8_linear, pack_linear
+from telechat_kit.quantization.packing import int8_accumulator, int8_linear, pack_linear, quantize_weight
 
 SHAPES = [(1, 64, 32), (7, 101, 30), (33, 1536, 96), (2, 4096, 64)]
 
@@ -58,8 +59,8 @@ def test_outputs_are_off_by_the_rounding_of_scale_and_result_only(
 
 def test_scales_are_rounded_to_what_the_operator_keeps_and_not_cut(any_chip: ModuleType) -> None:
     scales = torch.cat([normal(0, 1000).abs() * 1e-3, torch.tensor([0.001, -0.001, 1.0, 2.0**-20])])
-    kept = npu_operators.scale_of_19_bits(npu.nearest_19_bits(scales))
-    assert torch.equal(kept, npu.nearest_19_bits(scales))
+    kept = npu_operators.scale_of_19_bits(nearest_19_bits(scales))
+    assert torch.equal(kept, nearest_19_bits(scales))
     errors = (kept / scales - 1).double()
     assert errors.abs().max() <= 2**-11
     assert errors.mean().abs() < 2e-5  # cut off, the mean is -3.5e-4
@@ -123,6 +124,42 @@ def test_rms_norm_is_the_plain_one_within_a_rounding(any_chip: ModuleType, dtype
     step = torch.finfo(dtype).eps
     torch.testing.assert_close(y, plain.rms_norm(x, weight, 1e-5), rtol=2 * step, atol=step)
     assert npu.operators() == {"rms_norm": "npu_rms_norm"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_norm_of_a_sum_is_one_operator_and_gives_the_sum_too(
+    any_chip: ModuleType, dtype: torch.dtype
+) -> None:
+    x, residual, weight = (scale * normal(0, 2, 5, 64) for scale in (30, 3, 1))
+    x, residual, weight = x.to(dtype), residual.to(dtype), weight[0, 0].to(dtype)
+    normed, total = npu.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, npu.rms_norm(total, weight, 1e-5))
+    assert npu.operators()["add_rms_norm"] == "npu_add_rms_norm"
+
+
+def dynamic_linear(k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    weight, scale = quantize_weight(normal(k, n, k) / k**0.5)
+    return weight, scale.float().squeeze(1), normal(n, n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_910b_scales_every_token_with_its_own_operators(chip_910b: ModuleType, dtype: torch.dtype) -> None:
+    x, (weight, scale, bias) = normal(3, 2, 5, 96).to(dtype), dynamic_linear(96, 64)
+    x[0, 1] = 0  # a token of zeros has scale 0
+    for given in (bias, None):
+        y = npu.dynamic_int8_linear(x, weight, scale, given)
+        exact = plain.dynamic_product(x, weight, scale, given, plain.accumulate)
+        torch.testing.assert_close(y, exact, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    way = "npu_dynamic_quant, npu_quant_matmul"
+    assert npu.operators() == {"dynamic_int8_linear": way}
+
+
+def test_a_310p_scales_tokens_in_plain_torch_and_says_so(chip_310p: ModuleType) -> None:
+    x, (weight, scale, bias) = normal(3, 5, 96).half(), dynamic_linear(96, 64)
+    y = npu.dynamic_int8_linear(x, weight, scale, bias)
+    assert torch.equal(y, plain.dynamic_product(x, weight, scale, bias, plain.accumulate))
+    assert npu.operators() == {"dynamic_int8_linear": "plain torch"}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from telechat_kit.cli import cli
 from telechat_kit.cli.environment import CHECK_SCHEMA, as_table
 from telechat_kit.environment import Check, check, to_do
 from telechat_kit.environment.probe import Outcome, Probe
+from telechat_kit.errors import DeviceError
 
 SEVEN_B, TWELVE_B = "models/telechat-7b", "models/telechat-12b"
 
@@ -106,6 +107,23 @@ def test_a_model_too_large_for_the_card_is_told_before_it_is_loaded(
     assert (
         twelve.advice == "float16 does not fit this card, W8A8 does: run the float steps with -p device cpu"
     )
+
+
+def test_of_several_devices_each_has_its_rows_and_its_part_of_the_model(
+    at: Callable[..., dict[str, Check]],
+) -> None:
+    one, two = (at(recorded("healthy-910b"), TWELVE_B, device) for device in ("npu:0", "npu:0,npu:1"))
+    assert one["device memory"].required == "16.8 GB as W8A8, 28.0 GB as float16"
+    for component in ("device memory", "device memory, npu:1"):
+        assert two[component].required == "9.6 GB as W8A8, 15.2 GB as float16"
+    assert two["chip, npu:1"].verdict == "ok"
+    assert "device files, npu:1" not in two
+    assert at(recorded("healthy-310p"), TWELVE_B, "npu:0,npu:1")["chip, npu:1"].verdict == "wrong"
+
+
+def test_devices_of_two_kinds_are_refused(at: Callable[..., dict[str, Check]]) -> None:
+    with pytest.raises(DeviceError, match="only devices of one kind can share a model"):
+        at(recorded("healthy-910b"), device="npu:0,cpu")
 
 
 def with_memory(probe: Probe, used: str, total: str) -> Probe:

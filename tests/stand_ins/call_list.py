@@ -52,9 +52,16 @@ def written_calls(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_small_model(folder: Path) -> None:
-    """Quantize a TeleChat with heads of 128, load both precisions on the device, decode a few tokens with each, read them back."""
+    """Quantize a TeleChat with heads of 128, load it on the device, decode a few tokens, read the weights back.
+
+    In float, with static and dynamic activations, and as one of two parts, whose sums are left out.
+    """
+    import torch  # noqa: PLC0415
+
     from telechat_kit.generation import generate  # noqa: PLC0415  only the child process may import the kit
     from telechat_kit.model import TelechatConfig, TelechatForCausalLM, load_model  # noqa: PLC0415
+    from telechat_kit.model.checkpoint import join_parts, load_part  # noqa: PLC0415
+    from telechat_kit.model.sharding import Shard  # noqa: PLC0415
     from telechat_kit.model.tiny import byte_tokenizer  # noqa: PLC0415
     from telechat_kit.quantization import quantize  # noqa: PLC0415
 
@@ -70,9 +77,17 @@ def run_small_model(folder: Path) -> None:
     )
     TelechatForCausalLM(config).save_pretrained(folder / "float")
     tokenizer.save_pretrained(folder / "float")
-    quantize(folder / "float", folder / "w8a8", level="L0", samples=1, tokens=16, device="npu:0")
-    for name in ("float", "w8a8"):
-        model = load_model(folder / name, "npu:0")
+    options = {"level": "L0", "samples": 1, "tokens": 16, "device": "npu:0"}
+    quantize(folder / "float", folder / "w8a8", **options)
+    quantize(folder / "float", folder / "dynamic", activations="dynamic", **options)
+    part = load_part(folder / "w8a8", None, None, "npu:0", Shard(0, 2))
+    join_parts(part, Shard(0, 2))
+    generate(part, [7, 8, 9], 2)
+    runs = [("float", None), ("w8a8", None), ("dynamic", None)]
+    if not os.environ["TORCH_NPU_STAND_IN_CHIP"].startswith("Ascend310P"):
+        runs += [("w8a8", torch.bfloat16), ("dynamic", torch.bfloat16)]
+    for name, dtype in runs:
+        model = load_model(folder / name, "npu:0", dtype)
         generate(model, [7, 8, 9], 3, repetition_penalty=1.03)
         model.state_dict()  # weights as on disk, from the form that the device multiplies with
 

@@ -179,7 +179,8 @@ def npu_dynamic_quant(x: Tensor) -> tuple[Tensor, Tensor]:
     demand(not Chip.is_310p(), op, "not documented for this chip")
     demand(x.dtype in halves() and x.ndim > 1, op, f"input is {x.dtype} with {x.ndim} axes")
     scale = x.float().abs().amax(-1) / 127
-    return (x.float() / scale[..., None]).round().clamp(-128, 127).to(torch.int8), scale
+    rounded = torch.where(scale[..., None] > 0, x.float() / scale[..., None], 0).round()
+    return rounded.clamp(-128, 127).to(torch.int8), scale
 
 
 def npu_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -191,6 +192,19 @@ def npu_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tenso
     wide = x.float()
     reciprocal = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return to_half(wide * reciprocal * gamma.float(), x.dtype), reciprocal
+
+
+def npu_add_rms_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RMS norm of the rounded sum x1 + x2, the float32 reciprocal of the root (NaN on a 310P), and the sum."""
+    op = "npu_add_rms_norm"
+    demand(x1.dtype == x2.dtype and x1.shape == x2.shape, op, f"{x1.dtype}, {x2.dtype}, or unlike shapes")
+    total = to_half(x1.float() + x2.float(), x1.dtype)
+    normed, reciprocal = npu_rms_norm(total, gamma, epsilon)
+    if Chip.is_310p():  # documented to mean nothing there
+        reciprocal = torch.full_like(reciprocal, float("nan"))
+    return normed, reciprocal, total
 
 
 def npu_rotary_mul(x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half") -> Tensor:
@@ -292,6 +306,7 @@ OPERATORS = {
     "npu_quant_matmul": npu_quant_matmul,
     "npu_dynamic_quant": npu_dynamic_quant,
     "npu_rms_norm": npu_rms_norm,
+    "npu_add_rms_norm": npu_add_rms_norm,
     "npu_rotary_mul": npu_rotary_mul,
     "npu_prompt_flash_attention": npu_prompt_flash_attention,
     "npu_incre_flash_attention": npu_incre_flash_attention,

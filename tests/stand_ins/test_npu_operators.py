@@ -117,6 +117,11 @@ def test_wrong_names_and_positions_are_refused_by_the_schema() -> None:
         lambda: ops.npu_rms_norm(torch.ones(2, 64).half(), torch.ones(64), 1e-5),
         lambda: ops.npu_rms_norm(torch.ones(2, 64).half(), torch.ones(63).half(), 1e-5),
         lambda: ops.npu_rms_norm(torch.ones(2, 8).half(), torch.ones(8).half(), 1e-5),
+        lambda: ops.npu_add_rms_norm(
+            torch.ones(2, 64).half(), torch.ones(1, 64).half(), torch.ones(64).half()
+        ),
+        lambda: ops.npu_add_rms_norm(torch.ones(2, 64).half(), torch.ones(2, 64), torch.ones(64).half()),
+        lambda: ops.npu_add_rms_norm(*[torch.ones(2, 64).bfloat16()] * 2, torch.ones(64).bfloat16()),
         lambda: ops.npu_rotary_mul(*[torch.ones(1, 1, 4, 64).half()] * 3),
         lambda: ops.npu_rotary_mul(torch.ones(1, 1, 4, 128).half(), *[torch.ones(1, 1, 4, 128)] * 2),
         lambda: ops.npu_dynamic_quant(torch.ones(2, 64).half()),
@@ -143,6 +148,18 @@ def test_dynamic_quantization_scales_every_row(chip: Callable[[str], None]) -> N
     quantized, scale = ops.npu_dynamic_quant(x)
     assert quantized.tolist() == [[64, -127], [127, 64]]
     torch.testing.assert_close(scale, torch.tensor([2.0, 0.5]) / 127)
+
+
+def test_the_norm_of_a_sum_is_that_of_the_rounded_sum_and_a_310p_gives_no_root(
+    chip: Callable[[str], None],
+) -> None:
+    x, residual, weight = torch.full((1, 64), 2048.0).half(), torch.ones(1, 64).half(), torch.ones(64).half()
+    normed, root, total = ops.npu_add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, x)  # 2049 is no float16
+    assert torch.equal(normed, ops.npu_rms_norm(total, weight, 1e-5)[0])
+    assert root.isnan().all()
+    chip("Ascend910B4")
+    assert not ops.npu_add_rms_norm(x, residual, weight, 1e-5)[1].isnan().any()
 
 
 def test_views_keep_the_format_of_their_memory_and_copies_do_not() -> None:

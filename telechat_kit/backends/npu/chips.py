@@ -53,6 +53,8 @@ class Chip:
     rotary_positions: int
     #: npu_quant_matmul takes `pertoken_scale` and npu_dynamic_quant exists
     per_token: bool
+    #: npu_quant_matmul can give its int32 products unscaled
+    integer_output: bool
 
     def allows_rotary(self, x: torch.Tensor, table: torch.Tensor) -> bool:
         """Whether npu_rotary_mul takes `x [B, heads, T, d]` with tables `[T, d]`: they must share their dtype."""
@@ -68,6 +70,7 @@ _COMMON = frozenset(
         "npu_trans_quant_param",
         "npu_format_cast",
         "npu_rms_norm",
+        "npu_add_rms_norm",
         "npu_rotary_mul",
         "npu_prompt_flash_attention",
         "npu_incre_flash_attention",
@@ -92,6 +95,7 @@ CHIPS = (
         rotary_head_dims=frozenset({128}),
         rotary_positions=1024,
         per_token=False,
+        integer_output=False,
     ),
     *(
         Chip(
@@ -106,6 +110,7 @@ CHIPS = (
             rotary_head_dims=_ANY_EVEN_BELOW_896,
             rotary_positions=65536,
             per_token=True,
+            integer_output=True,
         )
         for family, socs in (("910B", range(220, 226)), ("910_93", range(250, 257)))
     ),

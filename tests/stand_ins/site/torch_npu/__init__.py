@@ -12,9 +12,11 @@ import os
 import npu_operators
 import torch
 
-from torch_npu import device
+from torch_npu import device, hccl
 
 npu = device.install()
+npu.devices = int(os.environ.get("TORCH_NPU_STAND_IN_DEVICES", "1"))
+hccl.install()
 npu_operators.Chip.name = os.environ.get("TORCH_NPU_STAND_IN_CHIP", npu_operators.Chip.name)
 for _name in (*npu_operators.OPERATORS, "npu_fusion_attention"):  # transformers imports the last one by name
     globals()[_name] = getattr(torch.ops.npu, _name)
