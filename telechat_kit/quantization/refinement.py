@@ -69,22 +69,29 @@ class InputMoments:
 
 
 @contextmanager
-def stream_watched(block: Block) -> Iterator[list[Tensor]]:
-    """While active, the list takes in the energy `[T]` of the residual stream after attention, sample by sample."""
-    between: list[Tensor] = []
-    norm = block.prefix + "post_attention_layernorm"
-    with observed(block, {norm: lambda x: between.append(x.square().sum(-1)[0])}):
-        yield between
+def attention_watched(block: Block) -> Iterator[list[Tensor]]:
+    """While active, the list takes in what attention adds to the residual stream, `[1, T, H]`, sample by sample."""
+    mixed: list[Tensor] = []
+    hook = block.module.self_attention.register_forward_hook(lambda _, __, output: mixed.append(output))
+    try:
+        yield mixed
+    finally:
+        hook.remove()
 
 
 def stream_energies(
-    states: Sequence[Tensor], between: Sequence[Tensor], after: Sequence[Tensor]
+    block: Block, states: Sequence[Tensor], mixed: Sequence[Tensor], after: Sequence[Tensor]
 ) -> list[Energies]:
-    """Energies by sample, from the states before and after a block, each `[1, T, H]`, and those that were watched."""
-    return [
-        (x.square().sum(-1)[0], middle, y.square().sum(-1)[0])
-        for x, middle, y in zip(states, between, after, strict=True)
-    ]
+    """Energies by sample, from the states before and after the block, each `[1, T, H]`, and what attention added."""
+    found = []
+    for x, attention, y in zip(states, mixed, after, strict=True):
+        residual = block.module.input_layernorm(x) if block.module.residual_after_norm else x
+        found.append((_energy(x), _energy(residual + attention), _energy(y)))
+    return found
+
+
+def _energy(state: Tensor) -> Tensor:
+    return state.square().sum(-1)[0]
 
 
 def refine(

@@ -30,7 +30,7 @@ from telechat_kit.quantization.calibration import (
 )
 from telechat_kit.quantization.channels import ChannelMaxima
 from telechat_kit.quantization.fallback import AUTO, FloatLinear, choose_float_linears
-from telechat_kit.quantization.figures import LinearFigures, residual_noise
+from telechat_kit.quantization.figures import LinearFigures, noisiest_first, residual_noise
 from telechat_kit.quantization.flow import Flow
 from telechat_kit.quantization.formats import as_stored, block_tensors
 from telechat_kit.quantization.measured_levels import MeasuredLevel, choose_measured
@@ -42,12 +42,12 @@ from telechat_kit.quantization.refinement import (
     Energies,
     QuantizeInput,
     Refined,
+    attention_watched,
     correct_biases,
     input_quantizer,
     refine,
     run_refined,
     stream_energies,
-    stream_watched,
 )
 from telechat_kit.quantization.samples import random_samples
 from telechat_kit.quantization.splitting import split_channels
@@ -111,8 +111,8 @@ def _choose(
         few = samples[: recipe.budget_samples]
         flow, noise = _flow(at_l0, "candidates", len(few)), _noise(at_l0)
         return choose_measured(flow, few, noise, scores, recipe.budget, recipe.group_fallback)
-    ranking = _noise(at_l0) if recipe.by_noise else None
-    return choose_float_linears(scores, recipe.level, recipe.group_fallback, ranking), None
+    order = noisiest_first(_noise(at_l0)) if recipe.by_noise else None
+    return choose_float_linears(scores, recipe.level, recipe.group_fallback, order), None
 
 
 def _noise(at_l0: "_Quantizer") -> dict[str, float]:
@@ -179,10 +179,10 @@ class _Quantizer:
         refined, (samples, probes) = None, (states[: self.samples], states[self.samples :])
         observers = self._observers(int8)
         probed = calibrate(block, probes, observers, {name: LinearFigures() for name in scores})
-        with observed(block, channels.updates()), stream_watched(block) as between:
+        with observed(block, channels.updates()), attention_watched(block) as mixed:
             after = self._calibrate(block, samples, int8, observers, figures)
         if self.recipe.refined:
-            energies = stream_energies(samples, between, after)
+            energies = stream_energies(block, samples, mixed, after)
             refined, inputs = self._refine(block, samples, energies, int8, observers)
             after, probed = (run_refined(block, part, inputs, refined) for part in (samples, probes))
         noise = residual_noise(block, figures, after)

@@ -17,11 +17,11 @@ from telechat_kit.quantization.calibration import fold, smoothing_scales
 from telechat_kit.quantization.observers import fake_quantize_per_token
 from telechat_kit.quantization.packing import weight_scale
 from telechat_kit.quantization.refinement import (
+    attention_watched,
     correct_biases,
     refine,
     run_refined,
     stream_energies,
-    stream_watched,
 )
 from telechat_kit.quantization.rounding import gptq_round
 from telechat_kit.quantization.samples import random_samples
@@ -109,7 +109,8 @@ def test_ranges_hold_random_tokens_as_well(tiny_folder: Path, tmp_path: Path) ->
 
 def test_the_noisiest_linears_stay_in_float(tiny_folder: Path, tmp_path: Path) -> None:
     all_int8 = quantize(tiny_folder, tmp_path / "l0", level="L0", anti_outlier="best", samples=2, tokens=48)
-    noisiest = max(all_int8.linears, key=lambda linear: linear.residual_noise or 0.0).name
+    exits = [linear for linear in all_int8.linears if linear.name.endswith(("dense", "down_proj"))]
+    noisiest = max(exits, key=lambda linear: linear.residual_noise or 0.0).name
     record = quantize(tiny_folder, tmp_path / "l1", level="L1", anti_outlier="best", samples=2, tokens=48)
     assert record.float_linears[0].name == noisiest
     assert "rank 1 of 24 by int8 noise in the residual stream" in record.float_linears[0].reason
@@ -169,8 +170,8 @@ def test_the_mean_error_of_the_exits_is_corrected(block: Block, states: list[tor
     def skewed(x: torch.Tensor) -> torch.Tensor:  # an input quantizer with an error that does not average out
         return fake_quantize_per_token(x) + 0.02
 
-    with stream_watched(block) as between:
-        energies = stream_energies(states, between, block.run(states))
+    with attention_watched(block) as mixed:
+        energies = stream_energies(block, states, mixed, block.run(states))
     found = refine(block, states, energies, {name: skewed}, rounding=False, bias=True)
     assert list(found.biases) == [name]
     uncorrected = torch.cat(run_refined(block, states, {name: skewed}, found), dim=1)
