@@ -164,6 +164,67 @@ def _generate(
     return Generation(len(prompt_ids), new_ids, times)
 
 
+@torch.inference_mode()
+def generate_batch(
+    model: TelechatForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    repetition_penalty: float = 1.0,
+    stop_ids: Sequence[int] = (),
+) -> list[list[int]]:
+    """Greedy continuations of several prompts at a time, each as `generate` gives it but for rounding.
+
+    Shorter prompts are padded on the left, and positions count the padding, as in the published code: where two
+    tokens are equally likely to some digits, the choice may be another one than for the prompt alone.
+
+    Raises:
+        DataError: a prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory.
+    """
+    for prompt in prompts:
+        _check_prompt(model.config, prompt, max_new_tokens)
+    longest = max(map(len, prompts))
+    # pads repeat an id of the prompt: the penalty counts an id once
+    seen = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    case = f"batch {len(prompts)}, input {longest}, output {max_new_tokens} tokens"
+    with explained(case, backend_for(model.device.type)):
+        seen = _extend(
+            model, seen.to(model.device), mask.to(model.device), max_new_tokens, repetition_penalty, stop_ids
+        )
+    return [_until_stop(row, stop_ids) for row in seen[:, longest:].tolist()]
+
+
+def _extend(
+    model: TelechatForCausalLM,
+    seen: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    penalty: float,
+    stop_ids: Sequence[int],
+) -> Tensor:
+    """The ids `seen [B, T]` and up to `max_new_tokens` more, fewer if a stop id has come in every row."""
+    capacity = seen.shape[1] + max_new_tokens
+    cache = PreallocatedCache(model.config, len(seen), capacity, like=model.get_input_embeddings().weight)
+    stops, step = torch.tensor(stop_ids, device=seen.device), seen
+    stopped = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
+    for _ in range(max_new_tokens):
+        found = model(step, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        step = penalized(found, seen, penalty).argmax(dim=1, keepdim=True)
+        seen, mask = torch.cat([seen, step], dim=1), torch.cat([mask, torch.ones_like(step)], dim=1)
+        stopped |= torch.isin(step[:, 0], stops)
+        if bool(stopped.all()):
+            break
+    return seen
+
+
+def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """The ids up to the first stop id, which is kept."""
+    end = next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))
+    return ids[:end]
+
+
 def _next_id(run: EngineRun | NetworkRun, step: Sequence[int], seen: Sequence[int], penalty: float) -> int:
     """The greedy choice after `step`, with the penalty on the ids `seen` so far."""
     if penalty == 1.0:

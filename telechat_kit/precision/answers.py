@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from telechat_kit.errors import DataError
+from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_jsonl, resolve, write_jsonl, writing
-from telechat_kit.generation import chat_ids, generate, stop_ids
+from telechat_kit.generation import chat_ids, generate, generate_batch, stop_ids
+from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision.pair import Pair
 from telechat_kit.progress import track
 from telechat_kit.provenance import code_hash, combined_hash, tokenizer_hash, weights_hash
@@ -43,6 +44,7 @@ class _Asked:
     max_new_tokens: int
     repetition_penalty: float
     work_folder: Path | None
+    batch: int
 
 
 def answer_lines(
@@ -52,22 +54,26 @@ def answer_lines(
     repetition_penalty: float,
     limit: int | None = None,
     work_folder: str | Path | None = None,
+    batch: int = 1,
 ) -> list[Answer]:
     """Greedy answers of both models to the `{"input": ...}` lines of a file, at most `limit` of them.
 
-    With a `work_folder` every finished answer is written there at once, and a broken-off run goes on behind the
+    `batch` lines are answered at a time. With a `work_folder` every finished answer is written there at once, and a broken-off run goes on behind the
     last one. `write_answers` ends that.
 
     Raises:
         DataError: the file is missing, a line is malformed, or a question does not fit the context: found before
             any answer is made, so those of an earlier run stay.
+        ParameterError: the batch is smaller than 1.
     """
+    if batch < 1:
+        raise ParameterError(f"answer_batch is {batch}: at least 1 line is answered at a time.")
     path = resolve(jsonl_path)
     questions = [str(row["input"]) for row in read_jsonl(path, "input")[:limit]]
     prompts = [chat_ids(pair.tokenizer, question) for question in questions]
     _check_lengths(pair, path, questions, prompts, max_new_tokens)
     folder = None if work_folder is None else resolve(work_folder)
-    asked = _Asked(questions, prompts, max_new_tokens, repetition_penalty, folder)
+    asked = _Asked(questions, prompts, max_new_tokens, repetition_penalty, folder, batch)
     ids = {name: _answer_all(pair, name, asked) for name in pair.folders}
     return [_side_by_side(pair, *row) for row in zip(questions, ids["float"], ids["w8a8"], strict=True)]
 
@@ -92,21 +98,23 @@ def _answer_all(pair: Pair, name: str, asked: _Asked) -> list[list[int]]:
     if len(done) == len(asked.questions):
         return done
     with pair.model(name) as model:
-        left = track(asked.prompts[len(done) :], f"answers of {name}", len(asked.prompts), len(done))
-        for prompt in left:
-            done.append(
-                generate(
-                    model,
-                    prompt,
-                    asked.max_new_tokens,
-                    repetition_penalty=asked.repetition_penalty,
-                    stop_ids=stop_ids(model),
-                ).token_ids
-            )
-            if journal is not None:
-                row = {"key": key, "input": asked.questions[len(done) - 1], "token_ids": done[-1]}
-                _append(journal, row)
+        starts = range(len(done), len(asked.prompts), asked.batch)
+        total = -(-len(asked.prompts) // asked.batch)
+        for start in track(starts, f"answers of {name}", total, total - len(starts)):
+            for ids in _answer(model, asked, asked.prompts[start : start + asked.batch]):
+                done.append(ids)
+                if journal is not None:
+                    row = {"key": key, "input": asked.questions[len(done) - 1], "token_ids": ids}
+                    _append(journal, row)
     return done
+
+
+def _answer(model: TelechatForCausalLM, asked: _Asked, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """New ids for `prompts`; one by itself goes the fastest way."""
+    new, penalty, stops = asked.max_new_tokens, asked.repetition_penalty, stop_ids(model)
+    if len(prompts) == 1:
+        return [generate(model, prompts[0], new, repetition_penalty=penalty, stop_ids=stops).token_ids]
+    return generate_batch(model, prompts, new, repetition_penalty=penalty, stop_ids=stops)
 
 
 def part_file(folder: Path, name: str) -> Path:
@@ -117,7 +125,9 @@ def part_file(folder: Path, name: str) -> Path:
 def _work_key(pair: Pair, name: str, asked: _Asked) -> str:
     """What must be equal for finished answers to be kept."""
     folder = pair.folders[name]
-    rule = f"{asked.max_new_tokens} {asked.repetition_penalty} {pair.device} {torch.__version__}"
+    rule = (
+        f"{asked.max_new_tokens} {asked.repetition_penalty} {asked.batch} {pair.device} {torch.__version__}"
+    )
     return combined_hash([weights_hash(folder), tokenizer_hash(pair.float_folder), rule, code_hash()])
 
 

@@ -53,6 +53,7 @@ def measure_precision(
     max_new_tokens: int = 64,
     repetition_penalty: float = 1.03,
     answers: int | None = None,
+    answer_batch: int = 1,
     languages: str = "",
     source_sequences: int = 0,
     tasks: str = "",
@@ -66,6 +67,7 @@ def measure_precision(
     Args:
         jsonl_path: `{"input": ...}` lines; the first `answers` of them are answered (None: all).
         text: evaluation text; `sequences` blocks of `tokens` tokens are drawn from it by `seed`.
+        answer_batch: lines answered at a time; above 1 choices may fall otherwise where two tokens are nearly tied.
         languages: a text in Chinese and English whose figures are told by language; "" for none.
         source_sequences: sequences on which the sources of the loss are looked for; 0 for none.
         tasks: multiple-choice questions for lm-evaluation-harness, a file or folder; "" for none.
@@ -89,7 +91,9 @@ def measure_precision(
         )
     pair = Pair(model_path, quant_path, device, memory)
     blocks = evaluation_blocks(pair, text, tokens, sequences, seed)
-    answered = answer_lines(pair, jsonl_path, max_new_tokens, repetition_penalty, answers, run_folder)
+    answered = answer_lines(
+        pair, jsonl_path, max_new_tokens, repetition_penalty, answers, run_folder, answer_batch
+    )
     if bundle and run_folder is not None:
         _save_bundle(pair, blocks, Path(run_folder) / BUNDLE, bundle, text, answered)
     return PrecisionRecord(

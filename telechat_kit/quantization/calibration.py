@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from telechat_kit.errors import DataError
 from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
+from telechat_kit.quantization.balancing import balanced_scale
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.figures import LinearFigures, watched
 from telechat_kit.quantization.observers import (
@@ -15,7 +16,6 @@ from telechat_kit.quantization.observers import (
     MinMaxObserver,
     fake_quantize,
     fake_quantize_per_token,
-    make_observer,
 )
 from telechat_kit.quantization.packing import fake_quantize_weight
 from telechat_kit.quantization.sensitivity import SensitivityScore
@@ -53,13 +53,14 @@ FIRST_SAMPLE_ONLY = ("none", "m3")
 
 
 def smoothing_scales(
-    block: Block, states: Sequence[Tensor], method: str
+    block: Block, states: Sequence[Tensor], method: str, signs: bool = True
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Outlier suppression of a block: the scale `[in]` of each group by its feeder, and the states after the block.
 
     Args:
         states: hidden states before the block, each `[1, T, H]`; all of them are looked at, but by m3.
         method: "none" gives no scales; `LINEAR_FEEDERS` tells which methods scale more than norms.
+        signs: of method best; without them its scales are SmoothQuant's.
 
     All scales are those of the float network: no one of them sees another one folded.
     """
@@ -71,13 +72,19 @@ def smoothing_scales(
     for feeder, linears in groups.items():
         weights = [block.parameter(f"{name}.weight").data for name in linears]
         if method == BEST:
-            alpha = BEST_UP_ALPHA if feeder.endswith(UP) else BEST_ALPHA
-            scales[feeder] = migration_scale(statistics[feeder], weights, alpha)
+            scales[feeder] = _best_scale(feeder, statistics[feeder], weights, signs)
         else:
             scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
         # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
         scales[feeder] = scales[feeder].masked_fill(statistics[feeder].absolute_maximum == 0, 1.0)
     return scales, after
+
+
+def _best_scale(feeder: str, statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool) -> Tensor:
+    alpha = BEST_UP_ALPHA if feeder.endswith(UP) else BEST_ALPHA
+    if signs:
+        return balanced_scale(statistics.minimum, statistics.maximum, weights, alpha)
+    return migration_scale(statistics, weights, alpha)
 
 
 def smoothing_groups(block: Block, method: str) -> dict[str, list[str]]:
@@ -141,26 +148,21 @@ def sensitivity(block: Block, states: Sequence[Tensor]) -> dict[str, float]:
 def calibrate(
     block: Block,
     states: Sequence[Tensor],
-    scores: Mapping[str, float],
-    act_method: int,
+    observers: Mapping[str, Observer],
     figures: Mapping[str, LinearFigures],
-    widest: bool = False,
-) -> tuple[dict[str, Observer], list[Tensor]]:
-    """Observers of the inputs of the linears in `scores`, and the states after the block, with their int8 error.
+) -> list[Tensor]:
+    """The states after the block, with the int8 error of the linears in `observers`, which take in their inputs.
 
     `figures` of the block's linears, in int8 or not, take in what they read and give.
     As in msModelSlim a sample is quantized with the range known after it, and weights are quantized as well,
     so that deeper linears see what they will see in the int8 model. Weights are restored afterwards.
-    `widest` ranges reach over all samples; otherwise min-max ranges are means over them.
     """
-    observers = {name: make_observer(act_method, score, widest) for name, score in scores.items()}
     with (
         watched(block, figures, observers),
-        _quantized_weights(block, scores),
+        _quantized_weights(block, observers),
         _quantized_inputs(block, observers, figures),
     ):
-        after = block.run(states)
-    return observers, after
+        return block.run(states)
 
 
 def calibrate_dynamic(

@@ -44,7 +44,7 @@ class ChannelMaxima:
 
 
 def _facts(largest: Tensor, divisor: Tensor | None, weight: Tensor) -> dict[str, float | int]:
-    raw = largest if divisor is None else largest * divisor.to(largest.device)
+    raw = largest if divisor is None else largest * divisor.to(largest.device).abs()
     return {
         "input_absmax": largest.max().item(),
         "input_median": largest.median().item(),

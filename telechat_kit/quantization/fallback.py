@@ -88,19 +88,24 @@ def partners(name: str) -> list[str]:
 
 
 def choose_float_linears(
-    scores: Mapping[str, float], level: str, group_fallback: bool = True
+    scores: Mapping[str, float],
+    level: str,
+    group_fallback: bool = True,
+    order: Sequence[str] | None = None,
 ) -> list[FloatLinear]:
     """The linears to keep in float, most sensitive first, or in the order of the list.
 
     With `group_fallback` the partners of a chosen linear stay in float with it, beyond the number of the level
-    if the last one chosen has one; without it single linears are counted, as msModelSlim does.
+    if the last one chosen has one; without it single linears are counted, as msModelSlim does. With
+    `order`, names by the noise of int8 in the residual stream, a number of linears is taken from there.
     """
     if is_list(level):
         kept = [FloatLinear(name, scores[name], "listed") for name in listed(level, list(scores))]
     else:
-        order = rank(scores)
+        by = "int8 noise in the residual stream" if order else "sensitivity"
+        order = order or rank(scores)
         kept = [
-            FloatLinear(name, scores[name], f"rank {position} of {len(order)} by sensitivity")
+            FloatLinear(name, scores[name], f"rank {position} of {len(order)} by {by}")
             for position, name in enumerate(order[: parse_level(level, len(order))], start=1)
         ]
     return kept + (_split_partners([linear.name for linear in kept], scores) if group_fallback else [])

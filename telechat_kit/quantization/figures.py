@@ -164,3 +164,12 @@ def residual_noise(
             parts = zip(taken.noise, taken.signal, exit_signal, stream, strict=True)
             shares[name] = sum(n / s * e / r for n, s, e, r in parts if s and r) / len(stream)
     return shares
+
+
+def noisiest_first(noise: Mapping[str, float]) -> list[str]:
+    """Linears by residual `noise`, the noisiest first; those that write to the stream before all others.
+
+    The noise of the others is a guess, and too high where theirs spreads over channels that their exit hardly reads.
+    """
+    exits = set(EXITS.values())
+    return sorted(noise, key=lambda name: (name.split(".", 3)[3] not in exits, -noise[name]))

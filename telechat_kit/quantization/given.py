@@ -27,7 +27,7 @@ from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS, W8A8Weights, line
 from telechat_kit.progress import track
 from telechat_kit.quantization.fallback import FloatLinear
 from telechat_kit.quantization.numpy_export import largest_deviation, rounding_slack
-from telechat_kit.quantization.streaming import LinearRecord, Recipe
+from telechat_kit.quantization.recipe import LinearRecord, Recipe
 
 RECIPE = "quantize.json"
 

@@ -37,17 +37,17 @@ from telechat_kit.quantization.given import GivenWeights, check_given
 from telechat_kit.quantization.measured_levels import MeasuredLevel, parse_budget
 from telechat_kit.quantization.observers import make_observer
 from telechat_kit.quantization.partial import open_partial, partial_folder
+from telechat_kit.quantization.recipe import (
+    RANDOM_TOKENS,
+    SPLITTING,
+    LinearRecord,
+    Recipe,
+    parse_ingredients,
+)
 from telechat_kit.quantization.samples import calibration_set
 from telechat_kit.quantization.smoothing import METHODS
 from telechat_kit.quantization.splitting import SPLIT_CHANNELS
-from telechat_kit.quantization.streaming import (
-    SPLITTING,
-    LinearRecord,
-    Quantized,
-    Recipe,
-    parse_ingredients,
-    quantize_blocks,
-)
+from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 
 ACTIVATIONS = ("static", "dynamic")
@@ -112,8 +112,9 @@ def quantize(
         anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
             "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
             "best" (the kit's own: the same groups with other exponents, and what `ingredients` says).
-        ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above),
-            splitting (of feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
+        ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above), signs
+            (one side of each range kept small), random_tokens (ranges hold what they reach too), splitting (of
+            feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
         act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
         activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
             each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
@@ -134,12 +135,13 @@ def quantize(
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
     context = _check_request(source, target, level, anti_outlier, act_method, activations).training_seqlen
+    tokenizer = load_tokenizer(source)
     chosen = calibration_set(
-        load_tokenizer(source), calibration, format=calibration_format, lines=calibration_lines,
+        tokenizer, calibration, format=calibration_format, lines=calibration_lines,
         samples=samples, tokens=tokens, seed=seed, context=context,
     )  # fmt: skip
     _check_budget(source, level, budget, budget_samples)
-    used = parse_ingredients(ingredients) if anti_outlier == BEST else []
+    used = parse_ingredients(ingredients, activations) if anti_outlier == BEST else []
     recipe = Recipe(
         level=level,
         anti_outlier=anti_outlier,
@@ -151,6 +153,7 @@ def quantize(
         activations=activations,
         ingredients=used,
         split_channels=SPLIT_CHANNELS if SPLITTING in used else 0,
+        random_vocabulary=len(tokenizer) if RANDOM_TOKENS in used else 0,
         budget=budget if level == AUTO else "",
         budget_samples=min(budget_samples, len(chosen.tensors())) if level == AUTO else 0,
         **chosen.recipe(),

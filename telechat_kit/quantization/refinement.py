@@ -5,7 +5,8 @@ the linear adds to. The few tokens whose stream is far larger than the others' (
 count a thousandfold: every other token attends to them, so the network bears no error there.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,9 @@ EXITS = ("self_attention.dense", "mlp.down_proj")
 INPUTS = (*SHARED_INPUTS, *((exit_,) for exit_ in EXITS))
 
 QuantizeInput = Callable[[Tensor], Tensor]
+
+#: Energy of the residual stream of each token of a sample, `[T]`: before the block, after attention, after the block
+Energies = tuple[Tensor, Tensor, Tensor]
 
 
 def input_quantizer(observer: Observer | None) -> QuantizeInput:
@@ -64,9 +68,36 @@ class InputMoments:
         self.total += float(relative.sum())
 
 
+@contextmanager
+def attention_watched(block: Block) -> Iterator[list[Tensor]]:
+    """While active, the list takes in what attention adds to the residual stream, `[1, T, H]`, sample by sample."""
+    mixed: list[Tensor] = []
+    hook = block.module.self_attention.register_forward_hook(lambda _, __, output: mixed.append(output))
+    try:
+        yield mixed
+    finally:
+        hook.remove()
+
+
+def stream_energies(
+    block: Block, states: Sequence[Tensor], mixed: Sequence[Tensor], after: Sequence[Tensor]
+) -> list[Energies]:
+    """Energies by sample, from the states before and after the block, each `[1, T, H]`, and what attention added."""
+    found = []
+    for x, attention, y in zip(states, mixed, after, strict=True):
+        residual = block.module.input_layernorm(x) if block.module.residual_after_norm else x
+        found.append((_energy(x), _energy(residual + attention), _energy(y)))
+    return found
+
+
+def _energy(state: Tensor) -> Tensor:
+    return state.square().sum(-1)[0]
+
+
 def refine(
     block: Block,
     states: Sequence[Tensor],
+    energies: Sequence[Energies],
     inputs: Mapping[str, QuantizeInput],
     rounding: bool,
     bias: bool,
@@ -75,12 +106,12 @@ def refine(
 
     Args:
         states: hidden states before the block, each `[1, T, H]`.
+        energies: of the residual stream, by sample.
         inputs: how the input of each int8 linear is quantized.
         rounding: by GPTQ instead of to the nearest.
         bias: less the mean error that int8 brings.
     """
     nearest = {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in inputs}
-    energies = _energies(block, states, nearest, inputs)
     moments = _moments(block, states, nearest, inputs, energies)
     weights, biases = {}, {}
     for name in inputs:
@@ -125,32 +156,17 @@ def _reader(block: Block, name: str, inputs: Collection[str]) -> str:
     raise KeyError(name)
 
 
-def _energies(
-    block: Block, states: Sequence[Tensor], weights: Mapping[str, Tensor], inputs: Mapping[str, QuantizeInput]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Energy of the residual stream of each token, `[T]`: before the block, after attention, after the block."""
-    between: list[Tensor] = []
-    norm = block.prefix + "post_attention_layernorm"
-    watch = {norm: lambda x: between.append(x.square().sum(-1)[0])}
-    with with_weights(block, weights), observed(block, {**inputs, **watch}):
-        after = block.run(states)
-    return [
-        (x.square().sum(-1)[0], middle, y.square().sum(-1)[0])
-        for x, middle, y in zip(states, between, after, strict=True)
-    ]
-
-
 def _moments(
     block: Block,
     states: Sequence[Tensor],
     weights: Mapping[str, Tensor],
     inputs: Mapping[str, QuantizeInput],
-    energies: Sequence[tuple[Tensor, Tensor, Tensor]],
+    energies: Sequence[Energies],
 ) -> dict[str, InputMoments]:
     """Moments of the input of each linear that stands for its group, one sample after the other."""
     limits = [MASSIVE_ENERGY * torch.cat(found).median() for found in zip(*energies, strict=True)]
     moments = {name: InputMoments() for name in inputs if _reader(block, name, inputs) == name}
-    current: list[tuple[Tensor, Tensor, Tensor]] = []
+    current: list[Energies] = []
 
     def taking(name: str, quantize: QuantizeInput) -> QuantizeInput:
         at = _stream_of(name)

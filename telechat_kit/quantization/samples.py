@@ -89,6 +89,15 @@ def calibration_set(
     )
 
 
+def random_samples(samples: Sequence[Tensor], vocabulary: int, seed: int) -> list[Tensor]:
+    """As many ids, in samples of the same shapes `[1, T]`, drawn evenly from a `vocabulary`.
+
+    They reach what a text of some thousand tokens leaves out: channels that answer to few tokens only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocabulary, sample.shape, generator=generator) for sample in samples]
+
+
 def _check(format: str, lines: str, tokens: int, context: int) -> None:
     known: Sequence[str] = CALIBRATION_FORMATS
     if format not in known:

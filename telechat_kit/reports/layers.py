@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.quantization.streaming import LinearRecord
+from telechat_kit.quantization.recipe import LinearRecord
 from telechat_kit.reports.charts import COLORS, INPUTS, STYLE, Chart, block_and_kind
 
 KINDS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")

@@ -13,7 +13,7 @@ from telechat_kit.performance import PUBLISHED, PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.quantization.streaming import Recipe
+from telechat_kit.quantization.recipe import Recipe
 from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
 
 #: The row of `fits` for which the guide publishes a speed

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from telechat_kit.errors import DataError
-from telechat_kit.generation import chat_ids, generate
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.generation import chat_ids, generate, generate_batch
 from telechat_kit.precision import Answer, Pair, answer_lines, write_answers
 from telechat_kit.precision import answers as answers_module
 from telechat_kit.precision.answers import part_file
@@ -58,6 +58,28 @@ def test_an_answer_that_stops_early_has_its_whole_length_in_common(
     (answer,) = answer_lines(same, questions, 6, 1.3, limit=1)
     assert (answer.common_tokens, answer.float_tokens, answer.w8a8_tokens) == (3, 6, 3)
     assert answer.similarity < 1.0
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_answers_in_batches_are_those_of_one_at_a_time(pair: Pair, questions: Path, penalty: float) -> None:
+    alone = [a.float_ids for a in answer_lines(pair, questions, 12, penalty)]
+    assert [a.float_ids for a in answer_lines(pair, questions, 12, penalty, batch=3)] == alone
+    assert [a.float_ids for a in answer_lines(pair, questions, 12, penalty, batch=2)] == alone
+
+
+def test_each_answer_of_a_batch_ends_at_its_own_stop_token(pair: Pair) -> None:
+    model = pair.models["float"]
+    prompts = [[7, 8, 9], [20, 30, 40, 50, 60], [11]]
+    alone = [generate(model, prompt, 10).token_ids for prompt in prompts]
+    stop = alone[1][4]
+    expected = [generate(model, prompt, 10, stop_ids=(stop,)).token_ids for prompt in prompts]
+    assert len({len(ids) for ids in expected}) > 1
+    assert generate_batch(model, prompts, 10, stop_ids=(stop,)) == expected
+
+
+def test_a_batch_of_no_lines_is_refused(pair: Pair, questions: Path) -> None:
+    with pytest.raises(ParameterError, match="answer_batch is 0"):
+        answer_lines(pair, questions, 1, 1.0, batch=0)
 
 
 def test_only_as_many_lines_are_answered_as_asked_for(pair: Pair, questions: Path) -> None:

@@ -11,11 +11,20 @@ from telechat_kit.files import read_json
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.shards import Shards
 from telechat_kit.quantization import export, quantize
+from telechat_kit.quantization.balancing import balanced_scale
 from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.calibration import fold, smoothing_scales
 from telechat_kit.quantization.observers import fake_quantize_per_token
 from telechat_kit.quantization.packing import weight_scale
-from telechat_kit.quantization.refinement import correct_biases, refine, run_refined
+from telechat_kit.quantization.refinement import (
+    attention_watched,
+    correct_biases,
+    refine,
+    run_refined,
+    stream_energies,
+)
 from telechat_kit.quantization.rounding import gptq_round
+from telechat_kit.quantization.samples import random_samples
 from telechat_kit.quantization.splitting import (
     SPLIT_CHANNELS,
     channel_copies,
@@ -49,6 +58,62 @@ def best(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(folder: Path) -> torch.Tensor:
     with torch.inference_mode():
         return load_model(folder, "cpu")(IDS).logits
+
+
+def test_signs_keep_one_side_of_the_range_small() -> None:
+    low, high = torch.tensor([-8.0, -1.0, -0.5]), torch.tensor([2.0, 4.0, 1.0])
+    weights = [torch.ones(5, 3)]
+    scale = balanced_scale(low, high, weights, 1.0)
+    assert scale.sign().tolist() == [-1.0, 1.0, 1.0]
+    bounds = torch.stack([low / scale, high / scale])
+    assert -bounds.min() == pytest.approx(
+        0.25 * float(bounds.max())
+    )  # two of the channels have sides of 1 : 4
+
+    def rounding_error(scale: torch.Tensor) -> float:
+        span = torch.maximum(low / scale, high / scale).max() - torch.minimum(low / scale, high / scale).min()
+        return float(span.square() * scale.square().sum())
+
+    assert rounding_error(scale) < 0.5 * rounding_error(torch.maximum(high, -low))
+
+
+def test_signed_scales_keep_the_function(block: Block, states: list[torch.Tensor]) -> None:
+    before = block.run(states)
+    scales, _ = smoothing_scales(block, states, "best")
+    assert len(scales) == 4
+    assert all(bool((scale < 0).any() and (scale > 0).any()) for scale in scales.values())
+    fold(block, scales)
+    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=0, atol=1e-5)
+
+
+def test_random_tokens_are_of_the_samples_shapes_and_of_the_seed() -> None:
+    samples = [torch.zeros(1, 300, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64)]
+    first, again, other = (random_samples(samples, 50, seed) for seed in (0, 0, 1))
+    assert [ids.shape for ids in first] == [ids.shape for ids in samples]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert (int(first[0].min()), int(first[0].max())) == (0, 49)
+
+
+def test_ranges_hold_random_tokens_as_well(tiny_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the same words again and again\n" * 60, encoding="utf-8")
+    widths = []
+    for ingredients in ("none", "random_tokens"):
+        record = quantize(tiny_folder, tmp_path / ingredients, level="L0", anti_outlier="best", samples=2, tokens=48,
+                          ingredients=ingredients, calibration=str(text), device="cpu")  # fmt: skip
+        unscaled = [linear for linear in record.linears if linear.name.endswith(("dense", "down_proj"))]
+        widths.append(torch.tensor([(linear.high or 0.0) - (linear.low or 0.0) for linear in unscaled]))
+    assert bool((widths[1] > 1.01 * widths[0]).all())
+
+
+def test_the_noisiest_linears_stay_in_float(tiny_folder: Path, tmp_path: Path) -> None:
+    all_int8 = quantize(tiny_folder, tmp_path / "l0", level="L0", anti_outlier="best", samples=2, tokens=48)
+    exits = [linear for linear in all_int8.linears if linear.name.endswith(("dense", "down_proj"))]
+    noisiest = max(exits, key=lambda linear: linear.residual_noise or 0.0).name
+    record = quantize(tiny_folder, tmp_path / "l1", level="L1", anti_outlier="best", samples=2, tokens=48)
+    assert record.float_linears[0].name == noisiest
+    assert "rank 1 of 24 by int8 noise in the residual stream" in record.float_linears[0].reason
 
 
 def test_copies_go_to_the_channel_that_sets_the_step_of_the_rows() -> None:
@@ -105,7 +170,9 @@ def test_the_mean_error_of_the_exits_is_corrected(block: Block, states: list[tor
     def skewed(x: torch.Tensor) -> torch.Tensor:  # an input quantizer with an error that does not average out
         return fake_quantize_per_token(x) + 0.02
 
-    found = refine(block, states, {name: skewed}, rounding=False, bias=True)
+    with attention_watched(block) as mixed:
+        energies = stream_energies(block, states, mixed, block.run(states))
+    found = refine(block, states, energies, {name: skewed}, rounding=False, bias=True)
     assert list(found.biases) == [name]
     uncorrected = torch.cat(run_refined(block, states, {name: skewed}, found), dim=1)
     correct_biases(block, found)

@@ -13,7 +13,7 @@ from telechat_kit.quantization import activation_range, quantize
 from telechat_kit.quantization.blocks import Block, load_block
 from telechat_kit.quantization.calibration import calibrate
 from telechat_kit.quantization.figures import TOKENS, LinearFigures, residual_noise, some_tokens
-from telechat_kit.quantization.observers import fake_quantize
+from telechat_kit.quantization.observers import MinMaxObserver, fake_quantize
 from telechat_kit.quantization.packing import fake_quantize_weight
 
 QUERY, DOWN = "transformer.h.1.self_attention.query", "transformer.h.1.mlp.down_proj"
@@ -34,7 +34,7 @@ def figures_of(
     block: Block, samples: list[torch.Tensor], int8: list[str]
 ) -> tuple[dict[str, LinearFigures], list[torch.Tensor]]:
     figures = {name: LinearFigures() for name in block.linear_names}
-    _, after = calibrate(block, samples, dict.fromkeys(int8, 1.0), 1, figures)
+    after = calibrate(block, samples, {name: MinMaxObserver() for name in int8}, figures)
     return figures, after
 
 

@@ -17,7 +17,8 @@ from telechat_kit.model.shards import Shards
 from telechat_kit.quantization import int8_linear, quantize
 from telechat_kit.quantization.blocks import load_block
 from telechat_kit.quantization.calibration import fold, sensitivity, smoothing_scales
-from telechat_kit.quantization.streaming import Quantized, Recipe, quantize_blocks
+from telechat_kit.quantization.recipe import Recipe
+from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "quantization"
 PIPELINES = sorted(path.stem for path in GOLDEN.glob("pipe_*.json") if "bf16" not in path.stem)
