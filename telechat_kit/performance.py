@@ -1,14 +1,14 @@
 """Speed of float and W8A8 over a grid of prompt and answer lengths, with raw samples kept."""
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from telechat_kit.backends import backend_for
+from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
 from telechat_kit.data import load_text
-from telechat_kit.engine import engine_for
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
 from telechat_kit.generation import Generation, generate
@@ -16,11 +16,14 @@ from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
 from telechat_kit.progress import track
 from telechat_kit.provenance import Conditions
-from telechat_kit.statistics import Estimate, median
+from telechat_kit.roofline import ModelSize, Peaks, measure_peaks, model_size
+from telechat_kit.samples import CaseResult, Sample, drift, sample_of, summarize, to_line
 
 SCHEMA = "telechat-kit/performance/1"
 #: The guide's grid: batch 1, every input length with every output length
 GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
+#: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
+WARM_UP = 8
 
 
 @dataclass(frozen=True)
@@ -42,45 +45,15 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One timed run, as kept in samples.jsonl. Times in seconds."""
+class IdCheck:
+    """Ids that W8A8 generated behind a prompt while it was timed, beside those of transformers' `generate()`."""
 
-    precision: str  # "float" or "w8a8"
     input_tokens: int
-    output_tokens: int
-    repeat: int
-    seconds: float
-    time_to_first_token: float
-    time_per_output_token: float | None
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens generated per second from the start of the prefill."""
-        return self.output_tokens / self.seconds
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """Medians of one case in one precision."""
-
-    precision: str
-    input_tokens: int
-    output_tokens: int
-    repeats: int
-    tokens_per_second: Estimate
-    time_to_first_token: Estimate
-    time_per_output_token: Estimate | None
-    limit_tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Bytes that a decode step reads, whatever the context: all weights but the embedding rows not looked up."""
-
-    precision: str
-    weight_bytes: int
-    read_bytes_per_token: int
-    cache_bytes_per_token: int
+    compared: int
+    #: leading ids that are equal
+    equal: int
+    #: whether all timed runs of the prompt gave the same ids, as far as each went
+    runs_agree: bool
 
 
 @dataclass(frozen=True)
@@ -98,22 +71,14 @@ class PerformanceRecord:
     peak_memory_bytes: int
     published: list[PublishedCase]
     conditions: Conditions
-
-
-def grid(input_lengths: Sequence[int], output_lengths: Sequence[int], context: int) -> list[tuple[int, int]]:
-    """All (input, output) cases, or a `ParameterError` that names the first impossible length."""
-    cases = [(i, o) for i in input_lengths for o in output_lengths]
-    for i, o in cases:
-        if i < 1 or o < 1 or i + o > context:
-            raise ParameterError(
-                f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
-                f"{context}, the context of the model. Change input_lengths or output_lengths."
-            )
-    if not cases:
-        raise ParameterError(
-            "input_lengths and output_lengths give no case. Name at least one length in each."
-        )
-    return cases
+    peaks: Peaks | None = None
+    skipped: list[SkippedCase] = field(default_factory=list)
+    id_checks: list[IdCheck] = field(default_factory=list)
+    #: see `samples.drift`
+    drift: float | None = None
+    #: wall time of all timed runs, and what was expected of them before
+    seconds: float | None = None
+    estimated_seconds: float | None = None
 
 
 def measure_performance(
@@ -125,33 +90,46 @@ def measure_performance(
     output_lengths: Sequence[int] = GUIDE_LENGTHS,
     repeats: int = 3,
     text: str = "pydoc_data.topics",
+    check_tokens: int = 0,
     device: str = "auto",
 ) -> PerformanceRecord:
     """Time every case `repeats` times in float and W8A8, in turn, and keep each sample in `samples_path`.
 
     Prompts are the first tokens of `text`; stop tokens are ignored, so that a case generates exactly what it says.
+    Cases that do not fit into memory are named and left out. Behind each prompt up to `check_tokens` ids of W8A8
+    are compared with those of `generate()` of transformers on the same model.
     """
     if repeats < 1:
         raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
     pair = Pair(model_path, quant_path, device)
-    cases = grid(input_lengths, output_lengths, pair.models["float"].config.training_seqlen)
+    config = pair.configs["float"]
+    cases = grid(input_lengths, output_lengths, config.training_seqlen)
     prompt = _prompt(pair, text, max(input_lengths))
-    samples = _collect(pair, cases, prompt, repeats, samples_path)
     backend = backend_for(pair.device.type)
-    bandwidth, basis = backend.read_bandwidth()
+    dtype = pair.models["float"].get_input_embeddings().weight.dtype
+    cases, skipped = fitting(cases, config, dtype.itemsize, backend.free_memory_bytes())
+    expected = _announce(pair.models, cases, skipped, prompt, repeats)
+    samples, answers = _collect(pair.models, cases, prompt, repeats, samples_path)
+    peaks = measure_peaks(pair.device)
     sizes = [model_size(name, model) for name, model in pair.models.items()]
     return PerformanceRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
         batch=1,
-        cases=summarize(samples, sizes, bandwidth),
+        cases=summarize(samples, sizes, peaks),
         sizes=sizes,
-        read_bandwidth=bandwidth,
-        read_bandwidth_basis=basis,
+        read_bandwidth=peaks.bandwidth,
+        read_bandwidth_basis=peaks.bandwidth_basis,
         peak_memory_bytes=backend.peak_memory_bytes(),
         published=list(PUBLISHED),
         conditions=pair.conditions(),
+        peaks=peaks,
+        skipped=skipped,
+        id_checks=check_ids(pair.models["w8a8"], prompt, answers, check_tokens),
+        drift=drift(samples),
+        seconds=sum(sample.seconds for sample in samples),
+        estimated_seconds=expected,
     )
 
 
@@ -166,20 +144,43 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
     return list(ids[:length])
 
 
+def _announce(
+    models: Mapping[str, TelechatForCausalLM],
+    cases: Sequence[Case],
+    skipped: Sequence[SkippedCase],
+    prompt: list[int],
+    repeats: int,
+) -> float:
+    """Warm both models up; say what is left out and how many seconds the rest will take about, which is returned."""
+    warm_up = {
+        name: generate(models[name], prompt[: cases[0][0]], min(WARM_UP, cases[0][1])) for name in models
+    }
+    for case in skipped:
+        print(f"left out: input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
+    expected = estimated_seconds(cases, repeats, warm_up)
+    print(f"{len(cases)} cases, {repeats} times in {len(models)} precisions: about {duration(expected)}")
+    return expected
+
+
 def _collect(
-    pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int, samples_path: Path
-) -> list[Sample]:
-    for name in pair.models:
-        generate(pair.models[name], prompt[: cases[0][0]], min(8, cases[0][1]))  # warm-up, not counted
-    samples, part = [], partial_samples(samples_path)
+    models: Mapping[str, TelechatForCausalLM],
+    cases: Sequence[Case],
+    prompt: list[int],
+    repeats: int,
+    samples_path: Path,
+) -> tuple[list[Sample], list[Generation]]:
+    """All samples, and what W8A8 generated in their runs."""
+    samples, answers, part = [], [], partial_samples(samples_path)
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as file:
-        for sample in _timed(pair, cases, prompt, repeats):
-            file.write(json.dumps(asdict(sample)) + "\n")
+        for sample, run in timed(models, cases, prompt, repeats):
+            file.write(to_line(sample))
             file.flush()
             samples.append(sample)
+            if sample.precision == "w8a8":
+                answers.append(run)
     part.replace(samples_path)
-    return samples
+    return samples, answers
 
 
 def partial_samples(samples_path: Path) -> Path:
@@ -187,70 +188,50 @@ def partial_samples(samples_path: Path) -> Path:
     return samples_path.with_name(f"{samples_path.name}.part")
 
 
-def _timed(pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int) -> Iterator[Sample]:
-    """Repeats outermost and both precisions in turn: a drift of the machine's speed meets all cases alike."""
-    runs = [(r, i, o, name) for r in range(repeats) for i, o in cases for name in pair.models]
+def timed(
+    models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], prompt: list[int], repeats: int
+) -> Iterator[tuple[Sample, Generation]]:
+    """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike."""
+    runs = [(r, i, o, name) for r in range(repeats) for i, o in cases for name in models]
     for repeat, inputs, outputs, name in track(runs, "timed runs"):
-        run = generate(pair.models[name], prompt[:inputs], outputs)
-        yield _sample(name, repeat, run)
+        run = generate(models[name], prompt[:inputs], outputs)
+        yield sample_of(name, repeat, run), run
 
 
-def _sample(name: str, repeat: int, run: Generation) -> Sample:
-    return Sample(
-        precision=name,
-        input_tokens=run.prompt_tokens,
-        output_tokens=len(run.token_ids),
-        repeat=repeat,
-        seconds=run.seconds,
-        time_to_first_token=run.time_to_first_token,
-        time_per_output_token=run.time_per_output_token,
+def check_ids(
+    model: TelechatForCausalLM, prompt: list[int], answers: Sequence[Generation], tokens: int
+) -> list[IdCheck]:
+    """The longest answer behind each prompt length against `model.generate()`, up to `tokens` ids; none for 0."""
+    if tokens < 1:
+        return []
+    longest: dict[int, list[int]] = {}
+    for run in answers:
+        ids = longest.setdefault(run.prompt_tokens, run.token_ids)
+        longest[run.prompt_tokens] = max(ids, run.token_ids, key=len)
+    checks = []
+    for inputs, ids in longest.items():
+        runs = [run.token_ids for run in answers if run.prompt_tokens == inputs]
+        judge = _transformers_ids(model, prompt[:inputs], min(tokens, len(ids)))
+        agree = all(run == ids[: len(run)] for run in runs)
+        checks.append(IdCheck(inputs, len(judge), _equal_start(ids, judge), agree))
+    return checks
+
+
+def _transformers_ids(model: TelechatForCausalLM, prompt: list[int], count: int) -> list[int]:
+    """`count` greedy ids of transformers' own loop; a stop id that no token has keeps it going."""
+    ids = torch.tensor([prompt], device=model.device)
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=model.config.vocab_size,
+        pad_token_id=0,
     )
+    return found[0, len(prompt) :].tolist()
 
 
-def summarize(samples: Sequence[Sample], sizes: Sequence[ModelSize], bandwidth: float) -> list[CaseResult]:
-    """Medians and intervals of every case and precision, in the order of the samples."""
-    size = {entry.precision: entry for entry in sizes}
-    groups: dict[tuple[str, int, int], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault((sample.precision, sample.input_tokens, sample.output_tokens), []).append(sample)
-    return [_case(key, group, size[key[0]], bandwidth) for key, group in groups.items()]
-
-
-def _case(
-    key: tuple[str, int, int], group: Sequence[Sample], size: ModelSize, bandwidth: float
-) -> CaseResult:
-    name, inputs, outputs = key
-    per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
-    mean_context = inputs + outputs / 2
-    return CaseResult(
-        precision=name,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        repeats=len(group),
-        tokens_per_second=median([s.tokens_per_second for s in group]),
-        time_to_first_token=median([s.time_to_first_token for s in group]),
-        time_per_output_token=median(per_token) if per_token else None,
-        limit_tokens_per_second=bandwidth
-        / (size.read_bytes_per_token + mean_context * size.cache_bytes_per_token),
-    )
-
-
-def model_size(name: str, model: TelechatForCausalLM) -> ModelSize:
-    """Bytes of a model's tensors, those read for one token, and those its cache grows by for one token.
-
-    The last two are what the engine reads, where it runs the model: equal heads once, the head by its int8 copy.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    if (engine := engine_for(model)) is not None:
-        return ModelSize(name, total, engine.read_bytes_per_token, engine.cache_bytes_per_position)
-    embedding = model.get_input_embeddings().weight
-    looked_up = 0 if model.config.tie_word_embeddings else embedding.nbytes
-    per_position = 2 * model.config.n_layer * model.config.hidden_size * embedding.element_size()
-    return ModelSize(name, total, total - looked_up, per_position)
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The raw samples of a run, for statistics of one's own."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Sample(**row) for row in rows]
+def _equal_start(first: list[int], second: list[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
