@@ -223,7 +223,7 @@ def _transformers_ids(model: TelechatForCausalLM, prompt: list[int], count: int)
     found = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=count,
+        max_length=len(prompt) + count,
         do_sample=False,
         repetition_penalty=1.0,
         eos_token_id=model.config.vocab_size,
