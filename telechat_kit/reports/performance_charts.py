@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from telechat_kit.performance import PerformanceRecord
-from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes
+from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
 from telechat_kit.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
 from telechat_kit.samples import CaseResult
 
 MARKERS = {"prefill": "^", "decode": "o"}
 #: Below this share of the limit the dark end of the color scale needs white text
-DARK_BELOW = 0.55
+DARK_BELOW = 0.48
 
 
 def _sizes(record: PerformanceRecord) -> dict[str, ModelSize]:
@@ -145,7 +145,7 @@ def heat_map(record: PerformanceRecord) -> Chart:
             place = inputs.index(case.input_tokens), outputs.index(case.output_tokens)
             values[place] = case.share_of_limit
             axes.annotate(
-                f"{case.tokens_per_second.value:.3g}" + ("*" if case.unstable else ""),
+                short(case.tokens_per_second.value) + ("*" if case.unstable else ""),
                 place[::-1],
                 ha="center",
                 va="center",
