@@ -275,7 +275,7 @@ def figures(timings: list[Timing], engine: str, context: int, tokens: int) -> Fi
 
 def markdown(record: PeersRecord) -> str:
     """The record as a page: figures, agreement, conditions."""
-    found = record.conditions
+    found, judge = record.conditions, REFERENCE if REFERENCE in record.versions else KIT
     lines = [
         f"# Engines on the demo model, {found.device_name}, {found.started}",
         "",
@@ -291,7 +291,7 @@ def markdown(record: PeersRecord) -> str:
             for f in record.figures
         ),
         "",
-        "| engine | next ids as in float32 | continuation as in float32 | versions |",
+        f"| engine | next ids as in {judge} | continuation as in {judge} | versions |",
         "|---|---|---|---|",
         *(
             f"| {a.engine} | {a.equal_next_ids} of {a.windows} | first {a.equal_leading_ids} of {a.continued} | "
