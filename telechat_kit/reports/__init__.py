@@ -1,12 +1,21 @@
 """Charts, tables and self-contained HTML pages from the records of a run."""
 
-from telechat_kit.reports import charts, precision_charts, precision_tables, tables
+from telechat_kit.reports import (
+    charts,
+    performance_charts,
+    performance_tables,
+    precision_charts,
+    precision_tables,
+    tables,
+)
 from telechat_kit.reports.page import PAGES, consistency_note, read_run, verdict, write_report
 
 __all__ = [
     "PAGES",
     "charts",
     "consistency_note",
+    "performance_charts",
+    "performance_tables",
     "precision_charts",
     "precision_tables",
     "read_run",

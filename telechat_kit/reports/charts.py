@@ -190,7 +190,7 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
             ecolor="#333333",
             capsize=2,
         )
-        axes.bar_label(bars, [_short(e.value * factor) for e in estimates], padding=5, fontsize=8)
+        axes.bar_label(bars, [short(e.value * factor) for e in estimates], padding=5, fontsize=8)
     axes.set_xticks(range(len(cases)), [f"{i} / {o}" for i, o in cases])
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
@@ -262,7 +262,7 @@ def file_sizes(record: QuantizeRecord) -> Chart:
     return finish(figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", "")
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

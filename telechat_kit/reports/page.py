@@ -17,7 +17,14 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
-from telechat_kit.reports import charts, precision_charts, precision_tables, tables
+from telechat_kit.reports import (
+    charts,
+    performance_charts,
+    performance_tables,
+    precision_charts,
+    precision_tables,
+    tables,
+)
 from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
 from telechat_kit.reports.extracts import markdown_summary, write_tables
@@ -146,9 +153,10 @@ def _sections(run: RunRecords) -> list[Section]:
         ),
         Section(
             "Speed",
-            f"{tables.interval_note(performance)} The limit is read bandwidth ({performance.read_bandwidth / 1e9:.1f} GB/s, "
-            f"{performance.read_bandwidth_basis}) over the bytes that one token reads.",
-            [charts.speed(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
+            f"{performance_tables.verdict(performance)} {tables.interval_note(performance)} The limit follows from the bytes "
+            f"and operations of the shapes, and from what the device can do: it reads {performance.read_bandwidth / 1e9:.1f} "
+            f"GB/s ({performance.read_bandwidth_basis}).",
+            [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
         ),
         Section(
             "Published figures",

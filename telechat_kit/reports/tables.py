@@ -216,7 +216,7 @@ def float_linears(record: QuantizeRecord) -> Styler:
 
 
 def cases(record: PerformanceRecord) -> Styler:
-    """Medians of every case, float and W8A8, with the bandwidth limit beside them."""
+    """Medians of every case, float and W8A8, with the limit of the device beside them."""
     rows = [
         (
             case.input_tokens,
@@ -226,8 +226,11 @@ def cases(record: PerformanceRecord) -> Styler:
             f"{case.tokens_per_second.low:.1f}–{case.tokens_per_second.high:.1f}",
             case.time_to_first_token.value * 1e3,
             case.time_per_output_token.value * 1e3 if case.time_per_output_token else None,
+            case.token_p95.value * 1e3 if case.token_p95 else None,
             case.limit_tokens_per_second,
+            case.share_of_limit,
             case.repeats,
+            "unstable" if case.unstable else "",
         )
         for case in record.cases
     ]
@@ -239,10 +242,14 @@ def cases(record: PerformanceRecord) -> Styler:
         "interval",
         "first token, ms",
         "per output token, ms",
+        "95 % of them within, ms",
         "limit, tokens/s",
+        "share of it",
         "repeats",
+        "",
     ]
-    formats = {names[3]: "{:.1f}", names[5]: "{:.1f}", names[6]: "{:.2f}", names[7]: "{:.0f}"}
+    digits = ("{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.0%}")
+    formats = dict(zip((names[3], *names[5:10]), digits, strict=True))
     return styled(pd.DataFrame(rows, columns=names).sort_values(names[:2], kind="stable"), formats)
 
 

@@ -1,0 +1,212 @@
+"""Charts of `04_performance`: what the device allows, how much of it each case reaches, and what context costs."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from telechat_kit.performance import PerformanceRecord
+from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
+from telechat_kit.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
+from telechat_kit.samples import CaseResult
+
+MARKERS = {"prefill": "^", "decode": "o"}
+#: Below this share of the limit the dark end of the color scale needs white text
+DARK_BELOW = 0.48
+
+
+def _sizes(record: PerformanceRecord) -> dict[str, ModelSize]:
+    return {size.precision: size for size in record.sizes}
+
+
+def _of(record: PerformanceRecord, precision: str, decode: bool = False) -> list[CaseResult]:
+    """Cases of one precision; with `decode` those that have tokens behind the first."""
+    own = [case for case in record.cases if case.precision == precision]
+    return [case for case in own if case.time_per_output_token is not None] if decode else own
+
+
+def _context(case: CaseResult) -> float:
+    """Mean number of positions that the tokens of a case look back at."""
+    return case.input_tokens + case.output_tokens / 2
+
+
+def _prefill_work(size: ModelSize, case: CaseResult) -> tuple[float, float, float]:
+    """Operations, bytes and seconds of the prompt of a case."""
+    inputs = case.input_tokens
+    attention = size.attention_operations * inputs * (inputs + 1) / 2
+    operations = (size.int8_operations + size.float_operations) * inputs + size.head_operations + attention
+    return operations, size.read_bytes_per_token, case.time_to_first_token.value
+
+
+def _decode_work(size: ModelSize, case: CaseResult) -> tuple[float, float, float]:
+    """Operations, bytes and seconds of one token of a case."""
+    assert case.time_per_output_token is not None
+    context = _context(case)
+    operations = size.int8_operations + size.float_operations + size.head_operations
+    read = size.read_bytes_per_token + context * size.cache_bytes_per_token
+    return operations + size.attention_operations * context, read, case.time_per_output_token.value
+
+
+@mpl.rc_context(STYLE)
+def roofline(record: PerformanceRecord) -> Chart:
+    """Operations per second of prompts and tokens over operations per byte, under what the device can do."""
+    assert record.peaks is not None
+    figure, axes = new_axes(height=4.2)
+    intensities = []
+    for name, size in _sizes(record).items():
+        for phase, work, cases in (
+            ("prefill", _prefill_work, _of(record, name)),
+            ("decode", _decode_work, _of(record, name, decode=True)),
+        ):
+            points = [(ops / read, ops / seconds) for ops, read, seconds in (work(size, c) for c in cases)]
+            intensities += [x for x, _ in points]
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                MARKERS[phase],
+                color=COLORS[name],
+                mec="white",
+                ms=8,
+                label=f"{NAMES[name]}, {phase}",
+            )
+    _roofs(axes, record.peaks, min(intensities) / 2, max(intensities) * 3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.grid(visible=True, axis="both")
+    figure.legend(ncol=4, loc="outside lower center")
+    shares = {phase: f"{share:.0%}" for phase, share in limit_shares(record, "w8a8").items()}
+    title = "W8A8 reaches " + ", ".join(f"{share} of the limit in {phase}" for phase, share in shares.items())
+    x, y = "operations per byte read", "operations per second"
+    return finish(figure, axes, title, x, y, "Median over the cases; lines are the limits of the device")
+
+
+def _roofs(axes: Axes, peaks: Peaks, low: float, high: float) -> None:
+    """The memory's slope up to each known peak, and the peak from there on."""
+    x = np.geomspace(low, high, 200)
+    known = {
+        "int8 arithmetic": (peaks.int8_operations, "-"),
+        "float arithmetic": (peaks.float_operations, "--"),
+    }
+    tops = [peak for peak, _ in known.values() if peak]
+    slope = np.minimum(peaks.bandwidth * x, max(tops, default=np.inf))
+    axes.plot(x, slope, "-", color="#333333", lw=1.2)
+    axes.annotate(
+        f"memory, {peaks.bandwidth / 1e9:.0f} GB/s",
+        (x[8], peaks.bandwidth * x[8]),
+        (10, -9),
+        textcoords="offset points",
+        fontsize=8.5,
+    )
+    for label, (peak, style) in known.items():
+        if peak:
+            start = max(low, peak / peaks.bandwidth)
+            axes.plot([start, high], [peak, peak], style, color="#333333", lw=1.2)
+            axes.annotate(
+                f"{label}, {peak / 1e12:.2f} TOPS",
+                (high, peak),
+                (0, 4),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8.5,
+            )
+
+
+def limit_shares(record: PerformanceRecord, precision: str) -> dict[str, float]:
+    """Median over the cases of the least possible time over the measured one, of prompts and of tokens."""
+    assert record.peaks is not None
+    size, peaks = _sizes(record)[precision], record.peaks
+    shares = {
+        "prefill": [
+            prefill_seconds(size, peaks, case.input_tokens) / case.time_to_first_token.value
+            for case in _of(record, precision)
+        ],
+        "decode": [
+            decode_seconds(size, peaks, _context(case)) / case.time_per_output_token.value
+            for case in _of(record, precision, decode=True)
+            if case.time_per_output_token is not None
+        ],
+    }
+    return {phase: median(found) for phase, found in shares.items() if found}
+
+
+@mpl.rc_context(STYLE)
+def heat_map(record: PerformanceRecord) -> Chart:
+    """Tokens per second of the grid, a panel for each precision, colored by the share of the limit."""
+    inputs = sorted({case.input_tokens for case in record.cases})
+    outputs = sorted({case.output_tokens for case in record.cases})
+    figure = Figure(figsize=(8.6, 1.4 + 0.5 * len(inputs)), layout="constrained")
+    panels = figure.subplots(1, len(NAMES), sharey=True)
+    for axes, name in zip(panels, NAMES, strict=True):
+        values = np.full((len(inputs), len(outputs)), np.nan)
+        for case in _of(record, name):
+            place = inputs.index(case.input_tokens), outputs.index(case.output_tokens)
+            values[place] = case.share_of_limit
+            axes.annotate(
+                short(case.tokens_per_second.value) + ("*" if case.unstable else ""),
+                place[::-1],
+                ha="center",
+                va="center",
+                color="white" if case.share_of_limit < DARK_BELOW else "black",
+            )
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        axes.set_xticks(range(len(outputs)), [str(o) for o in outputs])
+        axes.set_yticks(range(len(inputs)), [str(i) for i in inputs])
+        axes.set_xlabel("output tokens")
+        axes.set_title(NAMES[name], fontsize=10)
+        axes.grid(visible=False)
+    panels[0].set_ylabel("input tokens")
+    panels[1].tick_params(left=False)
+    figure.colorbar(image, ax=panels, label="share of the limit", format=lambda share, _: f"{share:.0%}")
+    share = median(case.share_of_limit for case in _of(record, "w8a8"))
+    title = f"Tokens/s of each case: W8A8 reaches {share:.0%} of the limit (median)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return Chart(figure, f"{title}. A cell is a case; a star marks runs that differ by more than a tenth")
+
+
+@mpl.rc_context(STYLE)
+def context_cost(record: PerformanceRecord) -> Chart:
+    """Time of one token against the context it looks back at, measured and least possible."""
+    figure, axes = new_axes()
+    longest = max(map(_context, record.cases))
+    for name, size in _sizes(record).items():
+        cases = sorted(_of(record, name, decode=True), key=_context)
+        estimates = [case.time_per_output_token for case in cases if case.time_per_output_token is not None]
+        axes.errorbar(
+            [_context(case) for case in cases],
+            [estimate.value * 1e3 for estimate in estimates],
+            yerr=error_bars(estimates, 1e3),
+            fmt="o",
+            color=COLORS[name],
+            ecolor="#333333",
+            capsize=2,
+            label=f"{NAMES[name]}, measured",
+        )
+        if record.peaks is not None:
+            _least(axes, name, longest, _least_decode(size, record.peaks))
+    axes.set_ylim(bottom=0)
+    figure.legend(ncol=4, loc="outside lower center")
+    title = _context_title(record)
+    x, y = "positions in the cache, mean over the answer", "time per output token, ms"
+    return finish(figure, axes, title, x, y, "Dashed: the least time that the device allows")
+
+
+def _least_decode(size: ModelSize, peaks: Peaks) -> Callable[[float], float]:
+    return lambda context: decode_seconds(size, peaks, context)
+
+
+def _least(axes: Axes, name: str, longest: float, seconds: Callable[[float], float]) -> None:
+    ends: Sequence[float] = (0.0, longest)
+    values = [seconds(end) * 1e3 for end in ends]
+    axes.plot(ends, values, "--", color=COLORS[name], lw=1.2, label=f"{NAMES[name]}, least possible")
+
+
+def _context_title(record: PerformanceRecord) -> str:
+    cases = sorted(_of(record, "w8a8", decode=True), key=_context)
+    if not cases:
+        return "No case has tokens behind the first"
+    times = [case.time_per_output_token.value for case in cases if case.time_per_output_token is not None]
+    near, far = _context(cases[0]), _context(cases[-1])
+    return f"A W8A8 token takes {times[-1] / times[0]:.1f} times as long behind {far:,.0f} positions as behind {near:,.0f}"

@@ -1,0 +1,69 @@
+"""Sentences and tables of `04_performance` beside the cases: the verdict, what to doubt, ids, what was left out."""
+
+from statistics import median
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from telechat_kit.cases import duration
+from telechat_kit.performance import PerformanceRecord
+from telechat_kit.reports.charts import speed_ratio
+from telechat_kit.reports.tables import styled
+from telechat_kit.samples import DRIFT, UNSTABLE
+
+
+def verdict(record: PerformanceRecord) -> str:
+    """What the run found, in two sentences."""
+    own = [case for case in record.cases if case.precision == "w8a8"]
+    share = median(case.share_of_limit for case in own)
+    return (
+        f"On {record.conditions.device_name}, W8A8 generates {speed_ratio(record):.2f} times the tokens per second of "
+        f"float (geometric mean of {len(own)} cases). It reaches {share:.0%} of what the memory and the arithmetic of "
+        "the device allow (median of the cases)."
+    )
+
+
+def doubts(record: PerformanceRecord) -> str:
+    """What speaks against the figures: drift, cases that vary, ids that differ. One line each."""
+    unstable = sum(case.unstable for case in record.cases)
+    lines = [_drift(record.drift)]
+    lines.append(
+        f"{unstable} of {len(record.cases)} rows vary by more than {UNSTABLE:.0%} between their runs: marked unstable"
+        if unstable
+        else f"no case varies by more than {UNSTABLE:.0%} between its runs"
+    )
+    if record.id_checks:
+        equal = sum(check.equal == check.compared and check.runs_agree for check in record.id_checks)
+        lines.append(
+            f"behind {equal} of {len(record.id_checks)} prompts the timed ids are those of generate() of transformers"
+        )
+    if record.seconds is not None and record.estimated_seconds is not None:
+        lines.append(
+            f"all timed runs took {duration(record.seconds)}, estimated before: {duration(record.estimated_seconds)}"
+        )
+    return "\n".join(lines)
+
+
+def _drift(found: float | None) -> str:
+    if found is None:
+        return "one repeat: a drift of the device would not show"
+    if abs(found) <= DRIFT:
+        return f"time of the later repeats against the earlier ones: {found:+.1%}, no drift"
+    reason = "the device was busy or throttled" if found > 0 else "the device was busy at first"
+    return f"time of the later repeats against the earlier ones: {found:+.1%}, {reason}. Run it again"
+
+
+def id_checks(record: PerformanceRecord) -> Styler:
+    """Ids generated while timing beside those of `generate()`, by prompt length."""
+    rows = [
+        (check.input_tokens, check.compared, check.equal, "yes" if check.runs_agree else "no")
+        for check in record.id_checks
+    ]
+    names = ["input tokens", "ids compared", "leading ids equal", "all runs gave the same ids"]
+    return styled(pd.DataFrame(rows, columns=names))
+
+
+def skipped(record: PerformanceRecord) -> Styler:
+    """Cases that were left out, and why."""
+    rows = [(case.input_tokens, case.output_tokens, case.reason) for case in record.skipped]
+    return styled(pd.DataFrame(rows, columns=["input tokens", "output tokens", "left out because it"]))

@@ -1,0 +1,94 @@
+"""What 04_performance shows: sentences that follow from the record, and charts whose titles do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from telechat_kit.cases import SkippedCase
+from telechat_kit.performance import IdCheck, PerformanceRecord, measure_performance
+from telechat_kit.reports import performance_charts, performance_tables, tables
+from telechat_kit.roofline import Peaks, decode_seconds, prefill_seconds
+
+
+@pytest.fixture(scope="module")
+def record(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> PerformanceRecord:
+    path = tmp_path_factory.mktemp("views") / "samples.jsonl"
+    return measure_performance(
+        tiny_folder,
+        tiny_w8a8_folder,
+        path,
+        input_lengths=[3, 7],
+        output_lengths=[1, 4],
+        repeats=2,
+        check_tokens=2,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("chart", ["roofline", "heat_map", "context_cost"])
+def test_every_chart_is_drawn_and_has_words_for_those_who_cannot_see_it(
+    record: PerformanceRecord, chart: str
+) -> None:
+    drawn = getattr(performance_charts, chart)(record)
+    assert drawn.png().startswith(b"\x89PNG")
+    assert len(drawn.alt) > 40
+
+
+def test_charts_are_drawn_where_only_the_bandwidth_is_known_and_every_answer_is_one_token(
+    record: PerformanceRecord,
+) -> None:
+    single = [case for case in record.cases if case.output_tokens == 1]
+    bare = replace(record, cases=single, peaks=Peaks(1e9, "data sheet"))
+    assert "prefill" in performance_charts.roofline(bare).alt
+    assert "decode" not in performance_charts.limit_shares(bare, "w8a8")
+    assert performance_charts.context_cost(bare).alt.startswith("No case has tokens behind the first")
+
+
+def test_shares_of_the_limit_are_least_times_over_measured_ones(record: PerformanceRecord) -> None:
+    (case,) = [c for c in record.cases if (c.precision, c.input_tokens, c.output_tokens) == ("w8a8", 7, 4)]
+    size = next(size for size in record.sizes if size.precision == "w8a8")
+    assert record.peaks is not None and case.time_per_output_token is not None
+    found = performance_charts.limit_shares(replace(record, cases=[case]), "w8a8")
+    assert found["prefill"] == prefill_seconds(size, record.peaks, 7) / case.time_to_first_token.value
+    assert found["decode"] == decode_seconds(size, record.peaks, 9) / case.time_per_output_token.value
+
+
+def test_the_verdict_names_the_device_and_both_figures(record: PerformanceRecord) -> None:
+    said = performance_tables.verdict(record)
+    assert said.startswith(f"On {record.conditions.device_name}, W8A8 generates ")
+    assert "geometric mean of 4 cases" in said
+
+
+@pytest.mark.parametrize(
+    ("drift", "expected"),
+    [
+        (0.01, "+1.0%, no drift"),
+        (0.2, "+20.0%, the device was busy or throttled"),
+        (-0.2, "-20.0%, the device was busy at first"),
+        (None, "would not show"),
+    ],
+)
+def test_a_drift_is_said(record: PerformanceRecord, drift: float | None, expected: str) -> None:
+    assert expected in performance_tables.doubts(replace(record, drift=drift))
+
+
+def test_unstable_cases_and_ids_that_differ_are_said(record: PerformanceRecord) -> None:
+    first, *rest = [replace(case, unstable=False) for case in record.cases]
+    checks = [IdCheck(3, 4, 4, True), IdCheck(7, 4, 2, True), IdCheck(9, 4, 4, False)]
+    found = replace(record, cases=[replace(first, unstable=True), *rest], id_checks=checks)
+    said = performance_tables.doubts(found)
+    assert "1 of 8 rows vary by more than 10%" in said
+    assert "behind 1 of 3 prompts the timed ids are those of generate()" in said
+    assert ">unstable<" in tables.cases(found).to_html()
+    assert "no case varies" in performance_tables.doubts(
+        replace(record, cases=[replace(first, unstable=False), *rest])
+    )
+
+
+def test_left_out_cases_stand_in_their_table(record: PerformanceRecord) -> None:
+    found = replace(record, skipped=[SkippedCase(5, 9, "needs 3.00 GB")])
+    assert "needs 3.00 GB" in performance_tables.skipped(found).to_html()
+    assert "<td" in performance_tables.id_checks(record).to_html()

@@ -1,0 +1,116 @@
+"""Samples and what they say: medians, drift, unstable cases, and that timing itself is right within 2 %."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from telechat_kit import generation
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.performance import timed
+from telechat_kit.roofline import ModelSize, Peaks
+from telechat_kit.samples import Journal, Sample, drift, sample_of, summarize
+
+SIZES = [ModelSize("float", 4000, 2000, 100), ModelSize("w8a8", 1000, 500, 100)]
+PEAKS = Peaks(1.0, "measured")
+SMALL = TelechatConfig(vocab_size=16, hidden_size=32, n_layer=1, n_head=2, ffn_hidden_size=48)
+
+
+def sample(repeat: int, seconds: float, precision: str = "float", outputs: int = 8) -> Sample:
+    per_token = (seconds - 0.5) / (outputs - 1) if outputs > 1 else None
+    return Sample(precision, 10, outputs, repeat, seconds, 0.5, per_token)
+
+
+def test_medians_and_ranges_are_those_of_the_repeats() -> None:
+    samples = [sample(0, 1.0), sample(1, 4.0), sample(2, 2.0)]
+    (case,) = summarize(samples, SIZES, PEAKS)
+    speed = case.tokens_per_second
+    assert (speed.low, speed.value, speed.high, speed.coverage) == (2.0, 4.0, 8.0, 0.75)
+    assert case.time_to_first_token.value == 0.5
+    assert case.time_per_output_token is not None
+    assert case.time_per_output_token.value == pytest.approx(1.5 / 7)
+
+
+def test_an_answer_of_one_token_has_no_time_per_further_token() -> None:
+    (case,) = summarize([sample(0, 0.5, outputs=1)], SIZES, PEAKS)
+    assert case.time_per_output_token is None
+    assert case.tokens_per_second.value == 2.0
+
+
+def test_precisions_and_lengths_are_never_mixed() -> None:
+    samples = [sample(0, 1.0), sample(0, 2.0, "w8a8"), sample(0, 3.0, outputs=4), sample(1, 1.0)]
+    found = [(c.precision, c.output_tokens, c.repeats) for c in summarize(samples, SIZES, PEAKS)]
+    assert found == [("float", 8, 2), ("w8a8", 8, 1), ("float", 4, 1)]
+
+
+def test_quantiles_are_those_of_the_tokens_behind_the_first() -> None:
+    run = generation.Generation(5, [1, 2, 3, 4, 5], [2.0, 3.0, 4.0, 5.0, 15.0])
+    found = sample_of("float", 0, run)
+    assert found.token_p50 == 1.0
+    assert found.token_p95 == pytest.approx(1 + 9 * 0.85)  # between the third and the fourth of four times
+    assert sample_of("float", 0, generation.Generation(5, [1], [2.0])).token_p95 is None
+
+
+def test_a_case_whose_runs_differ_by_more_than_a_tenth_is_marked() -> None:
+    steady = summarize([sample(0, 1.0), sample(1, 1.05), sample(2, 1.09)], SIZES, PEAKS)
+    shaken = summarize([sample(0, 1.0), sample(1, 1.05), sample(2, 1.2)], SIZES, PEAKS)
+    assert (steady[0].unstable, shaken[0].unstable) == (False, True)
+
+
+def test_a_device_that_slows_down_shows_as_drift_and_one_slow_run_does_not() -> None:
+    throttled = [sample(r, 1.0 + 0.1 * r, outputs=o) for r in range(4) for o in (4, 8, 16)]
+    assert drift(throttled) == pytest.approx((1.25 / 1.05) - 1)
+    one_slow = [sample(r, 3.0 if (r, o) == (3, 4) else 1.0, outputs=o) for r in range(4) for o in (4, 8, 16)]
+    assert drift(one_slow) == 0
+    assert drift([sample(0, 1.0)]) is None
+
+
+class TakesKnownTime(TelechatForCausalLM):
+    """A model that takes a known time for each call, and for each token in it."""
+
+    per_call, per_token = 0.010, 0.002
+
+    def pass_time(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def forward(self, ids: torch.Tensor, **_: Any) -> Any:
+        self.pass_time(self.per_call + self.per_token * ids.shape[1])
+        return SimpleNamespace(logits=torch.zeros(1, 1, self.config.vocab_size))
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], TakesKnownTime]:
+    """Models by a factor on their times, all on one clock that only they move on."""
+    now = [100.0]
+    monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def make(factor: float) -> TakesKnownTime:
+        model = TakesKnownTime(SMALL)
+        model.pass_time = lambda seconds: now.__setitem__(0, now[0] + factor * seconds)
+        return model
+
+    return make
+
+
+def test_the_harness_reports_times_that_are_known(
+    known: Callable[[float], TakesKnownTime], tmp_path: Path
+) -> None:
+    models = {"float": known(4.0), "w8a8": known(1.0)}
+    cases = [(5, 1), (5, 9), (50, 9)]
+    samples = list(timed(models, cases, [7] * 50, 3, Journal(tmp_path / "samples.jsonl", "work")))
+    for case in summarize(samples, SIZES, PEAKS):
+        factor = {"float": 4.0, "w8a8": 1.0}[case.precision]
+        first = factor * (0.010 + 0.002 * case.input_tokens)
+        step = factor * 0.012
+        total = first + (case.output_tokens - 1) * step
+        assert case.time_to_first_token.value == pytest.approx(first, rel=0.02)
+        assert case.tokens_per_second.value == pytest.approx(case.output_tokens / total, rel=0.02)
+        if case.output_tokens > 1:
+            assert case.time_per_output_token is not None
+            assert case.time_per_output_token.value == pytest.approx(step, rel=0.02)
+        assert not case.unstable
+    assert drift(samples) == pytest.approx(0)
