@@ -129,4 +129,5 @@ class LinearRecord:
     dead_outputs: int = 0  # rows of the weight that are 0
     output_snr_db: float | None = None  # energy of the float output over that of its int8 error, dB
     clipped_share: float | None = None  # of the input's values, by the range known when they came
-    residual_noise: float | None = None  # energy of that error over that of the residual stream, estimated
+    #: energy of that error over that of the residual stream, estimated; in float what int8 would give, if tried
+    residual_noise: float | None = None

@@ -93,7 +93,13 @@ def quantize_blocks(
     )
     if measured:
         measured = replace(measured, kl_written=_written_kl(quantizer, samples[: measured.samples]))
-    return Quantized(blocks, _linear_records(blocks, count), float_linears, measured)
+    linears = _linear_records(blocks, count)
+    if passes > 2:
+        noise = _noise(at_l0)
+        linears = [
+            replace(row, residual_noise=noise[row.name]) if row.name in kept else row for row in linears
+        ]
+    return Quantized(blocks, linears, float_linears, measured)
 
 
 def _passes(recipe: Recipe) -> int:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from telechat_kit.environment import SetupRecord
 from telechat_kit.performance import CaseResult, PerformanceRecord
+from telechat_kit.quantization.fallback import is_list
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
 
@@ -111,32 +112,52 @@ def checkpoint_parts(record: SetupRecord) -> Chart:
 
 @mpl.rc_context(STYLE)
 def sensitivity(record: QuantizeRecord) -> Chart:
-    """Score of every linear's input by block, those kept in float marked."""
+    """What the linears were chosen by, of every linear's input by block; those kept in float marked."""
     figure, axes = new_axes()
-    kept = {linear.name for linear in record.float_linears}
+    by_noise = _chosen_by_noise(record)
+    drawn = {row.name: row.residual_noise if by_noise else row.score for row in record.linears}
     for label, kind, marker, color in INPUTS:
-        rows = [linear for linear in record.linears if linear.name.endswith(f".{kind}")]
-        points = [(block, row.score) for block, row in enumerate(rows) if row.score is not None]
+        values = [value for name, value in drawn.items() if name.endswith(f".{kind}")]
+        points = [(block, value) for block, value in enumerate(values) if value]
         axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
-    _mark_float_inputs(axes, record)
+    _mark_float_inputs(axes, record, drawn)
     axes.margins(y=0.18)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if by_noise:
+        axes.set_yscale("log")
     figure.legend(ncol=6, loc="outside lower center")
-    known = all(linear.score is not None for linear in record.linears)
-    reason = "those with the largest outliers" if known else "the scores of given weights are not known"
-    title = f"{len(kept)} of {len(record.linears)} linears stay in float: {reason}"
+    title = f"{len(record.float_linears)} of {len(record.linears)} linears stay in float: {_why(record)}"
     top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
-    return finish(
-        figure, axes, title, "block", "sensitivity score\n(largest |x| / std)", f"Kept in float: {top}"
+    label = (
+        "int8 noise over residual stream\n(energy)" if by_noise else "sensitivity score\n(largest |x| / std)"
     )
+    return finish(figure, axes, title, "block", label, f"Kept in float: {top}")
 
 
-def _mark_float_inputs(axes: Axes, record: QuantizeRecord) -> None:
+def _chosen_by_noise(record: QuantizeRecord) -> bool:
+    """Whether noise decided, at first or alone: level auto measures the linears of the most noise."""
+    return record.recipe is not None and (record.recipe.by_noise or record.measured is not None)
+
+
+def _why(record: QuantizeRecord) -> str:
+    if record.recipe is None or any(row.score is None for row in record.linears):
+        return "the scores of given weights are not known"
+    if record.measured is not None:
+        return f"what lowers the measured KL most, {record.measured.budget}"
+    if is_list(record.recipe.level):
+        return "those that the level lists"
+    if record.recipe.by_noise:
+        return "where int8 adds most to the stream"
+    return "those with the largest outliers"
+
+
+def _mark_float_inputs(axes: Axes, record: QuantizeRecord, drawn: Mapping[str, float | None]) -> None:
     """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
     inputs: dict[tuple[int, float], list[str]] = {}
     for linear in record.float_linears:
         block, kind = block_and_kind(linear.name)
-        if linear.score is not None:
-            inputs.setdefault((block, linear.score), []).append(kind)
+        if value := drawn.get(linear.name):
+            inputs.setdefault((block, value), []).append(kind)
     last = max((block_and_kind(linear.name)[0] for linear in record.linears), default=0)
     for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
         axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)

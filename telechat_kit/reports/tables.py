@@ -215,6 +215,22 @@ def float_linears(record: QuantizeRecord) -> Styler:
     return styled(pd.DataFrame(rows, columns=["kept in float", "score", "reason"]), {"score": "{:.2f}"})
 
 
+def measured_choice(record: QuantizeRecord) -> Styler:
+    """Level auto: KL of the model with each candidate alone in float, and with the best ones together."""
+    if record.measured is None:
+        level = record.recipe.level if record.recipe else "not known"
+        return styled(pd.DataFrame({"choice": [f"not measured: level {level}. Level auto measures"]}))
+    found = record.measured
+    taken = {prefix.candidates: prefix.kl for prefix in found.prefixes}
+    rows: list[tuple[str, float, float | None, str]] = [("all in int8", found.kl_int8, found.kl_int8, "")]
+    for place, candidate in enumerate(found.candidates, start=1):
+        names = ", ".join(name.removeprefix("transformer.h.") for name in candidate.names)
+        rows.append((names, candidate.kl, taken.get(place), "float" if place <= found.chosen else ""))
+    alone, together = "KL, it alone in float", "KL, with all above"
+    table = pd.DataFrame(rows, columns=["linears", alone, together, "kept in"])
+    return styled(table, {alone: "{:.4f}", together: "{:.4f}"})
+
+
 def cases(record: PerformanceRecord) -> Styler:
     """Medians of every case, float and W8A8, with the limit of the device beside them."""
     rows = [
@@ -244,9 +260,9 @@ def cases(record: PerformanceRecord) -> Styler:
         "per output token, ms",
         "95 % of them within, ms",
         "limit, tokens/s",
-        "share of it",
+        "share of the limit",
         "repeats",
-        "",
+        "note",
     ]
     digits = ("{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.0%}")
     formats = dict(zip((names[3], *names[5:10]), digits, strict=True))
