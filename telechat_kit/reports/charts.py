@@ -11,6 +11,7 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.environment import SetupRecord
 from telechat_kit.performance import CaseResult, PerformanceRecord
@@ -122,7 +123,7 @@ def sensitivity(record: QuantizeRecord) -> Chart:
         axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
     _mark_float_inputs(axes, record, drawn)
     axes.margins(y=0.18)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if by_noise:
         axes.set_yscale("log")
     figure.legend(ncol=6, loc="outside lower center")
