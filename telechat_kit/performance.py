@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from telechat_kit.backends import backend_for
+from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.data import load_text
 from telechat_kit.engine import engine_for
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
 from telechat_kit.generation import Generation, PreallocatedCache, generate
+from telechat_kit.graph import require_graph
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
 from telechat_kit.progress import track
@@ -104,6 +105,8 @@ class PerformanceRecord:
     conditions: Conditions
     #: float and W8A8 took turns; otherwise the card could not hold both, and one came after the other
     in_turn: bool = True
+    #: "capture": single tokens went through a captured graph of the device
+    graph: str = "none"
 
 
 def grid(input_lengths: Sequence[int], output_lengths: Sequence[int], context: int) -> list[tuple[int, int]]:
@@ -132,6 +135,7 @@ def measure_performance(
     repeats: int = 3,
     text: str = "pydoc_data.topics",
     memory: str = "auto",
+    graph: str = "none",
     device: str = "auto",
 ) -> PerformanceRecord:
     """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
@@ -141,10 +145,11 @@ def measure_performance(
     """
     if repeats < 1:
         raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
+    require_graph(graph, shared=len(split_devices(device)) > 1)
     pair = Pair(model_path, quant_path, device, memory)
     cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen)
     prompt = _prompt(pair, text, max(input_lengths))
-    samples, sizes = _collect(pair, cases, prompt, repeats, samples_path)
+    samples, sizes = _collect(pair, cases, prompt, repeats, samples_path, graph)
     backend = backend_for(pair.device.type)
     bandwidth, basis = backend.read_bandwidth()
     return PerformanceRecord(
@@ -160,6 +165,7 @@ def measure_performance(
         published=list(PUBLISHED),
         conditions=pair.conditions(),
         in_turn=pair.together,
+        graph=graph,
     )
 
 
@@ -175,14 +181,19 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
 
 
 def _collect(
-    pair: Pair, cases: Sequence[tuple[int, int]], prompt: list[int], repeats: int, samples_path: Path
+    pair: Pair,
+    cases: Sequence[tuple[int, int]],
+    prompt: list[int],
+    repeats: int,
+    samples_path: Path,
+    graph: str,
 ) -> tuple[list[Sample], list[ModelSize]]:
     samples, sizes, part = list[Sample](), list[ModelSize](), partial_samples(samples_path)
     part.parent.mkdir(parents=True, exist_ok=True)
     turns = [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]
     with part.open("w", encoding="utf-8") as file:
         for names in turns:
-            for sample in _timed(pair, names, cases, prompt, repeats, sizes):
+            for sample in _timed(pair, names, cases, prompt, repeats, sizes, graph):
                 file.write(json.dumps(asdict(sample)) + "\n")
                 file.flush()
                 samples.append(sample)
@@ -202,6 +213,7 @@ def _timed(
     prompt: list[int],
     repeats: int,
     sizes: list[ModelSize],
+    graph: str,
 ) -> Iterator[Sample]:
     """Repeats outermost and the precisions in turn: a drift of the machine's speed meets all cases alike.
 
@@ -211,10 +223,10 @@ def _timed(
         models = {name: stack.enter_context(pair.model(name)) for name in names}
         sizes += [model_size(name, model) for name, model in models.items()]
         for model in models.values():
-            generate(model, prompt[: cases[0][0]], min(8, cases[0][1]))  # warm-up, not counted
+            generate(model, prompt[: cases[0][0]], min(8, cases[0][1]), graph=graph)  # warm-up, not counted
         runs = [(r, i, o, name) for r in range(repeats) for i, o in cases for name in names]
         for repeat, inputs, outputs, name in track(runs, "timed runs"):
-            run = generate(models[name], prompt[:inputs], outputs)
+            run = generate(models[name], prompt[:inputs], outputs, graph=graph)
             yield _sample(name, repeat, run)
 
 

@@ -53,7 +53,9 @@ def answers(broken: dict[str, str]) -> "subprocess.CompletedProcess[str]":
 
 def python(code: str, *arguments: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=300
+    )
 
 
 def test_torch_alone_stops_with_it(broken: dict[str, str]) -> None:
@@ -61,7 +63,9 @@ def test_torch_alone_stops_with_it(broken: dict[str, str]) -> None:
     assert "Failed to load the backend extension: torch_npu" in python("import torch", env=broken).stderr
 
 
-def test_the_kit_runs_on_the_cpu_and_remembers_the_reason(answers: "subprocess.CompletedProcess[str]") -> None:
+def test_the_kit_runs_on_the_cpu_and_remembers_the_reason(
+    answers: "subprocess.CompletedProcess[str]",
+) -> None:
     assert answers.stdout.splitlines()[:2] == ["2.0", f"ImportError: {REASON}"], answers.stderr
 
 
