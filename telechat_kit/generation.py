@@ -11,6 +11,7 @@ from torch import Tensor
 from telechat_kit.backends import backend_for
 from telechat_kit.engine import EngineRun, engine_for
 from telechat_kit.errors import DataError
+from telechat_kit.graph import GraphRun, require_graph
 from telechat_kit.memory import explained
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
@@ -79,8 +80,17 @@ class NetworkRun:
         return self.model(step, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
 
 
-def start_run(model: TelechatForCausalLM, capacity: int) -> EngineRun | NetworkRun:
-    """The fastest run of `model` over up to `capacity` positions: the engine's where it has one and may go so far."""
+Run = EngineRun | NetworkRun | GraphRun
+
+
+def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") -> Run:
+    """The fastest run of `model` over up to `capacity` positions: the engine's where it has one and may go so far.
+
+    With `graph` "capture" a graph of the device decodes, and a device that has none is refused.
+    """
+    require_graph(graph)
+    if graph != "none":
+        return GraphRun(NetworkRun(model, capacity))
     engine = engine_for(model)
     if engine is not None and engine.fits(capacity):
         return engine.run(capacity)
@@ -126,31 +136,35 @@ def generate(
     repetition_penalty: float = 1.0,
     stop_ids: Sequence[int] = (),
     on_token: Callable[[int], None] | None = None,
+    graph: str = "none",
 ) -> Generation:
     """Greedy continuation of one prompt: up to `max_new_tokens` ids, the stop id included if one comes.
 
+    `graph` "capture" decodes with a graph of the device, captured before the clock starts.
+
     Raises:
         DataError: the prompt is empty or holds an id outside the vocabulary.
-        DeviceError: the device ran out of memory.
+        DeviceError: the device ran out of memory, or has no such graph.
+        ParameterError: `graph` is unknown, or cannot go so far.
     """
     _check_prompt(model.config, prompt_ids, max_new_tokens)
     case = f"input {len(prompt_ids)}, output {max_new_tokens} tokens"
     with explained(case, backend_for(model.device.type)):
-        return _generate(model, prompt_ids, max_new_tokens, repetition_penalty, stop_ids, on_token)
+        run = start_run(model, len(prompt_ids) + max_new_tokens, graph)
+        backend_for(model.device.type).synchronize()
+        return _generate(run, prompt_ids, max_new_tokens, repetition_penalty, stop_ids, on_token)
 
 
 def _generate(
-    model: TelechatForCausalLM,
+    run: Run,
     prompt_ids: Sequence[int],
     max_new_tokens: int,
     repetition_penalty: float,
     stop_ids: Sequence[int],
     on_token: Callable[[int], None] | None,
 ) -> Generation:
-    backend, run = backend_for(model.device.type), start_run(model, len(prompt_ids) + max_new_tokens)
     new_ids: list[int] = []
     times: list[float] = []
-    backend.synchronize()
     start, step = time.perf_counter(), list(prompt_ids)
     while len(new_ids) < max_new_tokens:
         token = _next_id(run, step, [*prompt_ids, *new_ids], repetition_penalty)
@@ -225,7 +239,7 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     return ids[:end]
 
 
-def _next_id(run: EngineRun | NetworkRun, step: Sequence[int], seen: Sequence[int], penalty: float) -> int:
+def _next_id(run: Run, step: Sequence[int], seen: Sequence[int], penalty: float) -> int:
     """The greedy choice after `step`, with the penalty on the ids `seen` so far."""
     if penalty == 1.0:
         return run.best(step)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from telechat_kit.backends import backend_for
+from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
 from telechat_kit.data import load_text
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
 from telechat_kit.generation import generate
+from telechat_kit.graph import require_graph
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
 from telechat_kit.progress import track
@@ -84,6 +85,8 @@ class PerformanceRecord:
     in_turn: bool = True
     #: timed runs taken over from an earlier run of the same work that was broken off
     resumed: int = 0
+    #: "capture": single tokens went through a captured graph of the device
+    graph: str = "none"
 
 
 @dataclass
@@ -108,6 +111,7 @@ def measure_performance(
     text: str = "pydoc_data.topics",
     check_tokens: int = 0,
     memory: str = "auto",
+    graph: str = "none",
     device: str = "auto",
 ) -> PerformanceRecord:
     """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
@@ -116,21 +120,29 @@ def measure_performance(
     before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case
     generates exactly what it says. Cases that do not fit into memory are named and left out. Behind each prompt up
     to `check_tokens` ids of W8A8 are compared with those of `generate()` of transformers on the same model. What an
-    interrupted run of the same work has timed is not timed again.
+    interrupted run of the same work has timed is not timed again. `graph` is that of `generate`.
     """
+    require_graph(graph, shared=len(split_devices(device)) > 1)
     if repeats < 1:
         raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
     pair = Pair(model_path, quant_path, device, memory)
     cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen)
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
-    work = [*conditions.hashes.values(), conditions.device_name, torch.__version__, code_hash(), str(prompt)]
+    work = [
+        *conditions.hashes.values(),
+        conditions.device_name,
+        torch.__version__,
+        code_hash(),
+        graph,
+        str(prompt),
+    ]
     journal = Journal(samples_path, combined_hash(work))
     found, backend = _Timed(), backend_for(pair.device.type)
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
-            cases = _take_turns(models, cases, prompt, repeats, journal, found)
+            cases = _take_turns(models, cases, prompt, repeats, journal, found, graph)
             if "w8a8" in models:
                 found.id_checks = check_ids(models["w8a8"], prompt, journal.answers("w8a8"), check_tokens)
     journal.publish()
@@ -155,6 +167,7 @@ def measure_performance(
         estimated_seconds=found.expected,
         in_turn=pair.together,
         resumed=journal.resumed,
+        graph=graph,
     )
 
 
@@ -176,6 +189,7 @@ def _take_turns(
     repeats: int,
     journal: Journal,
     found: _Timed,
+    graph: str,
 ) -> list[Case]:
     """Time `models`, which take turns, and note what is found; the cases that fit into memory."""
     first = next(iter(models.values()))
@@ -183,8 +197,8 @@ def _take_turns(
     free = backend_for(first.device.type).free_memory_bytes()
     fit, skipped = fitting(cases, first.config, float_bytes, free)
     found.skipped += skipped
-    found.expected += _announce(models, fit, skipped, prompt, repeats)
-    found.samples += timed(models, fit, prompt, repeats, journal)
+    found.expected += _announce(models, fit, skipped, prompt, repeats, graph)
+    found.samples += timed(models, fit, prompt, repeats, journal, graph)
     found.sizes += [model_size(name, model) for name, model in models.items()]
     return fit
 
@@ -195,10 +209,12 @@ def _announce(
     skipped: Sequence[SkippedCase],
     prompt: list[int],
     repeats: int,
+    graph: str,
 ) -> float:
     """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
     warm_up = {
-        name: generate(models[name], prompt[: cases[0][0]], min(WARM_UP, cases[0][1])) for name in models
+        name: generate(models[name], prompt[: cases[0][0]], min(WARM_UP, cases[0][1]), graph=graph)
+        for name in models
     }
     for case in skipped:
         print(f"left out: input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
@@ -213,6 +229,7 @@ def timed(
     prompt: list[int],
     repeats: int,
     journal: Journal,
+    graph: str = "none",
 ) -> Iterator[Sample]:
     """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike.
 
@@ -223,7 +240,7 @@ def timed(
         kept = journal.sample(run)
         if kept is None:
             name, inputs, outputs, repeat = run
-            generation = generate(models[name], prompt[:inputs], outputs)
+            generation = generate(models[name], prompt[:inputs], outputs, graph=graph)
             kept = sample_of(name, repeat, generation)
             journal.write(kept, generation)
         yield kept

@@ -17,12 +17,20 @@ from telechat_kit.backends import plain
 from telechat_kit.backends.cpu_kernels import operators as compiled
 from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
 from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
-from telechat_kit.backends.plain import AddUp, measured_bandwidth, quantize, quantize_per_token, rotate
+from telechat_kit.backends.plain import (
+    AddUp,
+    capture,
+    measured_bandwidth,
+    quantize,
+    quantize_per_token,
+    rotate,
+)
 
 __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "capture",
     "choose_dtype",
     "collectives",
     "device_count",

@@ -7,11 +7,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from telechat_kit.errors import DeviceError
+
 #: Products of int8 values are at most 2^14: so many of them add up exactly in the 24 bits of a float32 mantissa
 EXACT_TERMS = 2**24 // 2**14
 
 #: Joins what several devices hold of one tensor: gives each of them the sum, or the largest, of all parts
 AddUp = Callable[[Tensor], Tensor]
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG001  (what a backend is given)
+    """The graph of a device for which the kit has none.
+
+    Raises:
+        DeviceError: always.
+    """
+    raise DeviceError('graph "capture" is for an NPU (910B, 910_93). Use graph: none.')
 
 
 def same(part: Tensor) -> Tensor:

@@ -249,7 +249,10 @@ def test_the_machine_is_described() -> None:
 def test_peak_memory_is_in_bytes_and_no_less_than_what_is_in_use() -> None:
     block = torch.ones(1 << 24)
     in_use = psutil.Process().memory_info().rss
-    assert block.nbytes < in_use <= cpu.peak_memory_bytes() < 10 * psutil.virtual_memory().total
+    # Linux counts pages by thread and adds them up in batches, the peak at other moments than the amount in use: the
+    # peak was seen 0.2 MB below it
+    peak = cpu.peak_memory_bytes() + 4e6
+    assert block.nbytes < in_use < peak < 10 * psutil.virtual_memory().total
 
 
 def test_read_bandwidth_is_measured_and_plausible() -> None:

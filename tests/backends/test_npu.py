@@ -298,3 +298,10 @@ def test_bandwidth_and_its_source_come_from_the_card(any_chip: ModuleType) -> No
     card = card_of(npu.device_name())
     assert card is not None
     assert npu.read_bandwidth() == (card.bandwidth, card.basis)
+
+
+def test_a_release_without_graphs_is_named_with_the_remedy(chip_910b: ModuleType) -> None:
+    with pytest.raises(
+        DeviceError, match=r"needs a torch_npu with NPUGraph, .* Install a newer pair .* graph: none"
+    ):
+        npu.capture(lambda: None)

@@ -12,6 +12,7 @@ from torch import Tensor
 from telechat_kit.backends import plain
 from telechat_kit.backends.npu.calls import call, operators, slower
 from telechat_kit.backends.npu.chips import card_of
+from telechat_kit.backends.npu.graphs import capture
 from telechat_kit.backends.npu.linears import (
     dynamic_int8_linear,
     int8_linear,
@@ -35,6 +36,7 @@ __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "capture",
     "choose_dtype",
     "collectives",
     "device_count",

@@ -55,6 +55,8 @@ class Chip:
     per_token: bool
     #: npu_quant_matmul can give its int32 products unscaled
     integer_output: bool
+    #: torch_npu's NPUGraph is documented for the family
+    graphs: bool
 
     def allows_rotary(self, x: torch.Tensor, table: torch.Tensor) -> bool:
         """Whether npu_rotary_mul takes `x [B, heads, T, d]` with tables `[T, d]`: they must share their dtype."""
@@ -96,6 +98,7 @@ CHIPS = (
         rotary_positions=1024,
         per_token=False,
         integer_output=False,
+        graphs=False,
     ),
     *(
         Chip(
@@ -111,6 +114,7 @@ CHIPS = (
             rotary_positions=65536,
             per_token=True,
             integer_output=True,
+            graphs=True,
         )
         for family, socs in (("910B", range(220, 226)), ("910_93", range(250, 257)))
     ),

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from npu_memory import Memory
+from npu_operators import demand
 from torch import Tensor
 from torch.utils import _pytree as tree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from torch_npu.graphs import NPUGraph, graph
 
 #: Libraries must stay referenced: torch forgets what a collected one registered
 _libraries: list[torch.library.Library] = []
@@ -58,6 +61,15 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     on_npu = _result_is_on_npu(op._schema.name, leaves)
     low_args, low_kwargs = tree.tree_unflatten([_lowered(leaf) for leaf in leaves], structure)
     result = op(*low_args, **low_kwargs)
+    if NPUGraph.capturing is not None:
+        demand(on_npu, "NPUGraph", f"{op._schema.name} gives the host a result")
+        copied = leaves[1] if op._schema.name == "aten::copy_" else None
+        demand(
+            not isinstance(copied, Tensor) or isinstance(copied, NpuTensor),
+            "NPUGraph",
+            "a copy from the host",
+        )
+        NPUGraph.capturing.note(op, low_args, low_kwargs, result)
 
     def raised(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not on_npu:
@@ -88,6 +100,7 @@ def _result_is_on_npu(name: str, leaves: list[Any]) -> bool:
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    demand(NPUGraph.capturing is None, "NPUGraph", "a copy from the host")
     _lowered(target).copy_(_lowered(source))
     return target
 
@@ -103,6 +116,7 @@ def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tenso
 def install() -> types.ModuleType:
     """Give torch the device "npu" and the module `torch.npu`; once a process, and it stays."""
     module = Memory("npu")
+    module.NPUGraph, module.graph = NPUGraph, graph  # type: ignore[attr-defined]
     _setup_privateuseone_for_python_backend("npu", backend_module=module)
     every, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), "PrivateUse1")
