@@ -1,6 +1,6 @@
 """The figures of a run by name, and how much one of them changed between two runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from statistics import geometric_mean
@@ -8,11 +8,23 @@ from statistics import geometric_mean
 import numpy as np
 
 from telechat_kit.performance import CaseResult, Sample
+from telechat_kit.precision.positions import FIGURES
 from telechat_kit.run_data import RunData
-from telechat_kit.statistics import Estimate
+from telechat_kit.statistics import Estimate, bootstrap
 
 Case = tuple[str, int, int]
 DRAWS = 4000
+
+#: Figures that are means over sequences -> the mean of each, from `by_sequence`
+_OF_SEQUENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "perplexity_float": lambda rows: rows[:, FIGURES.index("float_loss")],
+    "perplexity_w8a8": lambda rows: rows[:, FIGURES.index("w8a8_loss")],
+    "perplexity_ratio": lambda rows: (
+        rows[:, FIGURES.index("w8a8_loss")] - rows[:, FIGURES.index("float_loss")]
+    ),
+    "kl_mean": lambda rows: rows[:, FIGURES.index("kl")],
+    "top1_agreement": lambda rows: rows[:, FIGURES.index("top1")],
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,8 @@ def change(
     a, b = first.estimate, second.estimate
     if a == b:
         return Change(exact(1.0), "identical")
+    if runs is not None and (paired := _paired_precision(name, *runs)) is not None:
+        return paired
     if first.exact or second.exact or min(a.low, b.low) <= 0:
         return Change(exact(b.value / a.value), "no interval")
     spread = ((log(a.high / a.low) ** 2 + log(b.high / b.low) ** 2) ** 0.5) / 2
@@ -152,6 +166,22 @@ def change(
     return Change(
         Estimate(ratio, ratio * exp(-spread), ratio * exp(spread), coverage), "two separate intervals"
     )
+
+
+def _paired_precision(name: str, first: RunData, second: RunData) -> Change | None:
+    """A precision figure over the sequences that both runs read; None where they read other ones."""
+    a, b = first.precision, second.precision
+    if name not in _OF_SEQUENCES or a is None or b is None:
+        return None
+    rows, others = np.array(a.divergence.by_sequence), np.array(b.divergence.by_sequence)
+    if len(rows) < 2 or rows.shape != others.shape or (a.text_sha256, a.blocks) != (b.text_sha256, b.blocks):
+        return None
+    before, after = (_OF_SEQUENCES[name](found) for found in (rows, others))
+    if name.startswith("perplexity"):  # losses: their difference is the logarithm of the ratio
+        ratio = bootstrap((after - before)[:, None], lambda mean: mean[..., 0]).map(exp)
+    else:
+        ratio = bootstrap(np.stack([before, after], axis=1), lambda mean: mean[..., 1] / mean[..., 0])
+    return Change(ratio, f"{len(rows)} sequences in pairs")
 
 
 def _paired_speed(first: RunData, second: RunData, precision: str) -> Change | None:

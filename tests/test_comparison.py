@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,37 @@ def test_speeds_are_compared_by_their_samples(tiny_run: Path, tmp_path: Path) ->
     assert change.seen
     assert rows["tokens_per_second_float"] is not None
     assert not rows["tokens_per_second_float"].seen
+
+
+def test_precision_is_compared_sequence_by_sequence_where_both_read_the_same(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    def worse(record: dict[str, Any]) -> None:
+        found = record["divergence"]
+        for i, row in enumerate(found["by_sequence"]):
+            row[1] += 0.1 + 0.001 * i
+            row[2] *= 3
+        found["kl_mean"]["value"] *= 3
+        found["perplexity_w8a8"]["value"] *= 1.1
+
+    other = changed(tiny_run, tmp_path / "other", "precision.json", worse)
+    count = len(json.loads((tiny_run / "precision.json").read_text())["divergence"]["by_sequence"])
+    rows = {row.name: row.changes[0] for row in compare([str(tiny_run), str(other)]).figures}
+    kl, perplexity = rows["kl_mean"], rows["perplexity_w8a8"]
+    assert kl is not None and perplexity is not None
+    assert kl.basis == perplexity.basis == f"{count} sequences in pairs"
+    assert (kl.ratio.value, kl.ratio.low, kl.ratio.high) == pytest.approx((3, 3, 3))
+    assert perplexity.ratio.value == pytest.approx(exp(0.1 + 0.001 * (count - 1) / 2))
+    assert perplexity.ratio.low > 1.09
+
+    def elsewhere(record: dict[str, Any]) -> None:
+        worse(record)
+        record["text_sha256"] = "another text"
+
+    apart = changed(tiny_run, tmp_path / "apart", "precision.json", elsewhere)
+    rows = {row.name: row.changes[0] for row in compare([str(tiny_run), str(apart)]).figures}
+    assert rows["kl_mean"] is not None
+    assert "pairs" not in rows["kl_mean"].basis
 
 
 def test_the_published_table_stands_beside_a_run_that_timed_its_cases(tiny_run: Path, tmp_path: Path) -> None:

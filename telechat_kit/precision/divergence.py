@@ -1,7 +1,7 @@
 """What the positions add up to: perplexity, divergence and agreement, with intervals over sequences."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -56,6 +56,8 @@ class Divergence:
     top5_agreement: Estimate
     probability_change: ProbabilityChange
     by_position: list[Group]
+    #: mean of each sequence, in the order of `positions.FIGURES`: two runs on one text are compared in pairs
+    by_sequence: list[list[float]] = field(default_factory=list)
 
 
 def measure_divergence(pair: Pair, blocks: Sequence[Block]) -> Divergence:
@@ -119,6 +121,7 @@ def summarize(found: Sequence[PositionFigures]) -> Divergence:
         top5_agreement=_mean(sums, "top5").clip(0.0, 1.0),
         probability_change=_probability_change(found),
         by_position=_by_position(found),
+        by_sequence=sums.tolist(),
     )
 
 
