@@ -18,14 +18,11 @@ from telechat_kit.quantization import quantize
 METHODS = ("none", "m1", "m2", "m3", "m4", "best")
 WAYS = (("L0", "static"), ("L5", "static"), ("L0", "dynamic"))
 INGREDIENTS = (
-    "none",
-    "up_proj",
     "up_proj, values",
-    "up_proj, values, splitting",
-    "up_proj, values, splitting, rounding",
+    "up_proj, values, signs, random_tokens",
+    "up_proj, values, signs, random_tokens, splitting",
+    "up_proj, values, signs, random_tokens, splitting, rounding",
     "all",
-    "up_proj, values, splitting, bias",
-    "up_proj, values, rounding, bias",
 )
 
 
