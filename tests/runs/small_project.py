@@ -27,7 +27,7 @@ WORK = {
         "import os, time\n"
         'if ending == "raise":\n    raise ValueError("no speed <b>today</b>")\n'
         'if ending == "kill":\n    os.kill(os.getpid(), 9)\n'
-        'if ending == "wait":\n    (folder / "waiting").touch(); time.sleep(60)'
+        'if ending == "wait":\n    (folder / "waiting").touch(); time.sleep(600)'
     ),
     "05_report": "title",
 }

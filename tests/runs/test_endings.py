@@ -52,7 +52,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_a_step_that_takes_too_long_is_ended_and_says_so(project: Path) -> None:
     begin = time.monotonic()
     outcome = run(("ending", "wait"), timeouts={SLOW: 3})
-    assert time.monotonic() - begin < 50  # the cell would sleep for 60 seconds
+    assert time.monotonic() - begin < 400  # the cell would sleep for 600 seconds
     assert outcome.exit_code == 1
     assert outcome.stopped is not None
     assert outcome.stopped.failure is not None

@@ -258,7 +258,7 @@ def test_an_interrupt_ends_the_run_at_once_and_is_told_apart_from_a_failure(proj
     watcher.start()
     start = time.monotonic()
     outcome = run(("ending", "wait"))
-    assert time.monotonic() - start < 40  # the cell itself would sleep for 60 seconds
+    assert time.monotonic() - start < 400  # the cell itself would sleep for 600 seconds
     watcher.join()
     assert outcome.exit_code == 130
     assert outcome.stopped is not None
