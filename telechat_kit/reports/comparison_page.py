@@ -23,7 +23,8 @@ from telechat_kit.reports.tables import styled
 
 HOW_TO_READ = (
     "Changes are multiples of the first run. An interval that leaves out 1 is marked * : the runs differ. "
-    "Speeds: the cases of both in pairs, repeats drawn anew; elsewhere from the two runs' own intervals."
+    "Precision: sequence by sequence where both runs read the same text; speeds: the cases of both in pairs, repeats "
+    "drawn anew; elsewhere from the two runs' own intervals."
 )
 
 
