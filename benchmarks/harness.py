@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from telechat_kit.cases import Case
 from telechat_kit.model import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance import timed
@@ -23,7 +24,7 @@ from telechat_kit.samples import CaseResult, Journal, summarize
 
 PER_CALL, PER_TOKEN = 0.040, 0.001
 FACTORS = {"float": 3.0, "w8a8": 1.0}
-CASES = [(10, 1), (10, 10), (200, 10)]
+CASES = [Case(10, 1), Case(10, 10), Case(200, 10)]
 REPEATS, TOLERANCE = 6, 0.02
 
 

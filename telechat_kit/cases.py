@@ -2,12 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.generation import Generation
 from telechat_kit.model.configuration import TelechatConfig
 
-Case = tuple[int, int]  # input tokens, output tokens
+
+class Case(NamedTuple):
+    """Tokens of a prompt, tokens generated behind it, and copies of the prompt at a time."""
+
+    input_tokens: int
+    output_tokens: int
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -17,12 +24,20 @@ class SkippedCase:
     input_tokens: int
     output_tokens: int
     reason: str
+    batch: int = 1
 
 
-def grid(input_lengths: Sequence[int], output_lengths: Sequence[int], context: int) -> list[Case]:
-    """All (input, output) cases, or a `ParameterError` that names the first impossible length."""
-    cases = [(i, o) for i in input_lengths for o in output_lengths]
-    for i, o in cases:
+def grid(
+    input_lengths: Sequence[int],
+    output_lengths: Sequence[int],
+    context: int,
+    batch_sizes: Sequence[int] = (1,),
+) -> list[Case]:
+    """All cases, batch by batch, or a `ParameterError` that names the first impossible length or batch size."""
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ParameterError(f"batch_sizes is {list(batch_sizes)}: name at least one, each 1 or more.")
+    cases = [Case(i, o, batch) for batch in batch_sizes for i in input_lengths for o in output_lengths]
+    for i, o, _ in cases:
         if i < 1 or o < 1 or i + o > context:
             raise ParameterError(
                 f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
@@ -40,10 +55,10 @@ def case_bytes(config: TelechatConfig, case: Case, float_bytes: int) -> int:
 
     Those are gate, up and their product, or query, keys, values and what attention gives.
     """
-    inputs, outputs = case
+    inputs, outputs, batch = case
     cache = 2 * config.n_layer * config.hidden_size * (inputs + outputs)
     widest = max(3 * config.ffn_hidden_size, 4 * config.hidden_size) + 2 * config.hidden_size
-    return (cache + widest * inputs) * float_bytes
+    return batch * (cache + widest * inputs) * float_bytes
 
 
 def fitting(
@@ -62,7 +77,7 @@ def fitting(
             run.append(case)
         else:
             reason = f"needs {needed / 1e9:.2f} GB beside the weights, {free / 1e9:.2f} GB are free"
-            skipped.append(SkippedCase(*case, reason))
+            skipped.append(SkippedCase(case.input_tokens, case.output_tokens, reason, case.batch))
     if not run:
         first = skipped[0]
         raise DeviceError(
@@ -75,13 +90,14 @@ def fitting(
 def estimated_seconds(cases: Sequence[Case], repeats: int, warm_up: Mapping[str, Generation]) -> float:
     """Time of all runs, from one short run of each precision: its time per prompt token and per further token.
 
-    Rough: a long prompt takes less per token than a short one, a long context more.
+    Rough: a long prompt takes less per token than a short one, a long context more, and the rows of a batch count
+    as if one came after the other.
     """
     seconds = 0.0
     for run in warm_up.values():
         prompt = run.time_to_first_token / run.prompt_tokens
         step = run.time_per_output_token or run.time_to_first_token
-        seconds += sum(inputs * prompt + outputs * step for inputs, outputs in cases)
+        seconds += sum(batch * (inputs * prompt + outputs * step) for inputs, outputs, batch in cases)
     return repeats * seconds
 
 

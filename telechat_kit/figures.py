@@ -96,11 +96,11 @@ def _sizes(run: RunData) -> dict[str, Figure]:
 
 
 def _speeds(run: RunData) -> dict[str, Figure]:
-    """Geometric means over the cases, then every case by itself."""
+    """Geometric means over the cases of batch 1, then every one of them by itself."""
     if run.performance is None:
         return {}
     cases, samples = (
-        {(c.precision, c.input_tokens, c.output_tokens): c for c in run.performance.cases},
+        {(c.precision, c.input_tokens, c.output_tokens): c for c in run.performance.cases if c.batch == 1},
         by_case(run),
     )
     rows = {}
@@ -120,9 +120,9 @@ def _case(label: str, result: CaseResult) -> Figure:
 
 
 def by_case(run: RunData) -> dict[Case, list[Sample]]:
-    """The raw samples of every case."""
+    """The raw samples of every case of batch 1."""
     groups: dict[Case, list[Sample]] = {}
-    for sample in run.samples:
+    for sample in (sample for sample in run.samples if sample.batch == 1):
         groups.setdefault((sample.precision, sample.input_tokens, sample.output_tokens), []).append(sample)
     return groups
 

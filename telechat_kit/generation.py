@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -104,6 +104,13 @@ class Generation:
     prompt_tokens: int
     token_ids: list[int]
     token_times: list[float]
+    #: ids of the further rows, where copies of the prompt went through the model at once
+    other_rows: list[list[int]] = field(default_factory=list)
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts at a time."""
+        return 1 + len(self.other_rows)
 
     @property
     def seconds(self) -> float:
@@ -123,8 +130,8 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated per second of wall time, prefill included: the published tables' meaning."""
-        return len(self.token_ids) / self.seconds
+        """Tokens of all rows per second of wall time, prefill included: the published tables' meaning."""
+        return self.batch * len(self.token_ids) / self.seconds
 
 
 @torch.inference_mode()
@@ -210,25 +217,58 @@ def generate_batch(
     return [_until_stop(row, stop_ids) for row in seen[:, longest:].tolist()]
 
 
+@torch.inference_mode()
+def generate_copies(
+    model: TelechatForCausalLM, prompt_ids: Sequence[int], batch: int, max_new_tokens: int
+) -> Generation:
+    """Greedy continuations of `batch` copies of a prompt at a time, timed; no id ends them.
+
+    They go through the network's modules: the engine and graphs run one sequence. The time includes that of
+    allocating the cache.
+
+    Raises:
+        DataError: the prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory.
+    """
+    _check_prompt(model.config, prompt_ids, max_new_tokens)
+    backend, times = backend_for(model.device.type), []
+    case = f"batch {batch}, input {len(prompt_ids)}, output {max_new_tokens} tokens"
+    with explained(case, backend):
+        prompts = torch.tensor([list(prompt_ids)] * batch, device=model.device)
+        backend.synchronize()
+        start = time.perf_counter()
+        seen = _extend(
+            model, prompts, None, max_new_tokens, 1.0, (), lambda: times.append(time.perf_counter() - start)
+        )
+    first, *others = seen[:, len(prompt_ids) :].tolist()
+    return Generation(len(prompt_ids), first, times, others)
+
+
 def _extend(
     model: TelechatForCausalLM,
     seen: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     max_new_tokens: int,
     penalty: float,
     stop_ids: Sequence[int],
+    on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The ids `seen [B, T]` and up to `max_new_tokens` more, fewer if a stop id has come in every row."""
-    capacity = seen.shape[1] + max_new_tokens
-    cache = PreallocatedCache(model.config, len(seen), capacity, like=model.get_input_embeddings().weight)
+    """The ids `seen [B, T]` and up to `max_new_tokens` more, fewer if a stop id has come in every row.
+
+    `on_step` is called as soon as an id of every row is there.
+    """
+    cache = PreallocatedCache.of(model, len(seen), seen.shape[1] + max_new_tokens)
     stops, step = torch.tensor(stop_ids, device=seen.device), seen
     stopped = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
     for _ in range(max_new_tokens):
         found = model(step, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits[:, -1]
         step = penalized(found, seen, penalty).argmax(dim=1, keepdim=True)
-        seen, mask = torch.cat([seen, step], dim=1), torch.cat([mask, torch.ones_like(step)], dim=1)
+        seen = torch.cat([seen, step], dim=1)
+        mask = None if mask is None else torch.cat([mask, torch.ones_like(step)], dim=1)
         stopped |= torch.isin(step[:, 0], stops)
-        if bool(stopped.all()):
+        ended = bool(stopped.all())  # waits for the device
+        on_step()
+        if ended:
             break
     return seen
 
@@ -252,6 +292,8 @@ def penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
     The rule of CTRL (Keskar et al. 2019) as transformers applies it: once per distinct id.
     """
+    if penalty == 1.0:
+        return logits
     seen = logits.gather(1, ids)
     return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
 

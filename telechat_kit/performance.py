@@ -12,7 +12,7 @@ from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, f
 from telechat_kit.data import load_text
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
-from telechat_kit.generation import generate
+from telechat_kit.generation import Generation, generate, generate_copies
 from telechat_kit.graph import require_graph
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
@@ -65,6 +65,7 @@ class PerformanceRecord:
     schema: str
     model_path: str
     quant_path: str
+    #: the smallest that was timed: charts of the grid show it
     batch: int
     cases: list[CaseResult]
     sizes: list[ModelSize]
@@ -88,6 +89,11 @@ class PerformanceRecord:
     #: "capture": single tokens went through a captured graph of the device
     graph: str = "none"
 
+    @property
+    def grid_cases(self) -> list[CaseResult]:
+        """The cases of the batch size that charts of the grid show."""
+        return [case for case in self.cases if case.batch == self.batch]
+
 
 @dataclass
 class _Timed:
@@ -107,6 +113,7 @@ def measure_performance(
     *,
     input_lengths: Sequence[int] = GUIDE_LENGTHS,
     output_lengths: Sequence[int] = GUIDE_LENGTHS,
+    batch_sizes: Sequence[int] = (1,),
     repeats: int = 3,
     text: str = "pydoc_data.topics",
     check_tokens: int = 0,
@@ -118,15 +125,17 @@ def measure_performance(
 
     Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
     before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case
-    generates exactly what it says. Cases that do not fit into memory are named and left out. Behind each prompt up
+    generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit into memory are named and left out. Behind each prompt up
     to `check_tokens` ids of W8A8 are compared with those of `generate()` of transformers on the same model. What an
     interrupted run of the same work has timed is not timed again. `graph` is that of `generate`.
     """
     require_graph(graph, shared=len(split_devices(device)) > 1)
+    if graph != "none" and max(batch_sizes, default=1) > 1:
+        raise ParameterError(f'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.')
     if repeats < 1:
         raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
     pair = Pair(model_path, quant_path, device, memory)
-    cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen)
+    cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen, batch_sizes)
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
     work = [
@@ -151,7 +160,7 @@ def measure_performance(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
-        batch=1,
+        batch=min(batch_sizes),
         cases=summarize(found.samples, found.sizes, peaks),
         sizes=found.sizes,
         read_bandwidth=peaks.bandwidth,
@@ -213,11 +222,19 @@ def _announce(
 ) -> float:
     """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
     warm_up = {
-        name: generate(models[name], prompt[: cases[0][0]], min(WARM_UP, cases[0][1]), graph=graph)
+        name: generate(
+            models[name], prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens), graph=graph
+        )
         for name in models
     }
+    for batch in {case.batch: None for case in cases if case.batch > 1}:
+        for model in models.values():
+            generate_copies(
+                model, prompt[: cases[0].input_tokens], batch, min(WARM_UP, cases[0].output_tokens)
+            )
     for case in skipped:
-        print(f"left out: input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
+        rows = f"batch {case.batch}, " if case.batch > 1 else ""
+        print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
     expected = estimated_seconds(cases, repeats, warm_up)
     print(f"{len(cases)} cases, {repeats} times in {len(models)} precisions: about {duration(expected)}")
     return expected
@@ -235,15 +252,22 @@ def timed(
 
     Runs that stand in the journal are not timed again.
     """
-    runs = [(name, i, o, r) for r in range(repeats) for i, o in cases for name in models]
+    runs = [(name, case, r) for r in range(repeats) for case in cases for name in models]
     for run in track(runs, "timed runs"):
         kept = journal.sample(run)
         if kept is None:
-            name, inputs, outputs, repeat = run
-            generation = generate(models[name], prompt[:inputs], outputs, graph=graph)
+            name, case, repeat = run
+            generation = _generation(models[name], prompt, case, graph)
             kept = sample_of(name, repeat, generation)
             journal.write(kept, generation)
         yield kept
+
+
+def _generation(model: TelechatForCausalLM, prompt: list[int], case: Case, graph: str) -> Generation:
+    inputs, outputs, batch = case
+    if batch == 1:
+        return generate(model, prompt[:inputs], outputs, graph=graph)
+    return generate_copies(model, prompt[:inputs], batch, outputs)
 
 
 def check_ids(

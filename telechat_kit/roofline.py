@@ -89,21 +89,21 @@ def _operations(model: TelechatForCausalLM) -> tuple[int, int]:
     )
 
 
-def prefill_seconds(size: ModelSize, peaks: Peaks, inputs: int) -> float:
-    """Least time for a prompt of `inputs` tokens: all weights are read once, all operations done."""
+def prefill_seconds(size: ModelSize, peaks: Peaks, inputs: int, batch: int = 1) -> float:
+    """Least time for `batch` prompts of `inputs` tokens: all weights are read once, all operations done."""
     attention = size.attention_operations * inputs * (inputs + 1) / 2
     floats = size.float_operations * inputs + attention + size.head_operations
     return max(
         size.read_bytes_per_token / peaks.bandwidth,
-        _seconds(size.int8_operations * inputs, floats, peaks),
+        batch * _seconds(size.int8_operations * inputs, floats, peaks),
     )
 
 
-def decode_seconds(size: ModelSize, peaks: Peaks, context: float) -> float:
-    """Least time for one token behind `context` positions."""
-    read = size.read_bytes_per_token + context * size.cache_bytes_per_token
+def decode_seconds(size: ModelSize, peaks: Peaks, context: float, batch: int = 1) -> float:
+    """Least time for one token in each of `batch` rows behind `context` positions: weights are read once for all."""
+    read = size.read_bytes_per_token + batch * context * size.cache_bytes_per_token
     floats = size.float_operations + size.head_operations + size.attention_operations * context
-    return max(read / peaks.bandwidth, _seconds(size.int8_operations, floats, peaks))
+    return max(read / peaks.bandwidth, batch * _seconds(size.int8_operations, floats, peaks))
 
 
 def _seconds(int8: float, floats: float, peaks: Peaks) -> float:
@@ -112,11 +112,13 @@ def _seconds(int8: float, floats: float, peaks: Peaks) -> float:
     return seconds + (floats / peaks.float_operations if peaks.float_operations else 0.0)
 
 
-def limit_tokens_per_second(size: ModelSize, peaks: Peaks, inputs: int, outputs: int) -> float:
-    """Fastest possible case: `outputs` tokens over the least time of the prompt and of the tokens behind the first."""
+def limit_tokens_per_second(
+    size: ModelSize, peaks: Peaks, inputs: int, outputs: int, batch: int = 1
+) -> float:
+    """Fastest possible case: its tokens over the least time of the prompts and of the tokens behind the first."""
     steps = outputs - 1
-    decode = steps * decode_seconds(size, peaks, inputs + outputs / 2)
-    return outputs / (prefill_seconds(size, peaks, inputs) + decode)
+    decode = steps * decode_seconds(size, peaks, inputs + outputs / 2, batch)
+    return batch * outputs / (prefill_seconds(size, peaks, inputs, batch) + decode)
 
 
 def measure_peaks(device: torch.device) -> Peaks:

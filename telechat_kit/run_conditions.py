@@ -58,7 +58,7 @@ def _text(record: PrecisionRecord) -> Iterator[tuple[str, str]]:
 
 def _timing(record: PerformanceRecord) -> Iterator[tuple[str, str]]:
     cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
-    yield "batch", str(record.batch)
+    yield "batch", ", ".join(map(str, sorted({case.batch for case in record.cases} or {record.batch})))
     yield "cases", ", ".join(f"{i}/{o}" for i, o in cases)
     yield "repeats", str(min((case.repeats for case in record.cases), default=0))
 

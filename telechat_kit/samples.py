@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from telechat_kit.cases import Case
 from telechat_kit.files import write_text
 from telechat_kit.generation import Generation
 from telechat_kit.roofline import ModelSize, Peaks, limit_tokens_per_second
@@ -17,6 +18,8 @@ from telechat_kit.statistics import Estimate, median
 UNSTABLE = 0.1
 #: Number of prompt tokens, and the ids generated behind them
 Answer = tuple[int, list[int]]
+#: Precision, case and repeat
+Run = tuple[str, Case, int]
 
 #: Share by which the later repeats may be slower or faster before the whole run is
 DRIFT = 0.05
@@ -35,11 +38,17 @@ class Sample:
     time_per_output_token: float | None  # mean
     token_p50: float | None = None
     token_p95: float | None = None
+    batch: int = 1  # copies of the prompt at a time; each gets `output_tokens`
+
+    @property
+    def case(self) -> Case:
+        """What was timed."""
+        return Case(self.input_tokens, self.output_tokens, self.batch)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated per second from the start of the prefill."""
-        return self.output_tokens / self.seconds
+        """Tokens generated in all rows per second from the start of the prefill."""
+        return self.batch * self.output_tokens / self.seconds
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,12 @@ class CaseResult:
     limit_tokens_per_second: float
     token_p95: Estimate | None = None
     unstable: bool = False
+    batch: int = 1
+
+    @property
+    def case(self) -> Case:
+        """What was timed."""
+        return Case(self.input_tokens, self.output_tokens, self.batch)
 
     @property
     def share_of_limit(self) -> float:
@@ -77,6 +92,7 @@ def sample_of(name: str, repeat: int, run: Generation) -> Sample:
         time_per_output_token=run.time_per_output_token,
         token_p50=p50,
         token_p95=p95,
+        batch=run.batch,
     )
 
 
@@ -97,8 +113,8 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._part, "".join(self._line(*row) for row in self._rows))
 
-    def sample(self, run: tuple[str, int, int, int]) -> Sample | None:
-        """The sample of `run`, (precision, input tokens, output tokens, repeat), if an earlier process timed it."""
+    def sample(self, run: Run) -> Sample | None:
+        """The sample of `run` if an earlier process timed it."""
         found = self._known.get(run)
         self.resumed += found is not None
         return found
@@ -110,8 +126,9 @@ class Journal:
             file.write(self._line(*self._rows[-1]))
 
     def answers(self, precision: str) -> list[Answer]:
-        """What the runs of `precision` generated: number of prompt tokens, and ids."""
-        return [(row.input_tokens, ids) for row, ids in self._rows if row.precision == precision]
+        """What the runs of `precision` generated at batch 1: number of prompt tokens, and ids."""
+        own = [(row, ids) for row, ids in self._rows if row.precision == precision and row.batch == 1]
+        return [(row.input_tokens, ids) for row, ids in own]
 
     def publish(self) -> None:
         """Write samples.jsonl from all runs; what was kept for going on goes."""
@@ -143,8 +160,8 @@ def _sample(row: dict[str, Any]) -> Sample:
     return Sample(**row)
 
 
-def _run(sample: Sample) -> tuple[str, int, int, int]:
-    return sample.precision, sample.input_tokens, sample.output_tokens, sample.repeat
+def _run(sample: Sample) -> Run:
+    return sample.precision, sample.case, sample.repeat
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -173,15 +190,15 @@ def _later_over_earlier(group: Sequence[Sample]) -> float:
     return float(np.median(ordered[-half:]) / np.median(ordered[:half]))
 
 
-def _groups(samples: Sequence[Sample]) -> dict[tuple[str, int, int], list[Sample]]:
-    groups: dict[tuple[str, int, int], list[Sample]] = {}
+def _groups(samples: Sequence[Sample]) -> dict[tuple[str, Case], list[Sample]]:
+    groups: dict[tuple[str, Case], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.precision, sample.input_tokens, sample.output_tokens), []).append(sample)
+        groups.setdefault((sample.precision, sample.case), []).append(sample)
     return groups
 
 
 def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
-    inputs, outputs = group[0].input_tokens, group[0].output_tokens
+    inputs, outputs, batch = group[0].case
     per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
     slow = [s.token_p95 for s in group if s.token_p95 is not None]
     seconds = [s.seconds for s in group]
@@ -193,7 +210,8 @@ def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
         tokens_per_second=median([s.tokens_per_second for s in group]),
         time_to_first_token=median([s.time_to_first_token for s in group]),
         time_per_output_token=median(per_token) if per_token else None,
-        limit_tokens_per_second=limit_tokens_per_second(size, peaks, inputs, outputs),
+        limit_tokens_per_second=limit_tokens_per_second(size, peaks, inputs, outputs, batch),
         token_p95=median(slow) if slow else None,
         unstable=max(seconds) - min(seconds) > UNSTABLE * float(np.median(seconds)),
+        batch=batch,
     )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from telechat_kit.backends import cpu
-from telechat_kit.cases import case_bytes
+from telechat_kit.cases import Case, case_bytes
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.generation import Generation, generate
+from telechat_kit.generation import Generation, generate, generate_copies
 from telechat_kit.model.checkpoint import load_model, read_config
 from telechat_kit.performance import (
     GUIDE_LENGTHS,
@@ -97,6 +97,39 @@ def test_the_record_comes_back_equal_and_names_its_weights(
     assert record.peak_memory_bytes > 1e7
 
 
+def test_batches_are_timed_with_exact_counts_beside_batch_1(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "samples.jsonl"
+    record = measure_performance(
+        tiny_folder,
+        tiny_w8a8_folder,
+        path,
+        input_lengths=[3],
+        output_lengths=[1, 4],
+        batch_sizes=[3, 1],
+        repeats=1,
+        check_tokens=4,
+        device="cpu",
+    )
+    found = [(s.batch, s.output_tokens) for s in read_samples(path) if s.precision == "float"]
+    assert found == [(3, 1), (3, 4), (1, 1), (1, 4)]
+    for timed in read_samples(path):
+        assert timed.tokens_per_second == timed.batch * timed.output_tokens / timed.seconds
+    assert (record.batch, len(record.cases)) == (1, 8)
+    assert {case.batch for case in record.grid_cases} == {1}
+    assert [(c.compared, c.equal, c.runs_agree) for c in record.id_checks] == [(4, 4, True)]
+
+
+def test_every_row_of_a_batch_gives_the_ids_of_the_prompt_alone(tiny_folder: Path) -> None:
+    model, prompt = load_model(tiny_folder, "cpu"), [5, 6, 7]
+    alone, found = generate(model, prompt, 6).token_ids, generate_copies(model, prompt, 4, 6)
+    assert [found.token_ids, *found.other_rows] == [alone] * 4
+    assert (found.batch, found.prompt_tokens, len(found.token_times)) == (4, 3, 6)
+    assert found.token_times == sorted(found.token_times)
+    assert found.tokens_per_second == 24 / found.seconds
+
+
 def test_a_generation_counts_from_the_start_of_the_prefill() -> None:
     run = Generation(prompt_tokens=5, token_ids=[1, 2, 3, 4], token_times=[2.0, 3.0, 4.0, 8.0])
     assert (run.seconds, run.time_to_first_token, run.time_per_output_token) == (8.0, 2.0, 2.0)
@@ -132,7 +165,7 @@ def test_a_case_without_memory_is_left_out_and_recorded_and_the_others_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = read_config(tiny_folder)
-    monkeypatch.setattr(cpu, "free_memory_bytes", lambda: case_bytes(config, (3, 4), 4))
+    monkeypatch.setattr(cpu, "free_memory_bytes", lambda: case_bytes(config, Case(3, 4), 4))
     path = tmp_path / "samples.jsonl"
     record = measure_performance(
         tiny_folder,
@@ -226,9 +259,10 @@ def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:
     run = Generation(prompt_tokens=3, token_ids=[1, 2], token_times=[0.1, 0.2])
     Journal(tmp_path / "samples.jsonl", "this").write(sample_of("w8a8", 0, run), run)
     same, other = (Journal(tmp_path / "samples.jsonl", key) for key in ("this", "other"))
-    assert same.sample(("w8a8", 3, 2, 0)) == sample_of("w8a8", 0, run)
+    assert same.sample(("w8a8", Case(3, 2), 0)) == sample_of("w8a8", 0, run)
     assert same.answers("w8a8") == [(3, [1, 2])]
-    assert other.sample(("w8a8", 3, 2, 0)) is None
+    assert other.sample(("w8a8", Case(3, 2), 0)) is None
+    assert same.sample(("w8a8", Case(3, 2, batch=2), 0)) is None
 
 
 @pytest.mark.parametrize(
@@ -237,6 +271,8 @@ def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:
         ({"input_lengths": [600], "output_lengths": [1]}, ParameterError, "512, the context of the model"),
         ({"input_lengths": [], "output_lengths": [1]}, ParameterError, "give no case"),
         ({"repeats": 0}, ParameterError, "at least once"),
+        ({"batch_sizes": [1, 0]}, ParameterError, "batch_sizes is"),
+        ({"batch_sizes": [2], "graph": "capture"}, ParameterError, "runs one sequence"),
         (
             {"input_lengths": [300], "output_lengths": [1]},
             DataError,

@@ -57,6 +57,20 @@ def test_a_prompt_is_bound_by_operations_and_a_token_by_bytes() -> None:
     assert decode_seconds(SIZE, peaks, 5) == (500 + 5 * 100) / 1000
 
 
+def test_a_batch_reads_the_weights_once_and_has_its_own_caches_and_operations() -> None:
+    by_bytes = Peaks(1000.0, "measured")
+    assert prefill_seconds(SIZE, by_bytes, 10, batch=8) == prefill_seconds(SIZE, by_bytes, 10)
+    assert decode_seconds(SIZE, by_bytes, 5, batch=8) == (500 + 8 * 5 * 100) / 1000
+    by_operations = Peaks(1e12, "measured", int8_operations=40_000.0, float_operations=10_000.0)
+    for batch in (1, 8):
+        seconds = batch * (4000 / 40_000 + (1000 + 600 + 20 * 5) / 10_000)
+        assert decode_seconds(SIZE, by_operations, 5, batch) == pytest.approx(seconds)
+    ratio = prefill_seconds(SIZE, by_operations, 10, 8) / prefill_seconds(SIZE, by_operations, 10)
+    assert ratio == pytest.approx(8)
+    seconds = (500 + 7 * (500 + 8 * 100 * (10 + 8 / 2))) / 1000
+    assert limit_tokens_per_second(SIZE, by_bytes, 10, 8, batch=8) == pytest.approx(64 / seconds)
+
+
 def test_the_peaks_of_this_processor_are_measured() -> None:
     peaks = measure_peaks(torch.device("cpu"))
     assert peaks.bandwidth > 1e8

@@ -1,6 +1,7 @@
 """Samples and what they say: medians, drift, unstable cases, and that timing itself is right within 2 %."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from telechat_kit import generation
+from telechat_kit.cases import Case
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance import timed
-from telechat_kit.roofline import ModelSize, Peaks
+from telechat_kit.roofline import ModelSize, Peaks, limit_tokens_per_second
 from telechat_kit.samples import Journal, Sample, drift, sample_of, summarize
 
 SIZES = [ModelSize("float", 4000, 2000, 100), ModelSize("w8a8", 1000, 500, 100)]
@@ -47,6 +49,14 @@ def test_precisions_and_lengths_are_never_mixed() -> None:
     assert found == [("float", 8, 2), ("w8a8", 8, 1), ("float", 4, 1)]
 
 
+def test_batches_are_never_mixed_and_all_their_rows_count() -> None:
+    samples = [sample(0, 2.0), replace(sample(0, 2.0), batch=4)]
+    alone, four = summarize(samples, SIZES, PEAKS)
+    assert (alone.batch, four.batch) == (1, 4)
+    assert (alone.tokens_per_second.value, four.tokens_per_second.value) == (4.0, 16.0)
+    assert four.limit_tokens_per_second == limit_tokens_per_second(SIZES[0], PEAKS, 10, 8, batch=4)
+
+
 def test_quantiles_are_those_of_the_tokens_behind_the_first() -> None:
     run = generation.Generation(5, [1, 2, 3, 4, 5], [2.0, 3.0, 4.0, 5.0, 15.0])
     found = sample_of("float", 0, run)
@@ -79,7 +89,7 @@ class TakesKnownTime(TelechatForCausalLM):
 
     def forward(self, ids: torch.Tensor, **_: Any) -> Any:
         self.pass_time(self.per_call + self.per_token * ids.shape[1])
-        return SimpleNamespace(logits=torch.zeros(1, 1, self.config.vocab_size))
+        return SimpleNamespace(logits=torch.zeros(len(ids), 1, self.config.vocab_size))
 
 
 @pytest.fixture
@@ -100,7 +110,7 @@ def test_the_harness_reports_times_that_are_known(
     known: Callable[[float], TakesKnownTime], tmp_path: Path
 ) -> None:
     models = {"float": known(4.0), "w8a8": known(1.0)}
-    cases = [(5, 1), (5, 9), (50, 9)]
+    cases = [Case(5, 1), Case(5, 9), Case(50, 9), Case(5, 9, batch=3)]
     samples = list(timed(models, cases, [7] * 50, 3, Journal(tmp_path / "samples.jsonl", "work")))
     for case in summarize(samples, SIZES, PEAKS):
         factor = {"float": 4.0, "w8a8": 1.0}[case.precision]
@@ -108,7 +118,9 @@ def test_the_harness_reports_times_that_are_known(
         step = factor * 0.012
         total = first + (case.output_tokens - 1) * step
         assert case.time_to_first_token.value == pytest.approx(first, rel=0.02)
-        assert case.tokens_per_second.value == pytest.approx(case.output_tokens / total, rel=0.02)
+        assert case.tokens_per_second.value == pytest.approx(
+            case.batch * case.output_tokens / total, rel=0.02
+        )
         if case.output_tokens > 1:
             assert case.time_per_output_token is not None
             assert case.time_per_output_token.value == pytest.approx(step, rel=0.02)

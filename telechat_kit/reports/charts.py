@@ -195,7 +195,7 @@ def first_token(record: PerformanceRecord) -> Chart:
 
 @mpl.rc_context(STYLE)
 def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit: str, title: str) -> Chart:
-    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
+    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.grid_cases})
     figure, axes = new_axes(width=max(8.6, 0.9 * len(cases)))
     for shift, name in ((-0.2, "float"), (0.2, "w8a8")):
         rows = _rows(record, name, cases)
@@ -220,7 +220,7 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
 
 
 def _rows(record: PerformanceRecord, name: str, cases: Sequence[tuple[int, int]]) -> list[CaseResult]:
-    found = {(row.input_tokens, row.output_tokens): row for row in record.cases if row.precision == name}
+    found = {(row.input_tokens, row.output_tokens): row for row in record.grid_cases if row.precision == name}
     return [found[case] for case in cases]
 
 
@@ -230,7 +230,7 @@ def speed_ratio(record: PerformanceRecord) -> float:
 
 
 def _mean_ratio(record: PerformanceRecord, figure_name: str) -> float:
-    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
+    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.grid_cases})
     pairs = zip(_rows(record, "w8a8", cases), _rows(record, "float", cases), strict=True)
     return geometric_mean(getattr(a, figure_name).value / getattr(b, figure_name).value for a, b in pairs)
 

@@ -68,6 +68,7 @@ PHRASES = {
     "first token, ms": "首词元，毫秒",
     "per output token, ms": "每输出词元，毫秒",
     "limit, tokens/s": "上限，词元/秒",
+    "batch": "批大小",
     "repeats": "重复次数",
     "95 % of them within, ms": "其中 95 % 不超过，毫秒",
     "share of the limit": "达到上限的比例",

@@ -1,15 +1,19 @@
 """Charts of `04_performance`: what the device allows, how much of it each case reaches, and what context costs."""
 
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import geometric_mean, median
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
+from telechat_kit.cases import Case
 from telechat_kit.performance import PerformanceRecord
 from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
+from telechat_kit.reports.tables import styled
 from telechat_kit.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
 from telechat_kit.samples import CaseResult
 
@@ -24,7 +28,7 @@ def _sizes(record: PerformanceRecord) -> dict[str, ModelSize]:
 
 def _of(record: PerformanceRecord, precision: str, decode: bool = False) -> list[CaseResult]:
     """Cases of one precision; with `decode` those that have tokens behind the first."""
-    own = [case for case in record.cases if case.precision == precision]
+    own = [case for case in record.grid_cases if case.precision == precision]
     return [case for case in own if case.time_per_output_token is not None] if decode else own
 
 
@@ -34,20 +38,21 @@ def _context(case: CaseResult) -> float:
 
 
 def _prefill_work(size: ModelSize, case: CaseResult) -> tuple[float, float, float]:
-    """Operations, bytes and seconds of the prompt of a case."""
+    """Operations, bytes and seconds of the prompts of a case."""
     inputs = case.input_tokens
     attention = size.attention_operations * inputs * (inputs + 1) / 2
     operations = (size.int8_operations + size.float_operations) * inputs + size.head_operations + attention
-    return operations, size.read_bytes_per_token, case.time_to_first_token.value
+    return case.batch * operations, size.read_bytes_per_token, case.time_to_first_token.value
 
 
 def _decode_work(size: ModelSize, case: CaseResult) -> tuple[float, float, float]:
-    """Operations, bytes and seconds of one token of a case."""
+    """Operations, bytes and seconds of one token in every row of a case."""
     assert case.time_per_output_token is not None
     context = _context(case)
-    operations = size.int8_operations + size.float_operations + size.head_operations
-    read = size.read_bytes_per_token + context * size.cache_bytes_per_token
-    return operations + size.attention_operations * context, read, case.time_per_output_token.value
+    linears = size.int8_operations + size.float_operations + size.head_operations
+    operations = linears + size.attention_operations * context
+    read = size.read_bytes_per_token + case.batch * context * size.cache_bytes_per_token
+    return case.batch * operations, read, case.time_per_output_token.value
 
 
 @mpl.rc_context(STYLE)
@@ -120,11 +125,11 @@ def limit_shares(record: PerformanceRecord, precision: str) -> dict[str, float]:
     size, peaks = _sizes(record)[precision], record.peaks
     shares = {
         "prefill": [
-            prefill_seconds(size, peaks, case.input_tokens) / case.time_to_first_token.value
+            prefill_seconds(size, peaks, case.input_tokens, case.batch) / case.time_to_first_token.value
             for case in _of(record, precision)
         ],
         "decode": [
-            decode_seconds(size, peaks, _context(case)) / case.time_per_output_token.value
+            decode_seconds(size, peaks, _context(case), case.batch) / case.time_per_output_token.value
             for case in _of(record, precision, decode=True)
             if case.time_per_output_token is not None
         ],
@@ -135,8 +140,8 @@ def limit_shares(record: PerformanceRecord, precision: str) -> dict[str, float]:
 @mpl.rc_context(STYLE)
 def heat_map(record: PerformanceRecord) -> Chart:
     """Tokens per second of the grid, a panel for each precision, colored by the share of the limit."""
-    inputs = sorted({case.input_tokens for case in record.cases})
-    outputs = sorted({case.output_tokens for case in record.cases})
+    inputs = sorted({case.input_tokens for case in record.grid_cases})
+    outputs = sorted({case.output_tokens for case in record.grid_cases})
     figure = Figure(figsize=(8.6, 1.4 + 0.5 * len(inputs)), layout="constrained")
     panels = figure.subplots(1, len(NAMES), sharey=True)
     for axes, name in zip(panels, NAMES, strict=True):
@@ -170,7 +175,7 @@ def heat_map(record: PerformanceRecord) -> Chart:
 def context_cost(record: PerformanceRecord) -> Chart:
     """Time of one token against the context it looks back at, measured and least possible."""
     figure, axes = new_axes()
-    longest = max(map(_context, record.cases))
+    longest = max(map(_context, record.grid_cases))
     for name, size in _sizes(record).items():
         cases = sorted(_of(record, name, decode=True), key=_context)
         estimates = [case.time_per_output_token for case in cases if case.time_per_output_token is not None]
@@ -185,7 +190,7 @@ def context_cost(record: PerformanceRecord) -> Chart:
             label=f"{NAMES[name]}, measured",
         )
         if record.peaks is not None:
-            _least(axes, name, longest, _least_decode(size, record.peaks))
+            _least(axes, name, longest, _least_decode(size, record.peaks, record.batch))
     axes.set_ylim(bottom=0)
     figure.legend(ncol=4, loc="outside lower center")
     title = _context_title(record)
@@ -193,14 +198,58 @@ def context_cost(record: PerformanceRecord) -> Chart:
     return finish(figure, axes, title, x, y, "Dashed: the least time that the device allows")
 
 
-def _least_decode(size: ModelSize, peaks: Peaks) -> Callable[[float], float]:
-    return lambda context: decode_seconds(size, peaks, context)
+def _least_decode(size: ModelSize, peaks: Peaks, batch: int) -> Callable[[float], float]:
+    return lambda context: decode_seconds(size, peaks, context, batch)
 
 
 def _least(axes: Axes, name: str, longest: float, seconds: Callable[[float], float]) -> None:
     ends: Sequence[float] = (0.0, longest)
     values = [seconds(end) * 1e3 for end in ends]
     axes.plot(ends, values, "--", color=COLORS[name], lw=1.2, label=f"{NAMES[name]}, least possible")
+
+
+@mpl.rc_context(STYLE)
+def batch_cost(record: PerformanceRecord) -> Chart | Styler:
+    """Tokens per second over the batch size; one line of words where only one size was timed."""
+    own = [{case.batch for case in record.cases if case.precision == name} for name in NAMES]
+    sizes = sorted(set.intersection(*own))
+    if len(sizes) < 2:
+        return styled(
+            pd.DataFrame({"batch": [f"only batch {record.batch} was timed: batch_sizes names more"]})
+        )
+    figure, axes = new_axes()
+    speeds = {name: _over_batches(record, name, sizes) for name in NAMES}
+    for name, found in speeds.items():
+        axes.plot(
+            sizes, [speed for speed, _ in found], "o-", color=COLORS[name], label=f"{NAMES[name]}, measured"
+        )
+        axes.plot(
+            sizes, [limit for _, limit in found], "--", color=COLORS[name], label=f"{NAMES[name]}, limit"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    figure.legend(ncol=4, loc="outside lower center")
+    first, last = speeds["w8a8"][0][0], speeds["w8a8"][-1][0]
+    title = f"W8A8 generates {last / first:.2f} times the tokens per second at batch {sizes[-1]} as at batch {sizes[0]}"
+    note = "Geometric mean of the cases that all batch sizes have; dashed: the limit of the device"
+    return finish(figure, axes, title, "batch", "tokens/s of all rows, prefill included", note)
+
+
+def _over_batches(
+    record: PerformanceRecord, precision: str, sizes: Sequence[int]
+) -> list[tuple[float, float]]:
+    """Tokens per second and their limit for each batch size, over the cases that are there at each."""
+    found = {case.case: case for case in record.cases if case.precision == precision}
+    lengths = [key[:2] for key in found if all((*key[:2], size) in found for size in sizes)]
+    rows = [[found[Case(*pair, size)] for pair in dict.fromkeys(lengths)] for size in sizes]
+    return [
+        (
+            geometric_mean(case.tokens_per_second.value for case in row),
+            geometric_mean(case.limit_tokens_per_second for case in row),
+        )
+        for row in rows
+    ]
 
 
 def _context_title(record: PerformanceRecord) -> str:

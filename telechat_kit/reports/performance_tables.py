@@ -14,7 +14,7 @@ from telechat_kit.samples import DRIFT, UNSTABLE
 
 def verdict(record: PerformanceRecord) -> str:
     """What the run found, in two sentences."""
-    own = [case for case in record.cases if case.precision == "w8a8"]
+    own = [case for case in record.grid_cases if case.precision == "w8a8"]
     share = median(case.share_of_limit for case in own)
     return (
         f"On {record.conditions.device_name}, W8A8 generates {speed_ratio(record):.2f} times the tokens per second of "
@@ -65,5 +65,7 @@ def id_checks(record: PerformanceRecord) -> Styler:
 
 def skipped(record: PerformanceRecord) -> Styler:
     """Cases that were left out, and why."""
-    rows = [(case.input_tokens, case.output_tokens, case.reason) for case in record.skipped]
-    return styled(pd.DataFrame(rows, columns=["input tokens", "output tokens", "left out because it"]))
+    rows = [(case.input_tokens, case.output_tokens, case.batch, case.reason) for case in record.skipped]
+    return styled(
+        pd.DataFrame(rows, columns=["input tokens", "output tokens", "batch", "left out because it"])
+    )

@@ -245,6 +245,7 @@ def cases(record: PerformanceRecord) -> Styler:
             case.token_p95.value * 1e3 if case.token_p95 else None,
             case.limit_tokens_per_second,
             case.share_of_limit,
+            case.batch,
             case.repeats,
             "unstable" if case.unstable else "",
         )
@@ -261,6 +262,7 @@ def cases(record: PerformanceRecord) -> Styler:
         "95 % of them within, ms",
         "limit, tokens/s",
         "share of the limit",
+        "batch",
         "repeats",
         "note",
     ]
@@ -304,7 +306,7 @@ def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantiz
 
 def _speeds(record: PerformanceRecord) -> tuple[str, str]:
     values = {
-        name: [case.tokens_per_second.value for case in record.cases if case.precision == name]
+        name: [case.tokens_per_second.value for case in record.grid_cases if case.precision == name]
         for name in NAMES
     }
     means = {name: geometric_mean(found) for name, found in values.items()}

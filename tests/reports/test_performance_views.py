@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pandas.io.formats.style import Styler
 
 from telechat_kit.cases import SkippedCase
 from telechat_kit.performance import IdCheck, PerformanceRecord, measure_performance
 from telechat_kit.reports import performance_charts, performance_tables, tables
+from telechat_kit.reports.charts import Chart
 from telechat_kit.roofline import Peaks, decode_seconds, prefill_seconds
 
 
@@ -54,6 +56,22 @@ def test_shares_of_the_limit_are_least_times_over_measured_ones(record: Performa
     found = performance_charts.limit_shares(replace(record, cases=[case]), "w8a8")
     assert found["prefill"] == prefill_seconds(size, record.peaks, 7) / case.time_to_first_token.value
     assert found["decode"] == decode_seconds(size, record.peaks, 9) / case.time_per_output_token.value
+
+
+def test_the_cost_of_batches_is_drawn_where_several_were_timed(record: PerformanceRecord) -> None:
+    said = performance_charts.batch_cost(record)
+    assert isinstance(said, Styler) and "only batch 1 was timed" in said.to_html()
+    twice = [
+        replace(case, batch=4, tokens_per_second=case.tokens_per_second.map(lambda speed: 2 * speed))
+        for case in record.cases
+    ]
+    both = replace(record, cases=[*record.cases, *twice])
+    drawn = performance_charts.batch_cost(both)
+    assert isinstance(drawn, Chart) and drawn.png().startswith(b"\x89PNG")
+    assert "W8A8 generates 2.00 times the tokens per second at batch 4 as at batch 1" in drawn.alt
+    assert performance_tables.verdict(both) == performance_tables.verdict(record)
+    for chart in (performance_charts.heat_map, performance_charts.context_cost, performance_charts.roofline):
+        assert chart(both).alt == chart(record).alt
 
 
 def test_the_verdict_names_the_device_and_both_figures(record: PerformanceRecord) -> None:
