@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 
+from telechat_kit.files import relative
 from telechat_kit.provenance import file_hash
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.page import PAGES
@@ -19,11 +20,13 @@ def publish(step: Step, running: Path, folder: Path, current: StepState) -> None
     if current.status == "completed":
         for path in failed:
             path.unlink(missing_ok=True)
+        _forget_place(running, step, folder / f"{step.name}.ipynb")
         running.replace(folder / f"{step.name}.ipynb")
         _export(step, folder / f"{step.name}.ipynb", None)
         current.left = {name: file_hash(folder / name) for name in left_by(step)}
         return
     _ensure_notebook(running, step)
+    _forget_place(running, step, failed[0])
     running.replace(failed[0])
     if current.failure is None:
         return
@@ -38,6 +41,14 @@ def _ensure_notebook(running: Path, step: Step) -> None:
         nbformat.read(running, as_version=4)
     except (OSError, ValueError):
         nbformat.write(nbformat.read(notebook_path(step.name), as_version=4), running)
+
+
+def _forget_place(running: Path, step: Step, target: Path) -> None:
+    """Name the notebook's source and itself as the project knows them: papermill's paths tell of the machine."""
+    content = nbformat.read(running, as_version=4)
+    if told := content.metadata.get("papermill"):
+        told |= {"input_path": relative(notebook_path(step.name)), "output_path": relative(target)}
+        nbformat.write(content, running)
 
 
 def _export(step: Step, notebook: Path, failure: str | None) -> None:

@@ -58,6 +58,16 @@ def test_all_steps_run_in_order_and_leave_notebook_page_and_record(finished_proj
     assert not list(finished_project.glob("kernel*"))
 
 
+def test_executed_notebooks_do_not_name_the_folder_of_the_machine(finished_project: Path) -> None:
+    for step in STEPS:
+        text = (finished_project / "out" / f"{step.name}.ipynb").read_text(encoding="utf-8")
+        assert str(finished_project) not in text
+        assert (
+            nbformat.reads(text, as_version=4).metadata["papermill"]["input_path"]
+            == f"notebooks/{step.name}.ipynb"
+        )
+
+
 def test_the_state_tells_times_keys_versions_and_parameters(finished_project: Path) -> None:
     state = load_state(finished_project / "out")
     assert state is not None
