@@ -16,6 +16,7 @@ from telechat_kit.generation import Generation, generate, generate_copies
 from telechat_kit.graph import require_graph
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
+from telechat_kit.precision.answers import common_prefix
 from telechat_kit.progress import track
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.roofline import ModelSize, Peaks, measure_peaks, model_size
@@ -125,28 +126,17 @@ def measure_performance(
 
     Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
     before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case
-    generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit into memory are named and left out. Behind each prompt up
-    to `check_tokens` ids of W8A8 are compared with those of `generate()` of transformers on the same model. What an
-    interrupted run of the same work has timed is not timed again. `graph` is that of `generate`.
+    generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit
+    into memory are named and left out. Behind each prompt up to `check_tokens` ids of W8A8 are compared with those of
+    `generate()` of transformers on the same model. What an interrupted run of the same work has timed is not timed
+    again. `graph` is that of `generate`.
     """
-    require_graph(graph, shared=len(split_devices(device)) > 1)
-    if graph != "none" and max(batch_sizes, default=1) > 1:
-        raise ParameterError(f'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.')
-    if repeats < 1:
-        raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
+    _check_request(graph, device, batch_sizes, repeats)
     pair = Pair(model_path, quant_path, device, memory)
     cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen, batch_sizes)
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
-    work = [
-        *conditions.hashes.values(),
-        conditions.device_name,
-        torch.__version__,
-        code_hash(),
-        graph,
-        str(prompt),
-    ]
-    journal = Journal(samples_path, combined_hash(work))
+    journal = Journal(samples_path, _work_key(conditions, graph, prompt))
     found, backend = _Timed(), backend_for(pair.device.type)
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
@@ -178,6 +168,21 @@ def measure_performance(
         resumed=journal.resumed,
         graph=graph,
     )
+
+
+def _check_request(graph: str, device: str, batch_sizes: Sequence[int], repeats: int) -> None:
+    """Refuse what cannot be timed before anything is loaded."""
+    require_graph(graph, shared=len(split_devices(device)) > 1)
+    if graph != "none" and max(batch_sizes, default=1) > 1:
+        raise ParameterError(f'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.')
+    if repeats < 1:
+        raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
+
+
+def _work_key(conditions: Conditions, graph: str, prompt: list[int]) -> str:
+    """What must be equal for timed runs to be kept."""
+    made_by = (conditions.device_name, torch.__version__, code_hash())
+    return combined_hash([*conditions.hashes.values(), *made_by, graph, str(prompt)])
 
 
 def _prompt(pair: Pair, source: str, length: int) -> list[int]:
@@ -284,7 +289,7 @@ def check_ids(
         longest = max(found, key=len)
         judge = _transformers_ids(model, prompt[:inputs], min(tokens, len(longest)))
         agree = all(ids == longest[: len(ids)] for ids in found)
-        checks.append(IdCheck(inputs, len(judge), _equal_start(longest, judge), agree))
+        checks.append(IdCheck(inputs, len(judge), common_prefix(longest, judge), agree))
     return checks
 
 
@@ -301,8 +306,3 @@ def _transformers_ids(model: TelechatForCausalLM, prompt: list[int], count: int)
         pad_token_id=0,
     )
     return found[0, len(prompt) :].tolist()
-
-
-def _equal_start(first: list[int], second: list[int]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

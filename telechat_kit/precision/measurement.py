@@ -75,20 +75,11 @@ def measure_precision(
         memory: "both" models at once, "one" after the other, or "auto".
         run_folder: where answers are kept while they are made, and where the bundle goes.
     """
-    # what is malformed is found before minutes of work
     read_jsonl(resolve(jsonl_path), "input")
     questions = load_questions(tasks) if tasks else []
     if questions:
         require_harness()
-    if bundle and (bundle not in ("float", "w8a8") or run_folder is None):
-        raise ParameterError(
-            f'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.'
-        )
-    if source_sequences and len(split_devices(device)) > 1:
-        raise ParameterError(
-            f"source_sequences is {source_sequences}, but the sources are looked for in linears that {device} share. "
-            "Set source_sequences: 0, or use one device."
-        )
+    _check_request(bundle, run_folder, source_sequences, device)
     pair = Pair(model_path, quant_path, device, memory)
     blocks = evaluation_blocks(pair, text, tokens, sequences, seed)
     answered = answer_lines(
@@ -114,6 +105,19 @@ def measure_precision(
         tasks=measure_tasks(pair, questions) if questions else [],
         conditions=pair.conditions(),
     )
+
+
+def _check_request(bundle: str, run_folder: str | Path | None, source_sequences: int, device: str) -> None:
+    """Refuse what cannot be measured before the minutes of work."""
+    if bundle and (bundle not in ("float", "w8a8") or run_folder is None):
+        raise ParameterError(
+            f'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.'
+        )
+    if source_sequences and len(split_devices(device)) > 1:
+        raise ParameterError(
+            f"source_sequences is {source_sequences}, but the sources are looked for in linears that {device} share. "
+            "Set source_sequences: 0, or use one device."
+        )
 
 
 def _save_bundle(

@@ -140,24 +140,14 @@ def quantize(
         tokenizer, calibration, format=calibration_format, lines=calibration_lines,
         samples=samples, tokens=tokens, seed=seed, context=context,
     )  # fmt: skip
-    _check_budget(source, level, budget, budget_samples)
-    used = parse_ingredients(ingredients, activations) if anti_outlier == BEST else []
+    # both refuse what cannot be before files are hashed
+    asked = _measured_by(source, level, budget, budget_samples, len(chosen.ids))
+    asked |= _made_of(anti_outlier, ingredients, activations, len(tokenizer))
     recipe = Recipe(
-        level=level,
-        anti_outlier=anti_outlier,
-        act_method=act_method,
-        group_fallback=group_fallback,
-        seed=seed,
-        source_weights=weights_hash(source),
-        source_tokenizer=tokenizer_hash(source),
-        activations=activations,
-        ingredients=used,
-        split_channels=SPLIT_CHANNELS if SPLITTING in used else 0,
-        random_vocabulary=len(tokenizer) if RANDOM_TOKENS in used else 0,
-        budget=budget if level == AUTO else "",
-        budget_samples=min(budget_samples, len(chosen.tensors())) if level == AUTO else 0,
-        **chosen.recipe(),
-    )
+        level=level, anti_outlier=anti_outlier, act_method=act_method, group_fallback=group_fallback, seed=seed,
+        source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source), activations=activations,
+        **asked, **chosen.recipe(),
+    )  # fmt: skip
     quantized = _quantize(Shards(source), target, chosen.tensors(), recipe, torch_device)
     record = _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
     return replace(record, measured=quantized.measured)
@@ -282,12 +272,26 @@ def _check_request(
     return config
 
 
-def _check_budget(source: Path, level: str, budget: str, samples: int) -> None:
-    """Refuse a budget that level auto cannot work with; other levels have none."""
-    if level == AUTO:
-        parse_budget(budget, len(model_linear_names(read_config(source))))
-        if samples < 1:
-            raise ParameterError(f"budget_samples {samples}: level auto measures on at least 1 sample.")
+def _measured_by(source: Path, level: str, budget: str, budget_samples: int, samples: int) -> dict[str, Any]:
+    """The fields of a `Recipe` that level auto measures by; a budget that it cannot work with is refused."""
+    if level != AUTO:
+        return {}
+    parse_budget(budget, len(model_linear_names(read_config(source))))
+    if budget_samples < 1:
+        raise ParameterError(f"budget_samples {budget_samples}: level auto measures on at least 1 sample.")
+    return {"budget": budget, "budget_samples": min(budget_samples, samples)}
+
+
+def _made_of(method: str, ingredients: str, activations: str, vocabulary: int) -> dict[str, Any]:
+    """The fields of a `Recipe` that say what method best is made of; the other methods have no such choice."""
+    if method != BEST:
+        return {}
+    used = parse_ingredients(ingredients, activations)
+    return {
+        "ingredients": used,
+        "split_channels": SPLIT_CHANNELS if SPLITTING in used else 0,
+        "random_vocabulary": vocabulary if RANDOM_TOKENS in used else 0,
+    }
 
 
 def _bytes(folder: Path) -> int:

@@ -82,7 +82,8 @@ def quantize_blocks(
     at_l0 = _Quantizer(shards, tried, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
     if passes > 2:
         stream(at_l0, [*samples, *probes], f"2 of {passes}, quantization at L0")
-    float_linears, measured = _choose(at_l0, samples, recipe, scores)
+    noise = _noise(at_l0) if passes > 2 else {}
+    float_linears, measured = _choose(at_l0, samples, recipe, scores, noise)
     kept = frozenset(linear.name for linear in float_linears)
     blocks = Pass(folder, "trial" if passes > 2 and not kept else "block")  # at L0 the trial is the result
     quantizer = replace(at_l0, recipe=recipe, float_linears=kept, results=blocks)
@@ -93,12 +94,10 @@ def quantize_blocks(
     )
     if measured:
         measured = replace(measured, kl_written=_written_kl(quantizer, samples[: measured.samples]))
-    linears = _linear_records(blocks, count)
-    if passes > 2:
-        noise = _noise(at_l0)
-        linears = [
-            replace(row, residual_noise=noise[row.name]) if row.name in kept else row for row in linears
-        ]
+    linears = [
+        replace(row, residual_noise=noise[row.name]) if noise and row.name in kept else row
+        for row in _linear_records(blocks, count)
+    ]
     return Quantized(blocks, linears, float_linears, measured)
 
 
@@ -110,14 +109,21 @@ def _passes(recipe: Recipe) -> int:
 
 
 def _choose(
-    at_l0: "_Quantizer", samples: Sequence[Tensor], recipe: Recipe, scores: Mapping[str, float]
+    at_l0: "_Quantizer",
+    samples: Sequence[Tensor],
+    recipe: Recipe,
+    scores: Mapping[str, float],
+    noise: Mapping[str, float],
 ) -> tuple[list[FloatLinear], MeasuredLevel | None]:
-    """The linears to keep in float, and what was measured to find them, of level auto."""
+    """The linears to keep in float, and what was measured to find them, of level auto.
+
+    `noise` is that of the trial at L0, empty without one.
+    """
     if recipe.level == AUTO:
         few = samples[: recipe.budget_samples]
-        flow, noise = _flow(at_l0, "candidates", len(few)), _noise(at_l0)
+        flow = _flow(at_l0, "candidates", len(few))
         return choose_measured(flow, few, noise, scores, recipe.budget, recipe.group_fallback)
-    order = noisiest_first(_noise(at_l0)) if recipe.by_noise else None
+    order = noisiest_first(noise) if recipe.by_noise else None
     return choose_float_linears(scores, recipe.level, recipe.group_fallback, order), None
 
 
