@@ -1,9 +1,9 @@
 """The fast way through a W8A8 model on the CPU: a whole prompt, or a whole token, in one call of the kernels.
 
 Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
-of the modules to float rounding. Two savings are exact: heads of `key_value` that are equal byte for byte (grouped
-heads that a recast repeated) are computed and cached once, and an int8 copy of the head finds the few rows that can
-hold the largest logit, which alone are computed in float.
+of the modules to float rounding. Two savings are exact: heads of `key_value` that repeat others (grouped heads after a
+recast; the values may be multiples) are computed and cached once, and an int8 copy of the head finds the few rows that
+can hold the largest logit, which alone are computed in float.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
+from telechat_kit.backends.cpu_kernels.shared_heads import shared_heads
 from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
 
@@ -80,26 +81,6 @@ def _addresses(model: TelechatForCausalLM) -> tuple[int, ...]:
     return tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
 
 
-def shared_heads(model: TelechatForCausalLM) -> int:
-    """Largest number of neighbouring heads that have one key and value in every block: 1 if none are equal."""
-    heads = model.config.n_head
-    parts = [part for block in _blocks(model) for part in _per_head(block.self_attention.key_value, heads)]
-    sizes = [size for size in range(heads, 0, -1) if heads % size == 0]
-    return next(size for size in sizes if all(_equal_in_groups(part, size) for part in parts))
-
-
-def _per_head(linear: nn.Module, heads: int) -> list[Tensor]:
-    """Weight, bias and scale of `key_value`, `[heads, ...]` each; a head has whole panels."""
-    names = ("weight", "quant_bias", "deq_scale", "bias")
-    parts = [getattr(linear, name, None) for name in names]
-    return [part.detach().view(heads, -1) for part in parts if part is not None]
-
-
-def _equal_in_groups(part: Tensor, size: int) -> bool:
-    groups = part.view(-1, size, part.shape[1])
-    return bool((groups == groups[:, :1]).all())
-
-
 def _bytes(linear: Linear) -> int:
     """Bytes of weights and of what scales their products."""
     weights, outputs = linear.inputs * linear.outputs, linear.outputs
@@ -113,7 +94,9 @@ class Engine:
         """`screened_head=False` computes every logit in float for every token; the ids are the same."""
         config = model.config
         self.config, self.addresses = config, _addresses(model)
-        self.kv_heads = config.n_head // shared_heads(model)
+        key_values = [block.self_attention.key_value for block in _blocks(model)]
+        self.shared = shared_heads(key_values, config.n_head)
+        self.kv_heads = config.n_head // self.shared.size
         self._kept: list[object] = []  # what the records point to
         self.screen = screen_of(model.lm_head.weight.detach()) if screened_head else None
         self.network = self._network(model)
@@ -153,7 +136,7 @@ class Engine:
             vocab=config.vocab_size,
             residual_after_norm=config.apply_residual_connection_post_layernorm,
             epsilon=config.layer_norm_epsilon,
-            blocks=(Block * config.n_layer)(*map(self._block, _blocks(model))),
+            blocks=(Block * config.n_layer)(*map(self._block, _blocks(model), self.shared.factors)),
             embedding=self._keep(embedding),
             embedding_norm=self._norm(transformer.word_embeddings_layernorm)
             if config.embed_layernorm
@@ -179,7 +162,7 @@ class Engine:
         bias = None if norm.bias is None else self._keep(norm.bias.detach())
         return Norm(self._keep(norm.weight.detach()), bias)
 
-    def _block(self, block: TelechatBlock) -> Block:
+    def _block(self, block: TelechatBlock, value_factors: Tensor | None) -> Block:
         query, key_value, *rest = _linears(block)
         return Block(
             self._norm(block.input_layernorm),
@@ -187,6 +170,7 @@ class Engine:
             self._linear(query),
             self._key_value(key_value),
             *map(self._linear, rest),
+            None if value_factors is None else self._keep(value_factors),
         )
 
     def _linear(self, linear: nn.Module) -> Linear:
@@ -195,14 +179,21 @@ class Engine:
         return self._float_linear(linear.weight, linear.bias)
 
     def _key_value(self, linear: nn.Module) -> Linear:
-        """Of equal heads the first one: a copy, the module keeps its own."""
-        heads = self.config.n_head
-        if self.kv_heads == heads:
+        """Of heads that share the first one: a copy, the module keeps its own."""
+        if self.shared.size == 1:
             return self._linear(linear)
-        weight, *rest = (part[:: heads // self.kv_heads].contiguous() for part in _per_head(linear, heads))
         if isinstance(linear, W8A8Linear):
-            return self._int8_linear(linear, weight, *(part.view(-1) for part in rest))
-        return self._float_linear(weight.view(-1, self.config.hidden_size), None)
+            tensors = linear.weight, linear.quant_bias, linear.deq_scale
+            weight, bias, scale = map(self._first_heads, tensors)
+            return self._int8_linear(linear, weight, bias, scale)
+        assert isinstance(linear, nn.Linear)
+        bias = None if linear.bias is None else self._first_heads(linear.bias.detach())
+        return self._float_linear(self._first_heads(linear.weight.detach()), bias)
+
+    def _first_heads(self, tensor: Tensor) -> Tensor:
+        """Of a tensor whose rows, or panels, are those of the heads: those of each group's first one."""
+        heads = tensor.view(self.config.n_head, -1, *tensor.shape[1:])
+        return heads[:: self.shared.size].flatten(0, 1).contiguous()
 
     def _int8_linear(self, linear: W8A8Linear, weight: Tensor, bias: Tensor, scale: Tensor) -> Linear:
         self._kept += [weight, bias, scale]

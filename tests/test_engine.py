@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from telechat_kit.backends.cpu_kernels import library
-from telechat_kit.engine import Engine, engine_for, shared_heads, unsuited
+from telechat_kit.engine import Engine, engine_for, unsuited
 from telechat_kit.generation import NetworkRun, generate, start_run
 from telechat_kit.model import TelechatForCausalLM, load_model
 from telechat_kit.model.checkpoint import linear_names, prepare
@@ -112,7 +112,7 @@ def test_equal_heads_are_found_and_shared(repeat: int) -> None:
     model = random_model(repeat=repeat)
     engine = engine_for(model)
     assert engine is not None
-    assert shared_heads(model) == repeat
+    assert engine.shared.size == repeat
     assert engine.kv_heads == 6 // repeat
     assert_equal_runs(model, 140)
 
@@ -121,8 +121,35 @@ def test_equal_heads_are_found_and_shared(repeat: int) -> None:
 def test_heads_that_differ_in_one_number_are_not_shared(part: str) -> None:
     model = random_model(repeat=3)
     getattr(model.transformer.h[1].self_attention.key_value, part).view(-1)[-1] += 1
-    assert shared_heads(model) == 1
+    assert Engine(model).shared.size == (3 if part == "deq_scale" else 1)  # multiples are shared
     assert_equal_runs(model, 40)
+
+
+def scale_values(linear: torch.nn.Module) -> None:
+    """Each value channel of every head by a power of two of its own, in place, some turned."""
+    generator = torch.Generator().manual_seed(1)
+    factors = torch.randint(-2, 3, (6, 2, 16), generator=generator).exp2()
+    signs = torch.randint(0, 2, (6, 2, 16), generator=generator) * 2 - 1
+    factors[:, 0], signs[:, 0] = 1, 1
+    if isinstance(linear, W8A8Linear):
+        linear.weight.view(12, -1, 16, 4).mul_(signs.view(12, 1, 16, 1))
+        linear.quant_bias.mul_(signs.flatten())
+        linear.deq_scale.mul_(factors.flatten())
+    else:
+        linear.weight.mul_((factors * signs).view(-1, 1))
+
+
+@pytest.mark.parametrize("float_linears", [(), ("key_value",)])
+def test_values_that_are_multiples_are_shared_bit_for_bit(float_linears: tuple[str, ...]) -> None:
+    """As method best leaves repeated heads: turned and scaled by powers of two, each channel by its own."""
+    model = random_model(repeat=3, float_linears=float_linears)
+    for block in model.transformer.h:
+        scale_values(block.self_attention.key_value)
+    engine = engine_for(model)
+    assert engine is not None
+    assert engine.shared.size == 3
+    assert all(factors is not None and len(factors.unique()) > 2 for factors in engine.shared.factors)
+    assert_equal_runs(model, 140)
 
 
 def test_the_screened_head_chooses_what_the_float_head_chooses(model: TelechatForCausalLM) -> None:

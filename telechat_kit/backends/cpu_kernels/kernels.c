@@ -123,6 +123,7 @@ typedef struct {
 typedef struct {
     norm input_norm, post_norm;
     linear query, key_value, dense, gate, up, down;
+    const float *value_factors; /* [hidden], on what attention gives, where heads share the values of one; or NULL */
 } block;
 
 typedef struct {
@@ -661,6 +662,12 @@ static void attend_rows(const network *m, const cache *c, int layer, const space
                       values_of(m, c, layer, h / group), w->scores, w->mixed + h * dim, m->hidden);
 }
 
+static void scale_values(const network *m, const block *b, int rows, float *mixed) {
+    if (!b->value_factors) return;
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < m->hidden; i++) mixed[(int64_t)r * m->hidden + i] *= b->value_factors[i];
+}
+
 static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
     for (int64_t i = 0; i < (int64_t)rows * m->hidden; i++) x[i] = y[i] + base[i];
 }
@@ -673,6 +680,7 @@ static void finish(const network *m, const cache *c, int layer, const space *s, 
     const float *base = m->residual_after_norm ? w->normed : x;
     if (m->residual_after_norm) norm_rows(m, &b->input_norm, x, rows, w->normed);
     attend_rows(m, c, layer, s, w, first, rows);
+    scale_values(m, b, rows, w->mixed);
     quantize_rows(&b->dense, w->mixed, m->hidden, rows, w->bytes);
     apply_all(&b->dense, w->mixed, w->bytes, rows, w->y);
     add_rows(m, w->y, base, rows, x);
@@ -775,6 +783,7 @@ static void decode_block(const network *m, const cache *c, int layer, const spac
     meet(time);
     for (int h = 0; h < m->heads; h++)
         join_parts(m->head_dim, parts_of(s->positions), s->partial + h * m->head_dim, s->maxima + h, s->sums + h, m->heads, w->mixed + h * m->head_dim);
+    scale_values(m, b, 1, w->mixed);
     lap(time, ATTENTION);
     quantize_rows(&b->dense, w->mixed, 0, 1, w->bytes);
     lap(time, NORMS);

@@ -47,6 +47,7 @@ class Block(Structure):
         ("gate", Linear),
         ("up", Linear),
         ("down", Linear),
+        ("value_factors", c_void_p),
     )
 
 
