@@ -35,6 +35,8 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float half __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float quarter __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* Activations are bytes `x_q + SHIFT`: VNNI multiplies unsigned by signed bytes. What the shift adds to a sum,
@@ -107,6 +109,13 @@ INLINE vf fused(vf a, vf b, vf c) {
 }
 
 INLINE vf all(float x) { return x - (vf){0}; }
+
+/* The sum of the lanes, halves on halves. */
+INLINE float lane_sum(vf x) {
+    const half a = ((half *)&x)[0] + ((half *)&x)[1];
+    const quarter b = ((quarter *)&a)[0] + ((quarter *)&a)[1];
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
 
 typedef struct {
     const void *weight;       /* int8 panels, or float [outputs][inputs] */
@@ -193,8 +202,7 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
                 sum[r][c] = fused(*(const vf *)(x + r * stride + k), *(const vf *)(weight + (int64_t)c * inputs + k), sum[r][c]);
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
-            float total = 0;
-            for (int i = 0; i < LANES; i++) total += sum[r][c][i];
+            float total = lane_sum(sum[r][c]);
             for (int i = k; i < inputs; i++) total += x[r * stride + i] * weight[(int64_t)c * inputs + i];
             out[r * out_stride + c] = bias ? total + bias[c] : total;
         }
@@ -299,19 +307,28 @@ static range share(int count, int unit, int me, int team) {
 
 /* ---- elementwise steps ---- */
 
+/* a * b + c, in one rounding where that is an instruction. */
+INLINE float muladd(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* exp within the range of normal floats, to about 2e-7 relative: 2^n times a polynomial (Cephes' expf). */
 INLINE float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float n = muladd(x, 1.44269504f, 12582912.0f) - 12582912.0f;
+    float r = muladd(n, 2.12194440e-4f, muladd(n, -0.693359375f, x));
     float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = muladd(p, r, 1.3981999507e-3f);
+    p = muladd(p, r, 8.3334519073e-3f);
+    p = muladd(p, r, 4.1665795894e-2f);
+    p = muladd(p, r, 1.6666665459e-1f);
+    p = muladd(p, r, 5.0000001201e-1f);
+    p = muladd(p, r * r, r) + 1.0f;
     int32_t bits = ((int32_t)n + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
@@ -385,23 +402,21 @@ static void append(const network *m, const cache *c, int layer, int position, in
     memcpy(values_of(m, c, layer, head) + (int64_t)position * dim, key_value + (head * 2 + 1) * dim, dim * sizeof(float));
 }
 
-/* exp(score / sqrt(dim) - maximum) in place for the first `count` scores, zero up to `width`; gives the sum. */
+/* exp(score * scale - maximum) in place for the first `count` scores, zero up to `width`; gives the sum. */
 static float softmax_terms(float *scores, int count, int width, float scale, float *maximum) {
-    float most = -INFINITY, sum = 0, lanes[LANES] = {0};
-    for (int i = count; i < width; i++) scores[i] = -INFINITY;
+    float most = -INFINITY;
+    vf sum = {0};
 #pragma omp simd reduction(max : most)
-    for (int i = 0; i < width; i++) {
-        scores[i] *= scale;
-        most = scores[i] > most ? scores[i] : most;
-    }
+    for (int i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
+    most *= scale;
+    for (int i = 0; i < width; i += LANES) {
 #pragma omp simd
-    for (int i = 0; i < width; i++) scores[i] = exponential(scores[i] - most);
-    for (int i = count; i < width; i++) scores[i] = 0;
-    for (int i = 0; i < width; i += LANES)
-        for (int j = 0; j < LANES; j++) lanes[j] += scores[i + j];
-    for (int j = 0; j < LANES; j++) sum += lanes[j];
+        for (int j = 0; j < LANES; j++) scores[i + j] = exponential(muladd(scores[i + j], scale, -most));
+        for (int j = MAX(count - i, 0); j < LANES; j++) scores[i + j] = 0;
+        sum += *(vf *)(scores + i);
+    }
     *maximum = most;
-    return sum;
+    return lane_sum(sum);
 }
 
 /* out[rows][dim] = terms . values over the positions begin .. end, not yet divided by sums[rows]. Row r sees the
