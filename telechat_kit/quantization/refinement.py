@@ -105,6 +105,7 @@ def refine(
     inputs: Mapping[str, QuantizeInput],
     rounding: bool,
     bias: bool,
+    alike: bool = False,
 ) -> Refined:
     """Round the weights of the linears in `inputs` and correct the biases of the exits among them.
 
@@ -114,6 +115,8 @@ def refine(
         inputs: how the input of each int8 linear is quantized.
         rounding: by GPTQ instead of to the nearest.
         bias: less the mean error that int8 brings.
+        alike: heads of key_value that repeat others get their int8 weights, so that they need computing and caching
+            once. It helps the engine, which runs static activations.
     """
     nearest = {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in inputs}
     moments = _moments(block, states, nearest, inputs, energies)
@@ -123,7 +126,7 @@ def refine(
         weights[name], scale = quantize_weight(weight)
         if rounding and found.second is not None:
             weights[name] = gptq_round(weight, scale, found.second)
-        if name.endswith(KEY_VALUE):
+        if alike and name.endswith(KEY_VALUE):
             weights[name] = _repeated_alike(weight, weights[name], block.module.self_attention.n_head)
         if bias and name.endswith(EXITS):
             error = functional.linear(found.quantized, weights[name] * scale)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat_kit.model.folder import DYNAMIC, FLOAT
+from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
 from telechat_kit.model.int8 import decode_scale
 from telechat_kit.model.shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
@@ -242,7 +242,15 @@ class _Quantizer:
         """What method best makes of the linears `names`, and how their inputs are quantized."""
         inputs = {name: input_quantizer(observers.get(name)) for name in names}
         used = self.recipe.ingredients
-        refined = refine(block, states, energies, inputs, rounding=ROUNDING in used, bias=BIAS in used)
+        refined = refine(
+            block,
+            states,
+            energies,
+            inputs,
+            rounding=ROUNDING in used,
+            bias=BIAS in used,
+            alike=self.recipe.kind == STATIC,
+        )
         correct_biases(block, refined)
         return refined, inputs
 

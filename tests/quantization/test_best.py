@@ -235,7 +235,9 @@ def test_equal_values_scaled_apart_round_alike(block: Block, states: list[torch.
     assert not (nearest == nearest[:1]).all()
     with attention_watched(block) as mixed:
         energies = stream_energies(block, states, mixed, block.run(states))
-    found = refine(block, states, energies, {name: fake_quantize_per_token}, rounding=True, bias=False)
+    found = refine(
+        block, states, energies, {name: fake_quantize_per_token}, rounding=True, bias=False, alike=True
+    )
     values = per_head(found.weights[name], 4)[:, 1]
     assert (values.abs() == values[:1].abs()).all()
     assert (values[:, :, 0].sign() == heads[:, 1, :, 0].sign()).all()
@@ -252,14 +254,11 @@ def grouped_heads_checkpoint(source: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("activations", ["static", "dynamic"])
-def test_heads_with_one_key_and_value_keep_one_int8_weight(
-    tiny_folder: Path, tmp_path: Path, activations: str
-) -> None:
+def test_heads_with_one_key_and_value_keep_one_int8_weight(tiny_folder: Path, tmp_path: Path) -> None:
     """Though every head has scales of its own for the columns of dense: who runs the model can share them."""
     source = grouped_heads_checkpoint(tiny_folder, tmp_path / "float")
     options = {"level": "L0", "anti_outlier": "best", "samples": 32, "tokens": 48, "device": "cpu"}
-    quantize(source, tmp_path / "w8a8", activations=activations, **options)
+    quantize(source, tmp_path / "w8a8", **options)
     (path,) = (tmp_path / "w8a8").glob("*.safetensors")
     tensors, scaled_apart = load_file(path), 0
     for block in range(4):
