@@ -11,18 +11,18 @@ from telechat_kit.backends import cpu
 from telechat_kit.cases import Case, case_bytes
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.generation import Generation, generate, generate_copies
+from telechat_kit.id_checks import check_ids
 from telechat_kit.model.checkpoint import load_model, read_config
 from telechat_kit.performance import (
     GUIDE_LENGTHS,
     PUBLISHED,
     SCHEMA,
     PerformanceRecord,
-    check_ids,
     measure_performance,
 )
 from telechat_kit.provenance import weights_hash
 from telechat_kit.records import read_record, write_record
-from telechat_kit.samples import Journal, partial_samples, read_samples, sample_of, summarize
+from telechat_kit.samples import Journal, Run, partial_samples, read_samples, sample_of, summarize
 
 
 @pytest.fixture(scope="module")
@@ -259,10 +259,11 @@ def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:
     run = Generation(prompt_tokens=3, token_ids=[1, 2], token_times=[0.1, 0.2])
     Journal(tmp_path / "samples.jsonl", "this").write(sample_of("w8a8", 0, run), run)
     same, other = (Journal(tmp_path / "samples.jsonl", key) for key in ("this", "other"))
-    assert same.sample(("w8a8", Case(3, 2), 0)) == sample_of("w8a8", 0, run)
+    assert same.sample(Run("w8a8", Case(3, 2), 0)) == sample_of("w8a8", 0, run)
     assert same.answers("w8a8") == [(3, [1, 2])]
-    assert other.sample(("w8a8", Case(3, 2), 0)) is None
-    assert same.sample(("w8a8", Case(3, 2, batch=2), 0)) is None
+    assert other.sample(Run("w8a8", Case(3, 2), 0)) is None
+    assert same.sample(Run("w8a8", Case(3, 2, batch=2), 0)) is None
+    assert same.sample(Run("w8a8", Case(3, 2), 0, threads=1)) is None
 
 
 @pytest.mark.parametrize(

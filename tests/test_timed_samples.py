@@ -16,6 +16,7 @@ from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance import timed
 from telechat_kit.roofline import ModelSize, Peaks, limit_tokens_per_second
 from telechat_kit.samples import Journal, Sample, drift, sample_of, summarize
+from telechat_kit.thread_scaling import ThreadPlan, summarize_threads
 
 SIZES = [ModelSize("float", 4000, 2000, 100), ModelSize("w8a8", 1000, 500, 100)]
 PEAKS = Peaks(1.0, "measured")
@@ -126,3 +127,24 @@ def test_the_harness_reports_times_that_are_known(
             assert case.time_per_output_token.value == pytest.approx(step, rel=0.02)
         assert not case.unstable
     assert drift(samples) == pytest.approx(0)
+
+
+def test_the_harness_reports_a_scaling_by_threads_that_is_known(
+    known: Callable[[float], TakesKnownTime], tmp_path: Path
+) -> None:
+    def share_work(model: TakesKnownTime) -> TakesKnownTime:
+        alone = model.pass_time
+        model.pass_time = lambda seconds: alone(seconds / torch.get_num_threads() ** 0.5)  # type: ignore[method-assign]
+        return model
+
+    models, case = {"float": share_work(known(4.0)), "w8a8": share_work(known(1.0))}, Case(5, 9)
+    journal = Journal(tmp_path / "samples.jsonl", "work")
+    samples = list(timed(models, [case], [7] * 5, 3, journal, thread_counts=[1, 4]))
+    found = summarize_threads(ThreadPlan([1, 4], [], 4), case, samples)
+    assert found is not None
+    for name, factor in (("float", 4.0), ("w8a8", 1.0)):
+        one, four = found.of(name)
+        assert one.tokens_per_second.value == pytest.approx(9 / (factor * (0.020 + 8 * 0.012)), rel=0.02)
+        assert four.tokens_per_second.value == pytest.approx(2 * one.tokens_per_second.value, rel=0.02)
+        assert four.time_per_output_token is not None
+        assert four.time_per_output_token.value == pytest.approx(factor * 0.006, rel=0.02)

@@ -7,10 +7,12 @@ import pytest
 from pandas.io.formats.style import Styler
 
 from telechat_kit.cases import SkippedCase
-from telechat_kit.performance import IdCheck, PerformanceRecord, measure_performance
-from telechat_kit.reports import performance_charts, performance_tables, tables
+from telechat_kit.id_checks import IdCheck
+from telechat_kit.performance import PerformanceRecord, measure_performance
+from telechat_kit.reports import performance_charts, performance_tables, tables, thread_views
 from telechat_kit.reports.charts import Chart
 from telechat_kit.roofline import Peaks, decode_seconds, prefill_seconds
+from telechat_kit.thread_scaling import ThreadResult, ThreadScaling
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,54 @@ def test_the_cost_of_batches_is_drawn_where_several_were_timed(record: Performan
     assert performance_tables.verdict(both) == performance_tables.verdict(record)
     for chart in (performance_charts.heat_map, performance_charts.context_cost, performance_charts.roofline):
         assert chart(both).alt == chart(record).alt
+
+
+def with_threads(record: PerformanceRecord, counts: list[int], left_out: list[int]) -> PerformanceRecord:
+    """Speeds that grow with the square root of the threads in W8A8, half as much in float."""
+
+    def result(name: str, count: int) -> ThreadResult:
+        case = next(case for case in record.cases if case.precision == name)
+        factor = count**0.5 if name == "w8a8" else (1 + count**0.5) / 2
+        speed = case.tokens_per_second.map(lambda value: factor * value)
+        return ThreadResult(name, count, 2, speed, case.time_to_first_token, None, unstable=count == 4)
+
+    results = [result(name, count) for count in counts for name in ("float", "w8a8")]
+    return replace(record, threads=ThreadScaling(3, 4, 1, 4, results, left_out))
+
+
+def test_the_cost_of_threads_is_drawn_with_its_finding_and_its_table(record: PerformanceRecord) -> None:
+    found = with_threads(record, [4, 1], [])
+    drawn = thread_views.thread_cost(found)
+    assert isinstance(drawn, Chart) and drawn.png().startswith(b"\x89PNG")
+    assert drawn.alt.startswith("4 threads: 2.00 times one thread in W8A8, 1.50 times one thread in float.")
+    assert "Input 3, output 4 tokens, batch 1" in drawn.alt
+    table = thread_views.thread_table(found).data
+    assert list(table["threads"]) == [1, 4, 1, 4]
+    assert list(table["times the fewest threads"]) == pytest.approx([1, 1.5, 1, 2])
+    assert list(table["note"]) == ["", "unstable"] * 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "left_out", "said"),
+    [
+        ([1], [], "only one thread timed: thread_counts names more"),
+        ([1], [8], "only one thread timed: the process may use 4 of the CPUs, left out were 8 threads"),
+        ([], [8, 16], "not measured: the process may use 4 of the CPUs, left out were 8, 16 threads"),
+    ],
+)
+def test_too_few_thread_counts_to_draw_are_said(
+    record: PerformanceRecord, counts: list[int], left_out: list[int], said: str
+) -> None:
+    found = with_threads(record, counts, left_out)
+    shown = thread_views.thread_cost(found)
+    assert isinstance(shown, Styler) and said in shown.to_html()
+    assert len(thread_views.thread_table(found).data) == 2 * len(counts)
+
+
+def test_a_record_without_thread_counts_says_how_to_get_them(record: PerformanceRecord) -> None:
+    shown = thread_views.thread_cost(record)
+    assert isinstance(shown, Styler) and "not measured: thread_counts names" in shown.to_html()
+    assert len(thread_views.thread_table(record).data) == 0
 
 
 def test_the_verdict_names_the_device_and_both_figures(record: PerformanceRecord) -> None:
