@@ -10,6 +10,7 @@ import torch
 from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
 from telechat_kit.data import load_text
+from telechat_kit.energy import EnergyReader, NoCounter, energy_reader, spent
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
 from telechat_kit.generation import Generation, generate, generate_copies
@@ -36,6 +37,7 @@ SCHEMA = "telechat-kit/performance/1"
 GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
 WARM_UP = 8
+NOT_READ = NoCounter("not asked for")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class PerformanceRecord:
     graph: str = "none"
     #: one case by the number of CPU threads; None: not asked for
     threads: ThreadScaling | None = None
+    #: which counter the joules are of, or why there are none; empty: a record from before they were read
+    energy_basis: str = ""
 
     @property
     def grid_cases(self) -> list[CaseResult]:
@@ -104,6 +108,7 @@ class _Work:
     journal: Journal
     graph: str
     threads: ThreadPlan
+    energy: EnergyReader
 
 
 @dataclass
@@ -153,7 +158,7 @@ def measure_performance(
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
     journal = Journal(samples_path, _work_key(conditions, graph, prompt))
-    work, found = _Work(prompt, repeats, journal, graph, threads), _Timed()
+    work, found = _Work(prompt, repeats, journal, graph, threads, energy_reader(device)), _Timed()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
@@ -189,6 +194,7 @@ def _record(pair: Pair, batch: int, conditions: Conditions, work: _Work, found: 
         resumed=work.journal.resumed,
         graph=work.graph,
         threads=by_threads,
+        energy_basis=work.energy.basis,
     )
 
 
@@ -228,7 +234,9 @@ def _take_turns(
     fit, skipped = fitting(cases, first.config, float_bytes, free)
     found.skipped += skipped
     found.expected += _announce(models, fit, skipped, work)
-    found.samples += timed(models, fit, work.prompt, work.repeats, work.journal, work.graph)
+    found.samples += timed(
+        models, fit, work.prompt, work.repeats, work.journal, work.graph, energy=work.energy
+    )
     found.scaling_case = found.scaling_case or scaling_case(fit)
     if work.threads.counts and found.scaling_case in fit:
         found.by_threads += _by_threads(models, found.scaling_case, work, found.samples)
@@ -246,7 +254,9 @@ def _by_threads(
         f"input {case.input_tokens}, output {case.output_tokens} tokens with {', '.join(map(str, counts))} threads, "
         f"{work.repeats} times in {len(models)} precisions: at most about {longest}"
     )
-    return timed(models, [case], work.prompt, work.repeats, work.journal, work.graph, counts)
+    return timed(
+        models, [case], work.prompt, work.repeats, work.journal, work.graph, counts, energy=work.energy
+    )
 
 
 def _announce(
@@ -277,11 +287,12 @@ def timed(
     journal: Journal,
     graph: str = "none",
     thread_counts: Sequence[int | None] = (None,),
+    energy: EnergyReader = NOT_READ,
 ) -> Iterator[Sample]:
     """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike.
 
     Each of `thread_counts` is set for its runs alone, and two tokens before the clock starts wake its threads; None
-    leaves them as they are. Runs that stand in the journal are not timed again.
+    leaves them as they are. Energy is read before and behind a run, the allocation of its cache and the capture of a graph included. Runs that stand in the journal are not timed again.
     """
     runs = [
         Run(name, case, repeat, threads)
@@ -297,8 +308,10 @@ def timed(
             with cpu_threads(run.threads):
                 if run.threads is not None:
                     _generation(model, prompt, case._replace(output_tokens=min(2, case.output_tokens)), graph)
+                before = energy.joules()
                 generation = _generation(model, prompt, case, graph)
-            kept = sample_of(run.precision, run.repeat, generation, run.threads)
+                joules = spent(before, energy.joules())
+            kept = sample_of(run.precision, run.repeat, generation, run.threads, joules)
             journal.write(kept, generation)
         yield kept
 

@@ -46,6 +46,7 @@ class Sample:
     token_p95: float | None = None
     batch: int = 1  # copies of the prompt at a time; each gets `output_tokens`
     threads: int | None = None  # CPU threads set for a run of the scaling by threads; None: a run of the grid
+    joules: float | None = None  # of the whole device during the run; None: not reported
 
     @property
     def case(self) -> Case:
@@ -56,6 +57,11 @@ class Sample:
     def tokens_per_second(self) -> float:
         """Tokens generated in all rows per second from the start of the prefill."""
         return self.batch * self.output_tokens / self.seconds
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Joules of the run, prefill included, for each token generated in all rows."""
+        return None if self.joules is None else self.joules / (self.batch * self.output_tokens)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class CaseResult:
     token_p95: Estimate | None = None
     unstable: bool = False
     batch: int = 1
+    joules_per_token: Estimate | None = None
 
     @property
     def case(self) -> Case:
@@ -85,7 +92,9 @@ class CaseResult:
         return self.tokens_per_second.value / self.limit_tokens_per_second
 
 
-def sample_of(name: str, repeat: int, run: Generation, threads: int | None = None) -> Sample:
+def sample_of(
+    name: str, repeat: int, run: Generation, threads: int | None = None, joules: float | None = None
+) -> Sample:
     """The sample of one generation with the model `name`."""
     steps = np.diff(run.token_times)
     p50, p95 = (float(np.quantile(steps, share)) if len(steps) else None for share in (0.5, 0.95))
@@ -101,6 +110,7 @@ def sample_of(name: str, repeat: int, run: Generation, threads: int | None = Non
         token_p95=p95,
         batch=run.batch,
         threads=threads,
+        joules=joules,
     )
 
 
@@ -219,6 +229,7 @@ def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
     inputs, outputs, batch = group[0].case
     per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
     slow = [s.token_p95 for s in group if s.token_p95 is not None]
+    joules = [s.joules_per_token for s in group if s.joules_per_token is not None]
     return CaseResult(
         precision=size.precision,
         input_tokens=inputs,
@@ -231,4 +242,5 @@ def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
         token_p95=median(slow) if slow else None,
         unstable=unstable(group),
         batch=batch,
+        joules_per_token=median(joules) if joules else None,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from telechat_kit import energy
 from telechat_kit.backends import cpu
 from telechat_kit.cases import Case, case_bytes
 from telechat_kit.errors import DataError, ParameterError
@@ -253,6 +254,31 @@ def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     ]
     assert [(c.compared, c.equal) for c in record.id_checks] == [(2, 2)]
     assert not part.exists()
+
+
+def test_energy_of_the_package_stands_in_samples_cases_and_record(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone, path = tmp_path / "intel-rapl:0", tmp_path / "samples.jsonl"
+    zone.mkdir()
+    for file, text in {"name": "package-0", "max_energy_range_uj": 10**9, "energy_uj": 0}.items():
+        (zone / file).write_text(f"{text}\n")
+
+    def generate_with_a_joule(*arguments: Any, **options: Any) -> Generation:
+        used = int((zone / "energy_uj").read_text()) + 1_000_000
+        (zone / "energy_uj").write_text(f"{used}\n")
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    monkeypatch.setattr("telechat_kit.performance.generate", generate_with_a_joule)
+    record = measure_performance(
+        tiny_folder, tiny_w8a8_folder, path, input_lengths=[3], output_lengths=[4], repeats=2, device="cpu"
+    )
+    assert record.energy_basis == "the counter of 1 CPU package (RAPL)"
+    assert [sample.joules for sample in read_samples(path)] == [1.0] * 4
+    assert [case.joules_per_token and case.joules_per_token.value for case in record.cases] == [0.25] * 2
+    write_record(tmp_path, record)
+    assert read_record(tmp_path, PerformanceRecord, SCHEMA) == record
 
 
 def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:

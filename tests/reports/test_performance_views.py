@@ -12,6 +12,7 @@ from telechat_kit.performance import PerformanceRecord, measure_performance
 from telechat_kit.reports import performance_charts, performance_tables, tables, thread_views
 from telechat_kit.reports.charts import Chart
 from telechat_kit.roofline import Peaks, decode_seconds, prefill_seconds
+from telechat_kit.statistics import Estimate
 from telechat_kit.thread_scaling import ThreadResult, ThreadScaling
 
 
@@ -153,6 +154,23 @@ def test_unstable_cases_and_ids_that_differ_are_said(record: PerformanceRecord) 
     assert ">unstable<" in tables.cases(found).to_html()
     assert "no case varies" in performance_tables.doubts(
         replace(record, cases=[replace(first, unstable=False), *rest])
+    )
+
+
+def test_energy_has_a_column_and_a_sentence_only_where_it_was_read(record: PerformanceRecord) -> None:
+    silent = replace(record, cases=[replace(case, joules_per_token=None) for case in record.cases])
+    none = replace(silent, energy_basis="no counter under /here")
+    assert "energy per token" not in tables.cases(none).to_html()
+    assert "energy: not reported by this device (no counter under /here)" in performance_tables.doubts(none)
+    assert "energy" not in performance_tables.doubts(replace(silent, energy_basis=""))  # of an earlier kit
+    first, *rest = silent.cases
+    measured = replace(first, joules_per_token=Estimate(0.4567, 0.4, 0.5, 0.75))
+    some = replace(silent, cases=[measured, *rest], energy_basis="the counter of 1 CPU package (RAPL)")
+    shown = tables.cases(some).to_html()
+    assert ">energy per token, J<" in shown and ">0.457<" in shown
+    said = performance_tables.doubts(some).splitlines()[-1]
+    assert said.startswith(
+        "energy per token is that of the whole device, other programs included: the counter"
     )
 
 
