@@ -53,18 +53,17 @@ def _line(axes: Axes, name: str, results: list[ThreadResult], upper: bool) -> No
     )
     perfect = [speeds[0].value * count / counts[0] for count in counts]
     axes.plot(counts, perfect, "--", color=COLORS[name], lw=0.9)
-    side = 1 if upper else -1
-    _label(axes, NAMES[name], counts[0], speeds[0].value, (-10, 7 * side), "right")
+    shift, ha = ((-4, 11), "right") if upper else ((6, -10), "left")  # off the lines and the intervals
     for count, speed in zip(counts, speeds, strict=True):
-        _label(axes, short(speed.value), count, speed.value, (0, 12 * side), "center")
+        _label(axes, short(speed.value), count, speed.value, shift, ha)
+    _label(axes, NAMES[name], counts[0], speeds[0].value, (-9, -2 if upper else -9), "right")
     if upper:
-        _label(axes, "perfect scaling", counts[-1], perfect[-1], (8, 6), "left")
+        _label(axes, "perfect scaling", counts[-1], perfect[-1], (7, 0), "left")
 
 
 def _label(axes: Axes, text: str, x: float, y: float, shift: tuple[int, int], ha: str) -> None:
-    """`text` beside a point, `shift` points away, on white: lines may pass there."""
-    box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
-    axes.annotate(text, (x, y), shift, textcoords="offset points", fontsize=8.5, ha=ha, va="center", bbox=box)
+    """`text` beside a point, `shift` points away."""
+    axes.annotate(text, (x, y), shift, textcoords="offset points", fontsize=8.5, ha=ha, va="center")
 
 
 def _title(lines: dict[str, list[ThreadResult]]) -> str:
