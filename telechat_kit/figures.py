@@ -120,9 +120,9 @@ def _case(label: str, result: CaseResult) -> Figure:
 
 
 def by_case(run: RunData) -> dict[Case, list[Sample]]:
-    """The raw samples of every case of batch 1."""
+    """The raw samples of every case of batch 1, at the threads of the run."""
     groups: dict[Case, list[Sample]] = {}
-    for sample in (sample for sample in run.samples if sample.batch == 1):
+    for sample in (sample for sample in run.samples if sample.batch == 1 and sample.threads is None):
         groups.setdefault((sample.precision, sample.input_tokens, sample.output_tokens), []).append(sample)
     return groups
 

@@ -10,23 +10,34 @@ import torch
 from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
 from telechat_kit.data import load_text
+from telechat_kit.energy import EnergyReader, NoCounter, energy_reader, spent
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
 from telechat_kit.generation import Generation, generate, generate_copies
 from telechat_kit.graph import require_graph
+from telechat_kit.id_checks import IdCheck, check_ids
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
-from telechat_kit.precision.answers import common_prefix
 from telechat_kit.progress import track
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.roofline import ModelSize, Peaks, measure_peaks, model_size
-from telechat_kit.samples import Answer, CaseResult, Journal, Sample, drift, sample_of, summarize
+from telechat_kit.samples import CaseResult, Journal, Run, Sample, drift, sample_of, summarize
+from telechat_kit.thread_scaling import (
+    ThreadPlan,
+    ThreadScaling,
+    cpu_threads,
+    longest_seconds,
+    plan_threads,
+    scaling_case,
+    summarize_threads,
+)
 
 SCHEMA = "telechat-kit/performance/1"
 #: The guide's grid: batch 1, every input length with every output length
 GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
 WARM_UP = 8
+NOT_READ = NoCounter("not asked for")
 
 
 @dataclass(frozen=True)
@@ -45,18 +56,6 @@ PUBLISHED = (
     PublishedCase(2000, 100, 11, 19),
     PublishedCase(None, None, 13, 18),
 )
-
-
-@dataclass(frozen=True)
-class IdCheck:
-    """Ids that W8A8 generated behind a prompt while it was timed, beside those of transformers' `generate()`."""
-
-    input_tokens: int
-    compared: int
-    #: leading ids that are equal
-    equal: int
-    #: whether all timed runs of the prompt gave the same ids, as far as each went
-    runs_agree: bool
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,27 @@ class PerformanceRecord:
     resumed: int = 0
     #: "capture": single tokens went through a captured graph of the device
     graph: str = "none"
+    #: one case by the number of CPU threads; None: not asked for
+    threads: ThreadScaling | None = None
+    #: which counter the joules are of, or why there are none; empty: a record from before they were read
+    energy_basis: str = ""
 
     @property
     def grid_cases(self) -> list[CaseResult]:
         """The cases of the batch size that charts of the grid show."""
         return [case for case in self.cases if case.batch == self.batch]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all turns of a measurement share."""
+
+    prompt: list[int]
+    repeats: int
+    journal: Journal
+    graph: str
+    threads: ThreadPlan
+    energy: EnergyReader
 
 
 @dataclass
@@ -105,6 +120,9 @@ class _Timed:
     skipped: list[SkippedCase] = field(default_factory=list)
     id_checks: list[IdCheck] = field(default_factory=list)
     expected: float = 0.0
+    #: the case that is timed by threads, and its samples
+    scaling_case: Case | None = None
+    by_threads: list[Sample] = field(default_factory=list)
 
 
 def measure_performance(
@@ -120,6 +138,7 @@ def measure_performance(
     check_tokens: int = 0,
     memory: str = "auto",
     graph: str = "none",
+    thread_counts: Sequence[int] = (),
     device: str = "auto",
 ) -> PerformanceRecord:
     """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
@@ -129,33 +148,40 @@ def measure_performance(
     generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit
     into memory are named and left out. Behind each prompt up to `check_tokens` ids of W8A8 are compared with those of
     `generate()` of transformers on the same model. What an interrupted run of the same work has timed is not timed
-    again. `graph` is that of `generate`.
+    again. `graph` is that of `generate`. One case (`thread_scaling.scaling_case`) is timed behind the grid with each of
+    `thread_counts` CPU threads too; counts above what the process may use are named and left out.
     """
     _check_request(graph, device, batch_sizes, repeats)
+    threads = plan_threads(thread_counts, device)
     pair = Pair(model_path, quant_path, device, memory)
     cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen, batch_sizes)
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
     journal = Journal(samples_path, _work_key(conditions, graph, prompt))
-    found, backend = _Timed(), backend_for(pair.device.type)
+    work, found = _Work(prompt, repeats, journal, graph, threads, energy_reader(device)), _Timed()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
-            cases = _take_turns(models, cases, prompt, repeats, journal, found, graph)
+            cases = _take_turns(models, cases, work, found)
             if "w8a8" in models:
                 found.id_checks = check_ids(models["w8a8"], prompt, journal.answers("w8a8"), check_tokens)
     journal.publish()
+    return _record(pair, min(batch_sizes), conditions, work, found)
+
+
+def _record(pair: Pair, batch: int, conditions: Conditions, work: _Work, found: _Timed) -> PerformanceRecord:
     peaks = measure_peaks(pair.device)
+    by_threads = found.scaling_case and summarize_threads(work.threads, found.scaling_case, found.by_threads)
     return PerformanceRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
-        batch=min(batch_sizes),
+        batch=batch,
         cases=summarize(found.samples, found.sizes, peaks),
         sizes=found.sizes,
         read_bandwidth=peaks.bandwidth,
         read_bandwidth_basis=peaks.bandwidth_basis,
-        peak_memory_bytes=backend.peak_memory_bytes(),
+        peak_memory_bytes=backend_for(pair.device.type).peak_memory_bytes(),
         published=list(PUBLISHED),
         conditions=conditions,
         peaks=peaks,
@@ -165,8 +191,10 @@ def measure_performance(
         seconds=sum(sample.seconds for sample in found.samples),
         estimated_seconds=found.expected,
         in_turn=pair.together,
-        resumed=journal.resumed,
-        graph=graph,
+        resumed=work.journal.resumed,
+        graph=work.graph,
+        threads=by_threads,
+        energy_basis=work.energy.basis,
     )
 
 
@@ -197,13 +225,7 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
 
 
 def _take_turns(
-    models: Mapping[str, TelechatForCausalLM],
-    cases: Sequence[Case],
-    prompt: list[int],
-    repeats: int,
-    journal: Journal,
-    found: _Timed,
-    graph: str,
+    models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], work: _Work, found: _Timed
 ) -> list[Case]:
     """Time `models`, which take turns, and note what is found; the cases that fit into memory."""
     first = next(iter(models.values()))
@@ -211,37 +233,49 @@ def _take_turns(
     free = backend_for(first.device.type).free_memory_bytes()
     fit, skipped = fitting(cases, first.config, float_bytes, free)
     found.skipped += skipped
-    found.expected += _announce(models, fit, skipped, prompt, repeats, graph)
-    found.samples += timed(models, fit, prompt, repeats, journal, graph)
+    found.expected += _announce(models, fit, skipped, work)
+    found.samples += timed(
+        models, fit, work.prompt, work.repeats, work.journal, work.graph, energy=work.energy
+    )
+    found.scaling_case = found.scaling_case or scaling_case(fit)
+    if work.threads.counts and found.scaling_case in fit:
+        found.by_threads += _by_threads(models, found.scaling_case, work, found.samples)
     found.sizes += [model_size(name, model) for name, model in models.items()]
     return fit
+
+
+def _by_threads(
+    models: Mapping[str, TelechatForCausalLM], case: Case, work: _Work, grid_samples: Sequence[Sample]
+) -> Iterator[Sample]:
+    """Time `case` with every number of threads; say before how long that takes at most."""
+    counts, own = work.threads.counts, [s for s in grid_samples if s.precision in models]
+    longest = duration(longest_seconds(case, own, counts, work.repeats))
+    print(
+        f"input {case.input_tokens}, output {case.output_tokens} tokens with {', '.join(map(str, counts))} threads, "
+        f"{work.repeats} times in {len(models)} precisions: at most about {longest}"
+    )
+    return timed(
+        models, [case], work.prompt, work.repeats, work.journal, work.graph, counts, energy=work.energy
+    )
 
 
 def _announce(
     models: Mapping[str, TelechatForCausalLM],
     cases: Sequence[Case],
     skipped: Sequence[SkippedCase],
-    prompt: list[int],
-    repeats: int,
-    graph: str,
+    work: _Work,
 ) -> float:
     """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
-    warm_up = {
-        name: generate(
-            models[name], prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens), graph=graph
-        )
-        for name in models
-    }
+    prompt, tokens = work.prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens)
+    warm_up = {name: generate(models[name], prompt, tokens, graph=work.graph) for name in models}
     for batch in {case.batch: None for case in cases if case.batch > 1}:
         for model in models.values():
-            generate_copies(
-                model, prompt[: cases[0].input_tokens], batch, min(WARM_UP, cases[0].output_tokens)
-            )
+            generate_copies(model, prompt, batch, tokens)
     for case in skipped:
         rows = f"batch {case.batch}, " if case.batch > 1 else ""
         print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
-    expected = estimated_seconds(cases, repeats, warm_up)
-    print(f"{len(cases)} cases, {repeats} times in {len(models)} precisions: about {duration(expected)}")
+    expected = estimated_seconds(cases, work.repeats, warm_up)
+    print(f"{len(cases)} cases, {work.repeats} times in {len(models)} precisions: about {duration(expected)}")
     return expected
 
 
@@ -252,18 +286,32 @@ def timed(
     repeats: int,
     journal: Journal,
     graph: str = "none",
+    thread_counts: Sequence[int | None] = (None,),
+    energy: EnergyReader = NOT_READ,
 ) -> Iterator[Sample]:
     """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike.
 
-    Runs that stand in the journal are not timed again.
+    Each of `thread_counts` is set for its runs alone, and two tokens before the clock starts wake its threads; None
+    leaves them as they are. Energy is read before and behind a run, the allocation of its cache and the capture of a graph included. Runs that stand in the journal are not timed again.
     """
-    runs = [(name, case, r) for r in range(repeats) for case in cases for name in models]
+    runs = [
+        Run(name, case, repeat, threads)
+        for repeat in range(repeats)
+        for case in cases
+        for threads in thread_counts
+        for name in models
+    ]
     for run in track(runs, "timed runs"):
         kept = journal.sample(run)
         if kept is None:
-            name, case, repeat = run
-            generation = _generation(models[name], prompt, case, graph)
-            kept = sample_of(name, repeat, generation)
+            model, case = models[run.precision], run.case
+            with cpu_threads(run.threads):
+                if run.threads is not None:
+                    _generation(model, prompt, case._replace(output_tokens=min(2, case.output_tokens)), graph)
+                before = energy.joules()
+                generation = _generation(model, prompt, case, graph)
+                joules = spent(before, energy.joules())
+            kept = sample_of(run.precision, run.repeat, generation, run.threads, joules)
             journal.write(kept, generation)
         yield kept
 
@@ -273,36 +321,3 @@ def _generation(model: TelechatForCausalLM, prompt: list[int], case: Case, graph
     if batch == 1:
         return generate(model, prompt[:inputs], outputs, graph=graph)
     return generate_copies(model, prompt[:inputs], batch, outputs)
-
-
-def check_ids(
-    model: TelechatForCausalLM, prompt: list[int], answers: Sequence[Answer], tokens: int
-) -> list[IdCheck]:
-    """The longest answer behind each prompt length against `model.generate()`, up to `tokens` ids; none for 0."""
-    if tokens < 1:
-        return []
-    runs: dict[int, list[list[int]]] = {}
-    for inputs, ids in answers:
-        runs.setdefault(inputs, []).append(ids)
-    checks = []
-    for inputs, found in runs.items():
-        longest = max(found, key=len)
-        judge = _transformers_ids(model, prompt[:inputs], min(tokens, len(longest)))
-        agree = all(ids == longest[: len(ids)] for ids in found)
-        checks.append(IdCheck(inputs, len(judge), common_prefix(longest, judge), agree))
-    return checks
-
-
-def _transformers_ids(model: TelechatForCausalLM, prompt: list[int], count: int) -> list[int]:
-    """`count` greedy ids of transformers' own loop; a stop id that no token has keeps it going."""
-    ids = torch.tensor([prompt], device=model.device)
-    found = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_length=len(prompt) + count,
-        do_sample=False,
-        repetition_penalty=1.0,
-        eos_token_id=model.config.vocab_size,
-        pad_token_id=0,
-    )
-    return found[0, len(prompt) :].tolist()

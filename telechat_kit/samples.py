@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +18,17 @@ from telechat_kit.statistics import Estimate, median
 UNSTABLE = 0.1
 #: Number of prompt tokens, and the ids generated behind them
 Answer = tuple[int, list[int]]
-#: Precision, case and repeat
-Run = tuple[str, Case, int]
-
 #: Share by which the later repeats may be slower or faster before the whole run is
 DRIFT = 0.05
+
+
+class Run(NamedTuple):
+    """One timed run; `threads` as in `Sample`."""
+
+    precision: str
+    case: Case
+    repeat: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Sample:
     token_p50: float | None = None
     token_p95: float | None = None
     batch: int = 1  # copies of the prompt at a time; each gets `output_tokens`
+    threads: int | None = None  # CPU threads set for a run of the scaling by threads; None: a run of the grid
+    joules: float | None = None  # of the whole device during the run; None: not reported
 
     @property
     def case(self) -> Case:
@@ -49,6 +57,11 @@ class Sample:
     def tokens_per_second(self) -> float:
         """Tokens generated in all rows per second from the start of the prefill."""
         return self.batch * self.output_tokens / self.seconds
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Joules of the run, prefill included, for each token generated in all rows."""
+        return None if self.joules is None else self.joules / (self.batch * self.output_tokens)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class CaseResult:
     token_p95: Estimate | None = None
     unstable: bool = False
     batch: int = 1
+    joules_per_token: Estimate | None = None
 
     @property
     def case(self) -> Case:
@@ -78,7 +92,9 @@ class CaseResult:
         return self.tokens_per_second.value / self.limit_tokens_per_second
 
 
-def sample_of(name: str, repeat: int, run: Generation) -> Sample:
+def sample_of(
+    name: str, repeat: int, run: Generation, threads: int | None = None, joules: float | None = None
+) -> Sample:
     """The sample of one generation with the model `name`."""
     steps = np.diff(run.token_times)
     p50, p95 = (float(np.quantile(steps, share)) if len(steps) else None for share in (0.5, 0.95))
@@ -93,6 +109,8 @@ def sample_of(name: str, repeat: int, run: Generation) -> Sample:
         token_p50=p50,
         token_p95=p95,
         batch=run.batch,
+        threads=threads,
+        joules=joules,
     )
 
 
@@ -126,9 +144,12 @@ class Journal:
             file.write(self._line(*self._rows[-1]))
 
     def answers(self, precision: str) -> list[Answer]:
-        """What the runs of `precision` generated at batch 1: number of prompt tokens, and ids."""
-        own = [(row, ids) for row, ids in self._rows if row.precision == precision and row.batch == 1]
-        return [(row.input_tokens, ids) for row, ids in own]
+        """What the grid's runs of `precision` generated at batch 1: number of prompt tokens, and ids."""
+        return [
+            (row.input_tokens, ids)
+            for row, ids in self._rows
+            if (row.precision, row.batch, row.threads) == (precision, 1, None)
+        ]
 
     def publish(self) -> None:
         """Write samples.jsonl from all runs; what was kept for going on goes."""
@@ -161,7 +182,7 @@ def _sample(row: dict[str, Any]) -> Sample:
 
 
 def _run(sample: Sample) -> Run:
-    return sample.precision, sample.case, sample.repeat
+    return Run(sample.precision, sample.case, sample.repeat, sample.threads)
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -170,13 +191,13 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def summarize(samples: Sequence[Sample], sizes: Sequence[ModelSize], peaks: Peaks) -> list[CaseResult]:
-    """Medians and intervals of every case and precision, in the order of the samples."""
+    """Medians and intervals of every case and precision of the grid, in the order of the samples."""
     size = {entry.precision: entry for entry in sizes}
     return [_case(group, size[key[0]], peaks) for key, group in _groups(samples).items()]
 
 
 def drift(samples: Sequence[Sample]) -> float | None:
-    """Time of the later half of the repeats over that of the earlier half, less 1: the median over the cases.
+    """Time of the later half of the repeats over that of the earlier half, less 1: the median over the grid's cases.
 
     Above 0 the device became slower: busy with something else, or throttled by its heat. None with one repeat.
     """
@@ -191,17 +212,24 @@ def _later_over_earlier(group: Sequence[Sample]) -> float:
 
 
 def _groups(samples: Sequence[Sample]) -> dict[tuple[str, Case], list[Sample]]:
+    """The grid's samples by precision and case; those of the scaling by threads are of other conditions."""
     groups: dict[tuple[str, Case], list[Sample]] = {}
-    for sample in samples:
+    for sample in (sample for sample in samples if sample.threads is None):
         groups.setdefault((sample.precision, sample.case), []).append(sample)
     return groups
+
+
+def unstable(group: Sequence[Sample]) -> bool:
+    """Whether the runs of a case differ by more than `UNSTABLE` of their median."""
+    seconds = [sample.seconds for sample in group]
+    return max(seconds) - min(seconds) > UNSTABLE * float(np.median(seconds))
 
 
 def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
     inputs, outputs, batch = group[0].case
     per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
     slow = [s.token_p95 for s in group if s.token_p95 is not None]
-    seconds = [s.seconds for s in group]
+    joules = [s.joules_per_token for s in group if s.joules_per_token is not None]
     return CaseResult(
         precision=size.precision,
         input_tokens=inputs,
@@ -212,6 +240,7 @@ def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
         time_per_output_token=median(per_token) if per_token else None,
         limit_tokens_per_second=limit_tokens_per_second(size, peaks, inputs, outputs, batch),
         token_p95=median(slow) if slow else None,
-        unstable=max(seconds) - min(seconds) > UNSTABLE * float(np.median(seconds)),
+        unstable=unstable(group),
         batch=batch,
+        joules_per_token=median(joules) if joules else None,
     )

@@ -86,6 +86,19 @@ def test_speeds_are_compared_by_their_samples(tiny_run: Path, tmp_path: Path) ->
     assert not rows["tokens_per_second_float"].seen
 
 
+def test_speeds_with_other_threads_are_not_compared_with_the_grids(tiny_run: Path, tmp_path: Path) -> None:
+    quiet, other = timed(tiny_run, tmp_path / "quiet", 1.0), timed(tiny_run, tmp_path / "other", 1.0)
+    path = other / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    by_threads = [row | {"threads": 1, "seconds": 100 * row["seconds"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *by_threads]))
+    changes = {row.name: row.changes[0] for row in compare([str(quiet), str(other)]).figures}
+    for name in ("tokens_per_second", "tokens_per_second_float"):
+        change = changes[name]
+        assert change is not None
+        assert change.ratio.value == pytest.approx(1)
+
+
 def test_precision_is_compared_sequence_by_sequence_where_both_read_the_same(
     tiny_run: Path, tmp_path: Path
 ) -> None:

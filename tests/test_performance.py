@@ -7,22 +7,23 @@ from typing import Any
 
 import pytest
 
+from telechat_kit import energy
 from telechat_kit.backends import cpu
 from telechat_kit.cases import Case, case_bytes
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.generation import Generation, generate, generate_copies
+from telechat_kit.id_checks import check_ids
 from telechat_kit.model.checkpoint import load_model, read_config
 from telechat_kit.performance import (
     GUIDE_LENGTHS,
     PUBLISHED,
     SCHEMA,
     PerformanceRecord,
-    check_ids,
     measure_performance,
 )
 from telechat_kit.provenance import weights_hash
 from telechat_kit.records import read_record, write_record
-from telechat_kit.samples import Journal, partial_samples, read_samples, sample_of, summarize
+from telechat_kit.samples import Journal, Run, partial_samples, read_samples, sample_of, summarize
 
 
 @pytest.fixture(scope="module")
@@ -255,14 +256,40 @@ def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     assert not part.exists()
 
 
+def test_energy_of_the_package_stands_in_samples_cases_and_record(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone, path = tmp_path / "intel-rapl:0", tmp_path / "samples.jsonl"
+    zone.mkdir()
+    for file, text in {"name": "package-0", "max_energy_range_uj": 10**9, "energy_uj": 0}.items():
+        (zone / file).write_text(f"{text}\n")
+
+    def generate_with_a_joule(*arguments: Any, **options: Any) -> Generation:
+        used = int((zone / "energy_uj").read_text()) + 1_000_000
+        (zone / "energy_uj").write_text(f"{used}\n")
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    monkeypatch.setattr("telechat_kit.performance.generate", generate_with_a_joule)
+    record = measure_performance(
+        tiny_folder, tiny_w8a8_folder, path, input_lengths=[3], output_lengths=[4], repeats=2, device="cpu"
+    )
+    assert record.energy_basis == "the counter of 1 CPU package (RAPL)"
+    assert [sample.joules for sample in read_samples(path)] == [1.0] * 4
+    assert [case.joules_per_token and case.joules_per_token.value for case in record.cases] == [0.25] * 2
+    write_record(tmp_path, record)
+    assert read_record(tmp_path, PerformanceRecord, SCHEMA) == record
+
+
 def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:
     run = Generation(prompt_tokens=3, token_ids=[1, 2], token_times=[0.1, 0.2])
     Journal(tmp_path / "samples.jsonl", "this").write(sample_of("w8a8", 0, run), run)
     same, other = (Journal(tmp_path / "samples.jsonl", key) for key in ("this", "other"))
-    assert same.sample(("w8a8", Case(3, 2), 0)) == sample_of("w8a8", 0, run)
+    assert same.sample(Run("w8a8", Case(3, 2), 0)) == sample_of("w8a8", 0, run)
     assert same.answers("w8a8") == [(3, [1, 2])]
-    assert other.sample(("w8a8", Case(3, 2), 0)) is None
-    assert same.sample(("w8a8", Case(3, 2, batch=2), 0)) is None
+    assert other.sample(Run("w8a8", Case(3, 2), 0)) is None
+    assert same.sample(Run("w8a8", Case(3, 2, batch=2), 0)) is None
+    assert same.sample(Run("w8a8", Case(3, 2), 0, threads=1)) is None
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import torch
 
 from telechat_kit import generation
 from telechat_kit.cases import Case
+from telechat_kit.energy import energy_reader
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance import timed
 from telechat_kit.roofline import ModelSize, Peaks, limit_tokens_per_second
-from telechat_kit.samples import Journal, Sample, drift, sample_of, summarize
+from telechat_kit.samples import Journal, Sample, drift, read_samples, sample_of, summarize
+from telechat_kit.thread_scaling import ThreadPlan, summarize_threads
 
 SIZES = [ModelSize("float", 4000, 2000, 100), ModelSize("w8a8", 1000, 500, 100)]
 PEAKS = Peaks(1.0, "measured")
@@ -126,3 +128,75 @@ def test_the_harness_reports_times_that_are_known(
             assert case.time_per_output_token.value == pytest.approx(step, rel=0.02)
         assert not case.unstable
     assert drift(samples) == pytest.approx(0)
+
+
+def test_the_harness_reports_an_energy_that_is_known(
+    known: Callable[[float], TakesKnownTime], tmp_path: Path
+) -> None:
+    """A package of 50 watts, whose counter begins again every 100 J."""
+    zone, microjoules = tmp_path / "intel-rapl:0", [99_000_000.0]
+    zone.mkdir()
+    for file, text in {
+        "name": "package-0",
+        "max_energy_range_uj": 100_000_000,
+        "energy_uj": 99_000_000,
+    }.items():
+        (zone / file).write_text(f"{text}\n")
+
+    def at_50_watts(model: TakesKnownTime) -> TakesKnownTime:
+        clock = model.pass_time
+
+        def pass_time(seconds: float) -> None:
+            clock(seconds)
+            factor = 4.0 if model is models["float"] else 1.0
+            microjoules[0] = (microjoules[0] + 50e6 * factor * seconds) % 100e6
+            (zone / "energy_uj").write_text(f"{round(microjoules[0])}\n")
+
+        model.pass_time = pass_time  # type: ignore[method-assign]
+        return model
+
+    models = {"float": known(4.0), "w8a8": known(1.0)}
+    for model in models.values():
+        at_50_watts(model)
+    reader, journal = energy_reader("cpu", tmp_path), Journal(tmp_path / "samples.jsonl", "work")
+    cases = [Case(5, 1), Case(5, 9, batch=3)]
+    samples = list(timed(models, cases, [7] * 5, 3, journal, thread_counts=[None, 1], energy=reader))
+    for sample in samples:
+        assert sample.joules == pytest.approx(50 * sample.seconds, rel=0.02)
+    for case in summarize(samples, SIZES, PEAKS):
+        assert case.joules_per_token is not None
+        assert case.joules_per_token.value == pytest.approx(50 / case.tokens_per_second.value, rel=0.02)
+    journal.publish()
+    assert read_samples(tmp_path / "samples.jsonl") == samples
+
+
+def test_runs_without_energy_have_none(known: Callable[[float], TakesKnownTime], tmp_path: Path) -> None:
+    samples = list(
+        timed({"w8a8": known(1.0)}, [Case(5, 2)], [7] * 5, 2, Journal(tmp_path / "s.jsonl", "work"))
+    )
+    assert [sample.joules for sample in samples] == [None, None]
+    (case,) = summarize(samples, SIZES, PEAKS)
+    assert case.joules_per_token is None
+    (half,) = summarize([samples[0], replace(samples[1], joules=3.0)], SIZES, PEAKS)
+    assert half.joules_per_token is not None and half.joules_per_token.value == 1.5
+
+
+def test_the_harness_reports_a_scaling_by_threads_that_is_known(
+    known: Callable[[float], TakesKnownTime], tmp_path: Path
+) -> None:
+    def share_work(model: TakesKnownTime) -> TakesKnownTime:
+        alone = model.pass_time
+        model.pass_time = lambda seconds: alone(seconds / torch.get_num_threads() ** 0.5)  # type: ignore[method-assign]
+        return model
+
+    models, case = {"float": share_work(known(4.0)), "w8a8": share_work(known(1.0))}, Case(5, 9)
+    journal = Journal(tmp_path / "samples.jsonl", "work")
+    samples = list(timed(models, [case], [7] * 5, 3, journal, thread_counts=[1, 4]))
+    found = summarize_threads(ThreadPlan([1, 4], [], 4), case, samples)
+    assert found is not None
+    for name, factor in (("float", 4.0), ("w8a8", 1.0)):
+        one, four = found.of(name)
+        assert one.tokens_per_second.value == pytest.approx(9 / (factor * (0.020 + 8 * 0.012)), rel=0.02)
+        assert four.tokens_per_second.value == pytest.approx(2 * one.tokens_per_second.value, rel=0.02)
+        assert four.time_per_output_token is not None
+        assert four.time_per_output_token.value == pytest.approx(factor * 0.006, rel=0.02)

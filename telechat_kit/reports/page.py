@@ -128,6 +128,12 @@ def write_report(run_folder: str | Path, language: str = "en") -> Path:
     return write_text(folder / "report.html", page)
 
 
+def _energy(record: PerformanceRecord) -> str:
+    """The sentence on the column of energy, where the table has one."""
+    found = performance_tables.energy(record)
+    return f" {found[0].upper()}{found[1:]}." if any(case.joules_per_token for case in record.cases) else ""
+
+
 def _sections(run: RunRecords) -> list[Section]:
     def table(style: tables.Styler) -> Markup:
         return dress_tables(style.to_html())
@@ -155,7 +161,7 @@ def _sections(run: RunRecords) -> list[Section]:
             "Speed",
             f"{performance_tables.verdict(performance)} {tables.interval_note(performance)} The limit follows from the bytes "
             f"and operations of the shapes, and from what the device can do: it reads {performance.read_bandwidth / 1e9:.1f} "
-            f"GB/s ({performance.read_bandwidth_basis}).",
+            f"GB/s ({performance.read_bandwidth_basis}).{_energy(performance)}",
             [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
         ),
         Section(

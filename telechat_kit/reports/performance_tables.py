@@ -41,7 +41,16 @@ def doubts(record: PerformanceRecord) -> str:
         lines.append(
             f"all timed runs took {duration(record.seconds)}, estimated before: {duration(record.estimated_seconds)}"
         )
+    if record.energy_basis:
+        lines.append(energy(record))
     return "\n".join(lines)
+
+
+def energy(record: PerformanceRecord) -> str:
+    """Of what the joules of the case table are, or why there are none."""
+    if any(case.joules_per_token for case in record.cases):
+        return f"energy per token is that of the whole device, other programs included: {record.energy_basis}"
+    return f"energy: not reported by this device ({record.energy_basis})"
 
 
 def _drift(found: float | None) -> str:

@@ -248,6 +248,7 @@ def cases(record: PerformanceRecord) -> Styler:
             case.batch,
             case.repeats,
             "unstable" if case.unstable else "",
+            case.joules_per_token.value if case.joules_per_token else None,
         )
         for case in record.cases
     ]
@@ -265,10 +266,16 @@ def cases(record: PerformanceRecord) -> Styler:
         "batch",
         "repeats",
         "note",
+        "energy per token, J",
     ]
-    digits = ("{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.0%}")
-    formats = dict(zip((names[3], *names[5:10]), digits, strict=True))
-    return styled(pd.DataFrame(rows, columns=names).sort_values(names[:2], kind="stable"), formats)
+    digits = ("{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.0%}", "{:.3g}")
+    formats = dict(zip((names[3], *names[5:10], names[-1]), digits, strict=True))
+    frame = pd.DataFrame(rows, columns=names).sort_values(names[:2], kind="stable")
+    if not any(case.joules_per_token for case in record.cases):
+        return styled(
+            frame.drop(columns=names[-1]), {name: formats[name] for name in formats if name != names[-1]}
+        )
+    return styled(frame, formats)
 
 
 def interval_note(record: PerformanceRecord) -> str:

@@ -7,10 +7,13 @@ import pytest
 from pandas.io.formats.style import Styler
 
 from telechat_kit.cases import SkippedCase
-from telechat_kit.performance import IdCheck, PerformanceRecord, measure_performance
-from telechat_kit.reports import performance_charts, performance_tables, tables
+from telechat_kit.id_checks import IdCheck
+from telechat_kit.performance import PerformanceRecord, measure_performance
+from telechat_kit.reports import performance_charts, performance_tables, tables, thread_views
 from telechat_kit.reports.charts import Chart
 from telechat_kit.roofline import Peaks, decode_seconds, prefill_seconds
+from telechat_kit.statistics import Estimate
+from telechat_kit.thread_scaling import ThreadResult, ThreadScaling
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,54 @@ def test_the_cost_of_batches_is_drawn_where_several_were_timed(record: Performan
         assert chart(both).alt == chart(record).alt
 
 
+def with_threads(record: PerformanceRecord, counts: list[int], left_out: list[int]) -> PerformanceRecord:
+    """Speeds that grow with the square root of the threads in W8A8, half as much in float."""
+
+    def result(name: str, count: int) -> ThreadResult:
+        case = next(case for case in record.cases if case.precision == name)
+        factor = count**0.5 if name == "w8a8" else (1 + count**0.5) / 2
+        speed = case.tokens_per_second.map(lambda value: factor * value)
+        return ThreadResult(name, count, 2, speed, case.time_to_first_token, None, unstable=count == 4)
+
+    results = [result(name, count) for count in counts for name in ("float", "w8a8")]
+    return replace(record, threads=ThreadScaling(3, 4, 1, 4, results, left_out))
+
+
+def test_the_cost_of_threads_is_drawn_with_its_finding_and_its_table(record: PerformanceRecord) -> None:
+    found = with_threads(record, [4, 1], [])
+    drawn = thread_views.thread_cost(found)
+    assert isinstance(drawn, Chart) and drawn.png().startswith(b"\x89PNG")
+    assert drawn.alt.startswith("4 threads: 2.00 times one thread in W8A8, 1.50 times one thread in float.")
+    assert "Input 3, output 4 tokens, batch 1" in drawn.alt
+    table = thread_views.thread_table(found).data
+    assert list(table["threads"]) == [1, 4, 1, 4]
+    assert list(table["times the fewest threads"]) == pytest.approx([1, 1.5, 1, 2])
+    assert list(table["note"]) == ["", "unstable"] * 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "left_out", "said"),
+    [
+        ([1], [], "only one thread timed: thread_counts names more"),
+        ([1], [8], "only one thread timed: the process may use 4 of the CPUs, left out were 8 threads"),
+        ([], [8, 16], "not measured: the process may use 4 of the CPUs, left out were 8, 16 threads"),
+    ],
+)
+def test_too_few_thread_counts_to_draw_are_said(
+    record: PerformanceRecord, counts: list[int], left_out: list[int], said: str
+) -> None:
+    found = with_threads(record, counts, left_out)
+    shown = thread_views.thread_cost(found)
+    assert isinstance(shown, Styler) and said in shown.to_html()
+    assert len(thread_views.thread_table(found).data) == 2 * len(counts)
+
+
+def test_a_record_without_thread_counts_says_how_to_get_them(record: PerformanceRecord) -> None:
+    shown = thread_views.thread_cost(record)
+    assert isinstance(shown, Styler) and "not measured: thread_counts names" in shown.to_html()
+    assert len(thread_views.thread_table(record).data) == 0
+
+
 def test_the_verdict_names_the_device_and_both_figures(record: PerformanceRecord) -> None:
     said = performance_tables.verdict(record)
     assert said.startswith(f"On {record.conditions.device_name}, W8A8 generates ")
@@ -103,6 +154,23 @@ def test_unstable_cases_and_ids_that_differ_are_said(record: PerformanceRecord) 
     assert ">unstable<" in tables.cases(found).to_html()
     assert "no case varies" in performance_tables.doubts(
         replace(record, cases=[replace(first, unstable=False), *rest])
+    )
+
+
+def test_energy_has_a_column_and_a_sentence_only_where_it_was_read(record: PerformanceRecord) -> None:
+    silent = replace(record, cases=[replace(case, joules_per_token=None) for case in record.cases])
+    none = replace(silent, energy_basis="no counter under /here")
+    assert "energy per token" not in tables.cases(none).to_html()
+    assert "energy: not reported by this device (no counter under /here)" in performance_tables.doubts(none)
+    assert "energy" not in performance_tables.doubts(replace(silent, energy_basis=""))  # of an earlier kit
+    first, *rest = silent.cases
+    measured = replace(first, joules_per_token=Estimate(0.4567, 0.4, 0.5, 0.75))
+    some = replace(silent, cases=[measured, *rest], energy_basis="the counter of 1 CPU package (RAPL)")
+    shown = tables.cases(some).to_html()
+    assert ">energy per token, J<" in shown and ">0.457<" in shown
+    said = performance_tables.doubts(some).splitlines()[-1]
+    assert said.startswith(
+        "energy per token is that of the whole device, other programs included: the counter"
     )
 
 

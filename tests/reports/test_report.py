@@ -67,6 +67,24 @@ def test_every_fixed_text_of_the_report_has_its_chinese_form(tiny_run: Path) -> 
     assert [text for text in texts if translate(" ".join(text.split())) == text] == []
 
 
+def test_energy_is_told_in_both_languages_where_it_was_read(run: Path) -> None:
+    assert "Energy per token" not in (run / "report.html").read_text()
+    path = run / "performance.json"
+    record = json.loads(path.read_text())
+    record["energy_basis"] = "the counter of 1 CPU package (RAPL)"
+    for case in record["cases"]:
+        case["joules_per_token"] = {"value": 0.25, "low": 0.2, "high": 0.3, "coverage": 0.75}
+    path.write_text(json.dumps(record))
+    english, chinese = (
+        BeautifulSoup(write_report(run, language).read_text(), "html.parser") for language in ("en", "zh")
+    )
+    said = "Energy per token is that of the whole device, other programs included: the counter of 1 CPU package (RAPL)."
+    assert said in " ".join(english.get_text().split())
+    assert "包含其他程序的能耗：the counter of 1 CPU package (RAPL)。" in chinese.get_text()
+    for page, column in ((english, "energy per token, J"), (chinese, "每词元能耗，焦耳")):
+        assert column in [cell.get_text(strip=True) for cell in page.find_all("th")]
+
+
 def test_a_phrase_takes_over_as_many_values_as_it_has() -> None:
     for english, chinese in PHRASES.items():
         values = [f"v{i}" for i in range(english.count("{}"))]
