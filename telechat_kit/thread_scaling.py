@@ -18,11 +18,12 @@ from telechat_kit.statistics import Estimate, median
 
 @dataclass(frozen=True)
 class ThreadPlan:
-    """The counts that are timed, and those that are more than the process may use."""
+    """The counts that are timed, those that are left out, and why."""
 
     counts: list[int]
     left_out: list[int]
     available: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class ThreadScaling:
     #: CPUs that the process may run on
     available: int
     results: list[ThreadResult] = field(default_factory=list)
-    #: counts that were asked for and are more than those
+    #: counts that were asked for and not timed
     left_out: list[int] = field(default_factory=list)
+    reason: str = ""
 
     def of(self, precision: str) -> list[ThreadResult]:
         """The results of one precision, by the number of threads."""
@@ -65,10 +67,10 @@ def usable_threads() -> int:
 
 
 def plan_threads(counts: Sequence[int], device: str, available: int | None = None) -> ThreadPlan:
-    """The counts to time on `device` (a profile's word); those above `available` are left out, which is printed.
+    """The counts to time on `device` (a profile's word); what cannot be timed there is left out, which is printed.
 
     Raises:
-        ParameterError: a count below 1, or counts for anything but one CPU process.
+        ParameterError: a count below 1.
     """
     available = available or usable_threads()
     if counts and min(counts) < 1:
@@ -76,17 +78,14 @@ def plan_threads(counts: Sequence[int], device: str, available: int | None = Non
             f"thread_counts is {list(counts)}: each must be 1 or more. Leave it empty for none."
         )
     kinds = [part.partition(":")[0] for part in split_devices(device)]
-    if counts and kinds not in (["cpu"], ["auto"]):
-        raise ParameterError(
-            f'thread_counts is {list(counts)}, device is "{device}": thread_counts is for one CPU. Leave it empty.'
-        )
-    asked = list(dict.fromkeys(counts))
-    left_out = [count for count in asked if count > available]
+    asked, limit = list(dict.fromkeys(counts)), available
+    reason = f"the process may use {available} of the machine's CPUs"
+    if kinds not in (["cpu"], ["auto"]):
+        limit, reason = 0, f"they are timed on one CPU, and the device is {device}"
+    left_out = [count for count in asked if count > limit]
     if left_out:
-        print(
-            f"left out: {', '.join(map(str, left_out))} threads: the process may use {available} of the machine's CPUs"
-        )
-    return ThreadPlan([count for count in asked if count <= available], left_out, available)
+        print(f"left out: {', '.join(map(str, left_out))} threads: {reason}")
+    return ThreadPlan([count for count in asked if count <= limit], left_out, available, reason)
 
 
 @contextmanager
@@ -126,7 +125,7 @@ def summarize_threads(plan: ThreadPlan, case: Case, samples: Sequence[Sample]) -
         return None
     ordered = sorted(samples, key=_group)
     results = [_result(list(group)) for _, group in groupby(ordered, key=_group)]
-    return ThreadScaling(*case, plan.available, results, plan.left_out)
+    return ThreadScaling(*case, plan.available, results, plan.left_out, plan.reason)
 
 
 def _group(sample: Sample) -> tuple[str, int]:

@@ -131,10 +131,7 @@ def test_a_machine_without_the_threads_asked_for_still_measures_the_grid(
     ("counts", "device", "message"),
     [
         ([2, 0], "cpu", r"thread_counts is \[2, 0\]: each must be 1 or more. Leave it empty"),
-        ([-1], "auto", "each must be 1 or more"),
-        ([1], "npu:0", 'device is "npu:0": thread_counts is for one CPU. Leave it empty'),
-        ([1], "cuda:0,cuda:1", "thread_counts is for one CPU"),
-        ([1], "cpu,cpu", "thread_counts is for one CPU"),
+        ([-1], "npu:0", "each must be 1 or more"),
     ],
 )
 def test_counts_that_cannot_be_timed_are_refused_before_anything_is_loaded(
@@ -148,6 +145,16 @@ def test_counts_that_cannot_be_timed_are_refused_before_anything_is_loaded(
 @pytest.mark.parametrize("device", ["auto", "cpu", "npu:0", "cpu,cpu"])
 def test_no_counts_are_good_on_every_device(device: str) -> None:
     assert plan_threads([], device).counts == []
+
+
+@pytest.mark.parametrize("device", ["npu:0", "cuda:0,cuda:1", "cpu,cpu"])
+def test_a_profile_for_the_cpu_runs_on_other_devices_without_its_counts(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_threads([1, 2], device)
+    assert (plan.counts, plan.left_out) == ([], [1, 2])
+    said = f"left out: 1, 2 threads: they are timed on one CPU, and the device is {device}"
+    assert said in capsys.readouterr().out
 
 
 def test_a_count_named_twice_is_timed_once() -> None:

@@ -87,7 +87,7 @@ def _why_not(found: ThreadScaling | None) -> str:
     said = f"only {_threads(timed[0])} timed" if timed else "not measured"
     if not found.left_out:
         return f"{said}: thread_counts names more"
-    return f"{said}: the process may use {found.available} of the CPUs, left out were {', '.join(map(str, found.left_out))} threads"
+    return f"{said}, left out were {', '.join(map(str, found.left_out))} threads: {found.reason}"
 
 
 def thread_table(record: PerformanceRecord) -> Styler:

@@ -87,7 +87,7 @@ def with_threads(record: PerformanceRecord, counts: list[int], left_out: list[in
         return ThreadResult(name, count, 2, speed, case.time_to_first_token, None, unstable=count == 4)
 
     results = [result(name, count) for count in counts for name in ("float", "w8a8")]
-    return replace(record, threads=ThreadScaling(3, 4, 1, 4, results, left_out))
+    return replace(record, threads=ThreadScaling(3, 4, 1, 4, results, left_out, "why"))
 
 
 def test_the_cost_of_threads_is_drawn_with_its_finding_and_its_table(record: PerformanceRecord) -> None:
@@ -106,8 +106,8 @@ def test_the_cost_of_threads_is_drawn_with_its_finding_and_its_table(record: Per
     ("counts", "left_out", "said"),
     [
         ([1], [], "only one thread timed: thread_counts names more"),
-        ([1], [8], "only one thread timed: the process may use 4 of the CPUs, left out were 8 threads"),
-        ([], [8, 16], "not measured: the process may use 4 of the CPUs, left out were 8, 16 threads"),
+        ([1], [8], "only one thread timed, left out were 8 threads: why"),
+        ([], [8, 16], "not measured, left out were 8, 16 threads: why"),
     ],
 )
 def test_too_few_thread_counts_to_draw_are_said(
