@@ -18,9 +18,9 @@ import torch
 from telechat_kit.cases import Case
 from telechat_kit.model import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.performance import timed
 from telechat_kit.roofline import ModelSize, Peaks
 from telechat_kit.samples import CaseResult, Journal, summarize
+from telechat_kit.timed_runs import Timing, timed
 
 PER_CALL, PER_TOKEN = 0.040, 0.001
 FACTORS = {"float": 3.0, "w8a8": 1.0}
@@ -63,7 +63,7 @@ def main() -> None:
     models = {name: sleeper(factor) for name, factor in FACTORS.items()}
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "samples.jsonl", "known sleeps")
-        samples = list(timed(models, CASES, [7] * 200, REPEATS, journal))
+        samples = list(timed(models, CASES, Timing([7] * 200, REPEATS, journal)))
     sizes = [ModelSize(name, 0, 1, 1) for name in models]
     worst = 0.0
     for case in summarize(samples, sizes, Peaks(1.0, "none")):

@@ -10,34 +10,32 @@ import torch
 from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
 from telechat_kit.data import load_text
-from telechat_kit.energy import EnergyReader, NoCounter, energy_reader, spent
+from telechat_kit.energy import energy_reader
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative
-from telechat_kit.generation import Generation, generate, generate_copies
+from telechat_kit.generation import generate, generate_copies
 from telechat_kit.graph import require_graph
 from telechat_kit.id_checks import IdCheck, check_ids
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
-from telechat_kit.progress import track
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.roofline import ModelSize, Peaks, measure_peaks, model_size
-from telechat_kit.samples import CaseResult, Journal, Run, Sample, drift, sample_of, summarize
+from telechat_kit.samples import CaseResult, Journal, Sample, drift, summarize
 from telechat_kit.thread_scaling import (
     ThreadPlan,
     ThreadScaling,
-    cpu_threads,
     longest_seconds,
     plan_threads,
     scaling_case,
     summarize_threads,
 )
+from telechat_kit.timed_runs import Timing, timed
 
 SCHEMA = "telechat-kit/performance/1"
 #: The guide's grid: batch 1, every input length with every output length
 GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
 WARM_UP = 8
-NOT_READ = NoCounter("not asked for")
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,8 @@ class PerformanceRecord:
 class _Work:
     """What all turns of a measurement share."""
 
-    prompt: list[int]
-    repeats: int
-    journal: Journal
-    graph: str
+    timing: Timing
     threads: ThreadPlan
-    energy: EnergyReader
 
 
 @dataclass
@@ -158,7 +152,8 @@ def measure_performance(
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
     journal = Journal(samples_path, _work_key(conditions, graph, prompt))
-    work, found = _Work(prompt, repeats, journal, graph, threads, energy_reader(device)), _Timed()
+    timing = Timing(prompt, repeats, journal, graph, energy_reader(device))
+    work, found = _Work(timing, threads), _Timed()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
@@ -191,10 +186,10 @@ def _record(pair: Pair, batch: int, conditions: Conditions, work: _Work, found: 
         seconds=sum(sample.seconds for sample in found.samples),
         estimated_seconds=found.expected,
         in_turn=pair.together,
-        resumed=work.journal.resumed,
-        graph=work.graph,
+        resumed=work.timing.journal.resumed,
+        graph=work.timing.graph,
         threads=by_threads,
-        energy_basis=work.energy.basis,
+        energy_basis=work.timing.energy.basis,
     )
 
 
@@ -233,10 +228,9 @@ def _take_turns(
     free = backend_for(first.device.type).free_memory_bytes()
     fit, skipped = fitting(cases, first.config, float_bytes, free)
     found.skipped += skipped
-    found.expected += _announce(models, fit, skipped, work)
-    found.samples += timed(
-        models, fit, work.prompt, work.repeats, work.journal, work.graph, energy=work.energy
-    )
+    expected = _announce(models, fit, skipped, work.timing)
+    found.expected += expected
+    found.samples += timed(models, fit, work.timing, label=f"timed runs, about {duration(expected)} in all")
     found.scaling_case = found.scaling_case or scaling_case(fit)
     if work.threads.counts and found.scaling_case in fit:
         found.by_threads += _by_threads(models, found.scaling_case, work, found.samples)
@@ -248,76 +242,33 @@ def _by_threads(
     models: Mapping[str, TelechatForCausalLM], case: Case, work: _Work, grid_samples: Sequence[Sample]
 ) -> Iterator[Sample]:
     """Time `case` with every number of threads; say before how long that takes at most."""
-    counts, own = work.threads.counts, [s for s in grid_samples if s.precision in models]
-    longest = duration(longest_seconds(case, own, counts, work.repeats))
+    counts, repeats = work.threads.counts, work.timing.repeats
+    own = [sample for sample in grid_samples if sample.precision in models]
+    longest = duration(longest_seconds(case, own, counts, repeats))
     print(
         f"input {case.input_tokens}, output {case.output_tokens} tokens with {', '.join(map(str, counts))} threads, "
-        f"{work.repeats} times in {len(models)} precisions: at most about {longest}"
+        f"{repeats} times in {len(models)} precisions: at most about {longest}"
     )
-    return timed(
-        models, [case], work.prompt, work.repeats, work.journal, work.graph, counts, energy=work.energy
-    )
+    return timed(models, [case], work.timing, counts, f"runs by threads, at most about {longest} in all")
 
 
 def _announce(
     models: Mapping[str, TelechatForCausalLM],
     cases: Sequence[Case],
     skipped: Sequence[SkippedCase],
-    work: _Work,
+    timing: Timing,
 ) -> float:
     """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
-    prompt, tokens = work.prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens)
-    warm_up = {name: generate(models[name], prompt, tokens, graph=work.graph) for name in models}
+    prompt, tokens = timing.prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens)
+    warm_up = {name: generate(models[name], prompt, tokens, graph=timing.graph) for name in models}
     for batch in {case.batch: None for case in cases if case.batch > 1}:
         for model in models.values():
             generate_copies(model, prompt, batch, tokens)
     for case in skipped:
         rows = f"batch {case.batch}, " if case.batch > 1 else ""
         print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
-    expected = estimated_seconds(cases, work.repeats, warm_up)
-    print(f"{len(cases)} cases, {work.repeats} times in {len(models)} precisions: about {duration(expected)}")
+    expected = estimated_seconds(cases, timing.repeats, warm_up)
+    print(
+        f"{len(cases)} cases, {timing.repeats} times in {len(models)} precisions: about {duration(expected)}"
+    )
     return expected
-
-
-def timed(
-    models: Mapping[str, TelechatForCausalLM],
-    cases: Sequence[Case],
-    prompt: list[int],
-    repeats: int,
-    journal: Journal,
-    graph: str = "none",
-    thread_counts: Sequence[int | None] = (None,),
-    energy: EnergyReader = NOT_READ,
-) -> Iterator[Sample]:
-    """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike.
-
-    Each of `thread_counts` is set for its runs alone, and two tokens before the clock starts wake its threads; None
-    leaves them as they are. Energy is read before and behind a run, the allocation of its cache and the capture of a graph included. Runs that stand in the journal are not timed again.
-    """
-    runs = [
-        Run(name, case, repeat, threads)
-        for repeat in range(repeats)
-        for case in cases
-        for threads in thread_counts
-        for name in models
-    ]
-    for run in track(runs, "timed runs"):
-        kept = journal.sample(run)
-        if kept is None:
-            model, case = models[run.precision], run.case
-            with cpu_threads(run.threads):
-                if run.threads is not None:
-                    _generation(model, prompt, case._replace(output_tokens=min(2, case.output_tokens)), graph)
-                before = energy.joules()
-                generation = _generation(model, prompt, case, graph)
-                joules = spent(before, energy.joules())
-            kept = sample_of(run.precision, run.repeat, generation, run.threads, joules)
-            journal.write(kept, generation)
-        yield kept
-
-
-def _generation(model: TelechatForCausalLM, prompt: list[int], case: Case, graph: str) -> Generation:
-    inputs, outputs, batch = case
-    if batch == 1:
-        return generate(model, prompt[:inputs], outputs, graph=graph)
-    return generate_copies(model, prompt[:inputs], batch, outputs)

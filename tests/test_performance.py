@@ -193,11 +193,11 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
         on_disk.append(len(path.read_text(encoding="utf-8").splitlines()))
-        if len(on_disk) == 6:
+        if len(on_disk) == 4:
             raise KeyboardInterrupt
         return generate(*arguments, **options)
 
-    monkeypatch.setattr("telechat_kit.performance.generate", generate_or_break)
+    monkeypatch.setattr("telechat_kit.timed_runs.generate", generate_or_break)
     with pytest.raises(KeyboardInterrupt):
         measure_performance(
             tiny_folder,
@@ -207,14 +207,14 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
             output_lengths=[2],
             device="cpu",
         )
-    assert on_disk == [0, 0, 0, 1, 2, 3]  # the first two calls are the warm-up
+    assert on_disk == [0, 1, 2, 3]
     assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = 5  # the warm-up of both models and three timed runs
+    left = 3
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
         nonlocal left
@@ -235,13 +235,13 @@ def test_a_broken_off_measurement_goes_on_behind_its_last_run(
             device="cpu",
         )
 
-    monkeypatch.setattr("telechat_kit.performance.generate", generate_or_break)
+    monkeypatch.setattr("telechat_kit.timed_runs.generate", generate_or_break)
     with pytest.raises(KeyboardInterrupt):
         measure()
     part = partial_samples(tmp_path / "samples.jsonl")
     before = [json.loads(line)["sample"] for line in part.read_text(encoding="utf-8").splitlines()]
     part.write_text(part.read_text(encoding="utf-8") + '{"key": "cut o', encoding="utf-8")
-    left = 3  # the warm-up, and the one run that is missing
+    left = 1  # the run that is missing
     record = measure()
     assert record.resumed == 3
     samples = read_samples(tmp_path / "samples.jsonl")
@@ -270,7 +270,7 @@ def test_energy_of_the_package_stands_in_samples_cases_and_record(
         return generate(*arguments, **options)
 
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    monkeypatch.setattr("telechat_kit.performance.generate", generate_with_a_joule)
+    monkeypatch.setattr("telechat_kit.timed_runs.generate", generate_with_a_joule)
     record = measure_performance(
         tiny_folder, tiny_w8a8_folder, path, input_lengths=[3], output_lengths=[4], repeats=2, device="cpu"
     )

@@ -19,7 +19,7 @@ _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 class StepProgress:
     """Follows one notebook: cells as they start, progress bars from its stderr.
 
-    In a terminal one line is written over; in a log each cell gets a line, and each further fifth of long work.
+    In a terminal one line is written over; in a log each cell gets a line, and so do start and each fifth of long work.
     """
 
     def __init__(self, label: str, cells: int, stream: TextIO | None = None) -> None:
@@ -57,7 +57,7 @@ class StepProgress:
 
     def _share(self, what: str, percent: int) -> None:
         fifth = (what, percent // 20)
-        if self.live or (fifth != self._fifth and percent > 0):
+        if self.live or fifth != self._fifth:
             self._show(f"{what} {percent} %")
         self._fifth = fifth
 

@@ -51,7 +51,7 @@ def test_long_work_is_told_in_fifths(log: StepProgress) -> None:
     for percent in range(101):
         log.write(f"\rcalibration: {percent:3d}%|━━━·    | {percent}/100 [00:01<00:02]")
     assert [line.split(" s  ")[1] for line in in_log(log)[1:]] == [
-        f"calibration {percent} %" for percent in (20, 40, 60, 80, 100)
+        f"calibration {percent} %" for percent in (0, 20, 40, 60, 80, 100)
     ]
 
 

@@ -26,6 +26,7 @@
 
 #define LANES 16     /* outputs of a panel, positions of a key block */
 #define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
+#define SLICE 768    /* inputs of a float linear that are summed in one go */
 #define BLOCK 64     /* positions, or outputs, that a tile of four vectors covers */
 #define SCORE_ROWS 24 /* queries of a prompt whose scores are held together */
 #define PART 128     /* positions of the cache that make one item of work in a decode step */
@@ -191,20 +192,23 @@ INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, co
         }
 }
 
-/* out[rows][columns] = x . weight rows: dot products along the memory of both. */
-INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const float *weight, int inputs,
-                     const float *bias, float *out, int64_t out_stride) {
-    vf sum[3][4] = {{{0}}};
+/* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. */
+INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const float *weight, int64_t weight_stride, int inputs,
+                     const float *bias, float *out, int64_t out_stride, int add) {
+    vf sum[6][4] = {{{0}}};
     int k = 0;
-    for (; k + LANES <= inputs; k += LANES)
+    for (; k + LANES <= inputs; k += LANES) {
+        vf w[4];
+        for (int c = 0; c < columns; c++) w[c] = *(const vf *)(weight + c * weight_stride + k);
         for (int r = 0; r < rows; r++)
-            for (int c = 0; c < columns; c++)
-                sum[r][c] = fused(*(const vf *)(x + r * stride + k), *(const vf *)(weight + (int64_t)c * inputs + k), sum[r][c]);
+            for (int c = 0; c < columns; c++) sum[r][c] = fused(*(const vf *)(x + r * stride + k), w[c], sum[r][c]);
+    }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
-            float total = lane_sum(sum[r][c]);
-            for (int i = k; i < inputs; i++) total += x[r * stride + i] * weight[(int64_t)c * inputs + i];
-            out[r * out_stride + c] = bias ? total + bias[c] : total;
+            float total = lane_sum(sum[r][c]), *target = out + r * out_stride + c;
+            for (int i = k; i < inputs; i++) total += x[r * stride + i] * weight[c * weight_stride + i];
+            if (bias) total += bias[c];
+            *target = add ? *target + total : total;
         }
 }
 
@@ -277,17 +281,27 @@ static void int8_panels(const linear *l, const uint8_t *bytes, int rows, int beg
         }
 }
 
+/* The inputs in slices, summed one after the other whatever the rows: those of a tile stay in the L1 cache, the slice of
+ * BLOCK outputs in the L2 cache for all rows. Few rows read the weight front to back. */
 static void float_panels(const linear *l, const float *x, int64_t x_stride, int rows, int begin, int end, float *out, int64_t stride, int origin) {
-    const int last = MIN(end * LANES, l->outputs);
-    for (int n = begin * LANES; n < last; n += n + 4 <= last ? 4 : 1) {
-        const float *weight = (const float *)l->weight + (int64_t)n * l->inputs, *bias = l->bias;
-        bias = bias ? bias + n : NULL;
-        for (int r = 0; r < rows; r += MIN(tile_rows(rows - r), 3)) {
-#define TILE(R, V) dot_tile(MIN(R, 3), V, x + r * x_stride, x_stride, weight, l->inputs, bias, out + r * stride + n - origin, stride)
-            EACH_TILE(rows - r, last - n, TILE);
+    const int last = MIN(end * LANES, l->outputs), width = rows > 6 ? BLOCK : 4;
+    for (int block = begin * LANES; block < last; block += width)
+        for (int k = 0; k < l->inputs; k += SLICE)
+            for (int r = 0; r < rows; r += tile_rows(rows - r))
+                for (int n = block; n < MIN(block + width, last); n += n + 4 <= last ? 4 : 1) {
+                    const float *weight = (const float *)l->weight + (int64_t)n * l->inputs + k, *bias = k || !l->bias ? NULL : (const float *)l->bias + n;
+#define TILE(R, V) dot_tile(R, V, x + r * x_stride + k, x_stride, weight, l->inputs, MIN(SLICE, l->inputs - k), bias, out + r * stride + n - origin, stride, k > 0)
+                    EACH_TILE(rows - r, last - n, TILE);
 #undef TILE
-        }
-    }
+                }
+}
+
+/* Output n of a float linear for one row, as `float_panels` gives it. */
+static float float_output(const linear *l, const float *x, int n) {
+    float out = 0;
+    for (int k = 0; k < l->inputs; k += SLICE)
+        dot_tile(1, 1, x + k, 0, (const float *)l->weight + (int64_t)n * l->inputs + k, 0, MIN(SLICE, l->inputs - k), NULL, &out, 0, k > 0);
+    return out;
 }
 
 /* Outputs of the panels begin .. end of a linear, from the floats of its input or, if it is int8, their bytes. */
@@ -529,11 +543,9 @@ static float screen_logits(const network *m, const float *x, uint8_t *bytes, ran
 /* The best logit among this thread's rows that `threshold` leaves in question, each computed in full. */
 static choice best_of(const network *m, const float *x, range panels, const float *logits, const float *slack, float threshold) {
     choice best = {-INFINITY, m->vocab};
-    const float *weight = m->head.weight;
     for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++)
         if (!(logits[n] + slack[n] < threshold)) {
-            choice row = {0, n};
-            dot_tile(1, 1, x, 0, weight + (int64_t)n * m->hidden, m->hidden, NULL, &row.value, 0);
+            const choice row = {float_output(&m->head, x, n), n};
             best = better(best, row);
         }
     return best;
