@@ -2,7 +2,7 @@
 
 Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
 of the modules to float rounding. Two savings are exact: heads of `key_value` that repeat others (grouped heads after a
-recast; the values may be multiples) are computed and cached once, and an int8 copy of the head finds the few rows that
+recast; the values may be scaled apart) are computed and cached once, and an int8 copy of the head finds the few rows that
 can hold the largest logit, which alone are computed in float.
 """
 
@@ -17,9 +17,10 @@ from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
-from telechat_kit.backends.cpu_kernels.shared_heads import shared_heads
+from telechat_kit.backends.cpu_kernels.shared_heads import VALUE, shared_heads
 from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
+from telechat_kit.model.repeated_heads import per_head
 
 #: Positions per vector of the key cache, and per tile: capacities are multiples of it
 BLOCK = 64
@@ -168,7 +169,7 @@ class Engine:
             self._norm(block.input_layernorm),
             self._norm(block.post_attention_layernorm),
             self._linear(query),
-            self._key_value(key_value),
+            self._key_value(key_value, scaled=value_factors is None),
             *map(self._linear, rest),
             None if value_factors is None else self._keep(value_factors),
         )
@@ -178,13 +179,15 @@ class Engine:
             return self._int8_linear(linear, linear.weight, linear.quant_bias, linear.deq_scale)
         return self._float_linear(linear.weight, linear.bias)
 
-    def _key_value(self, linear: nn.Module) -> Linear:
-        """Of heads that share the first one: a copy, the module keeps its own."""
+    def _key_value(self, linear: nn.Module, scaled: bool) -> Linear:
+        """Of heads that share the first one: a copy, the module keeps its own. Unless `scaled`, values stay integers."""
         if self.shared.size == 1:
             return self._linear(linear)
         if isinstance(linear, W8A8Linear):
             tensors = linear.weight, linear.quant_bias, linear.deq_scale
             weight, bias, scale = map(self._first_heads, tensors)
+            if not scaled:
+                per_head(scale, self.kv_heads)[:, VALUE] = 1.0
             return self._int8_linear(linear, weight, bias, scale)
         assert isinstance(linear, nn.Linear)
         bias = None if linear.bias is None else self._first_heads(linear.bias.detach())
@@ -193,7 +196,7 @@ class Engine:
     def _first_heads(self, tensor: Tensor) -> Tensor:
         """Of a tensor whose rows, or panels, are those of the heads: those of each group's first one."""
         heads = tensor.view(self.config.n_head, -1, *tensor.shape[1:])
-        return heads[:: self.shared.size].flatten(0, 1).contiguous()
+        return heads[:: self.shared.size].flatten(0, 1).clone()
 
     def _int8_linear(self, linear: W8A8Linear, weight: Tensor, bias: Tensor, scale: Tensor) -> Linear:
         self._kept += [weight, bias, scale]

@@ -7,6 +7,7 @@ import torch
 
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision.answers import common_prefix
+from telechat_kit.progress import track
 from telechat_kit.samples import Answer
 
 
@@ -32,7 +33,7 @@ def check_ids(
     for inputs, ids in answers:
         runs.setdefault(inputs, []).append(ids)
     checks = []
-    for inputs, found in runs.items():
+    for inputs, found in track(list(runs.items()), "ids beside those of generate()"):
         longest = max(found, key=len)
         judge = _transformers_ids(model, prompt[:inputs], min(tokens, len(longest)))
         agree = all(ids == longest[: len(ids)] for ids in found)

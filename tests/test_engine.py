@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from telechat_kit.backends.cpu_kernels import library
-from telechat_kit.engine import Engine, engine_for, unsuited
+from telechat_kit.backends.cpu_kernels.layout import LANES
+from telechat_kit.engine import Engine, EngineRun, engine_for, unsuited
 from telechat_kit.generation import NetworkRun, generate, start_run
 from telechat_kit.model import TelechatForCausalLM, load_model
 from telechat_kit.model.checkpoint import linear_names, prepare
@@ -62,6 +63,16 @@ def assert_equal_runs(model: TelechatForCausalLM, length: int, new: int = 4) -> 
         logits, expected = fast.logits(step), slow.logits(step)
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
         step = [int(expected.argmax())]
+    heads = slice(None, None, engine.shared.size)
+    slow_keys = slow.cache.slots[-1, 0, 0, heads, : slow.cache.length]
+    assert torch.equal(last_keys(fast, slow.cache.length), slow_keys)
+
+
+def last_keys(run: EngineRun, positions: int) -> torch.Tensor:
+    """Keys `[heads, positions, head_dim]` of the last block: they hold all that was computed before it."""
+    keys = run._slots[0, -1]
+    heads, _, dim = keys.shape
+    return keys.view(heads, -1, dim, LANES).transpose(2, 3).reshape(heads, -1, dim)[:, :positions]
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 63, 64, 65, 128, 129, 300])
@@ -117,18 +128,20 @@ def test_equal_heads_are_found_and_shared(repeat: int) -> None:
     assert_equal_runs(model, 140)
 
 
-@pytest.mark.parametrize("part", ["weight", "quant_bias", "deq_scale"])
+@pytest.mark.parametrize("part", ["weight", "quant_bias"])
 def test_heads_that_differ_in_one_number_are_not_shared(part: str) -> None:
     model = random_model(repeat=3)
     getattr(model.transformer.h[1].self_attention.key_value, part).view(-1)[-1] += 1
-    assert Engine(model).shared.size == (3 if part == "deq_scale" else 1)  # multiples are shared
+    assert Engine(model).shared.size == 1
     assert_equal_runs(model, 40)
 
 
-def scale_values(linear: torch.nn.Module) -> None:
-    """Each value channel of every head by a power of two of its own, in place, some turned."""
+def scale_values(linear: torch.nn.Module, powers_of_two: bool) -> None:
+    """Each value channel of every head by a factor of its own, in place, some turned."""
     generator = torch.Generator().manual_seed(1)
-    factors = torch.randint(-2, 3, (6, 2, 16), generator=generator).exp2()
+    factors = torch.rand(6, 2, 16, generator=generator) * 3 + 0.2
+    if powers_of_two:
+        factors = factors.log2().round().exp2()
     signs = torch.randint(0, 2, (6, 2, 16), generator=generator) * 2 - 1
     factors[:, 0], signs[:, 0] = 1, 1
     if isinstance(linear, W8A8Linear):
@@ -139,16 +152,26 @@ def scale_values(linear: torch.nn.Module) -> None:
         linear.weight.mul_((factors * signs).view(-1, 1))
 
 
-@pytest.mark.parametrize("float_linears", [(), ("key_value",)])
-def test_values_that_are_multiples_are_shared_bit_for_bit(float_linears: tuple[str, ...]) -> None:
-    """As method best leaves repeated heads: turned and scaled by powers of two, each channel by its own."""
-    model = random_model(repeat=3, float_linears=float_linears)
+@pytest.mark.parametrize("length", [40, 300])
+@pytest.mark.parametrize("repeat", [2, 3, 6])
+def test_values_scaled_apart_are_shared_bit_for_bit(repeat: int, length: int) -> None:
+    """As method best leaves repeated heads: one int8 row but for the sign, scales of their own."""
+    model = random_model(repeat=repeat)
     for block in model.transformer.h:
-        scale_values(block.self_attention.key_value)
+        scale_values(block.self_attention.key_value, powers_of_two=False)
     engine = engine_for(model)
     assert engine is not None
-    assert engine.shared.size == 3
-    assert all(factors is not None and len(factors.unique()) > 2 for factors in engine.shared.factors)
+    assert engine.shared.size == repeat
+    assert all(factors is not None and len(factors.unique()) > 90 for factors in engine.shared.factors)
+    assert_equal_runs(model, length)
+
+
+@pytest.mark.parametrize("powers_of_two", [True, False])
+def test_float_values_are_shared_where_that_is_exact(powers_of_two: bool) -> None:
+    model = random_model(repeat=3, float_linears=("key_value",))
+    for block in model.transformer.h:
+        scale_values(block.self_attention.key_value, powers_of_two)
+    assert Engine(model).shared.size == (3 if powers_of_two else 1)
     assert_equal_runs(model, 140)
 
 

@@ -109,6 +109,13 @@ INLINE vf fused(vf a, vf b, vf c) {
 #endif
 }
 
+/* Else the compiler loads a vector again for every product, and loads, not products, take the time. */
+#if defined(__AVX512F__)
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
+#else
+#define IN_REGISTER(x)
+#endif
+
 INLINE vf all(float x) { return x - (vf){0}; }
 
 /* The sum of the lanes, halves on halves. */
@@ -133,7 +140,7 @@ typedef struct {
 typedef struct {
     norm input_norm, post_norm;
     linear query, key_value, dense, gate, up, down;
-    const float *value_factors; /* [hidden], on what attention gives, where heads share the values of one; or NULL */
+    const float *value_factors; /* [hidden]: cached values times these are the values of each head; NULL: they are as cached */
 } block;
 
 typedef struct {
@@ -192,6 +199,22 @@ INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, co
         }
 }
 
+/* out[rows][16 * vectors] += terms[rows][steps] . (values * factors), every row with factors of its own. */
+INLINE void value_tile(int rows, int vectors, const float *terms, int64_t stride, const float *values, int64_t along, int steps,
+                       const float *factors, int64_t factor_stride, float *out, int64_t out_stride) {
+    vf sum[3][4] = {{{0}}}, factor[3][4];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) factor[r][v] = *(const vf *)(factors + r * factor_stride + v * LANES);
+    for (int k = 0; k < steps; k++) {
+        vf w[4];
+        for (int v = 0; v < vectors; v++) w[v] = *(const vf *)(values + v * LANES + k * along);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) sum[r][v] = fused(all(terms[r * stride + k]), w[v] * factor[r][v], sum[r][v]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) *(vf *)(out + r * out_stride + v * LANES) += sum[r][v];
+}
+
 /* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. */
 INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const float *weight, int64_t weight_stride, int inputs,
                      const float *bias, float *out, int64_t out_stride, int add) {
@@ -200,8 +223,11 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
     for (; k + LANES <= inputs; k += LANES) {
         vf w[4];
         for (int c = 0; c < columns; c++) w[c] = *(const vf *)(weight + c * weight_stride + k);
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < columns; c++) sum[r][c] = fused(*(const vf *)(x + r * stride + k), w[c], sum[r][c]);
+        for (int r = 0; r < rows; r++) {
+            vf row = *(const vf *)(x + r * stride + k);
+            IN_REGISTER(row);
+            for (int c = 0; c < columns; c++) sum[r][c] = fused(row, w[c], sum[r][c]);
+        }
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
@@ -433,9 +459,45 @@ static float softmax_terms(float *scores, int count, int width, float scale, flo
     return lane_sum(sum);
 }
 
+/* Where the values of heads are: as cached, or times factors [dim] that belong to all rows (`stride` 0) or, `stride`
+ * apart, to each. */
+typedef struct {
+    const float *cached, *factors; /* factors NULL: as cached */
+    int64_t stride;
+} value_source;
+
+/* `count` positions of the values times one set of factors. */
+static const float *scaled_values(const float *values, const float *factors, int dim, int count, float *scaled) {
+    for (int t = 0; t < count; t++)
+        for (int i = 0; i < dim; i += LANES) *(vf *)(scaled + t * dim + i) = *(const vf *)(values + t * dim + i) * *(const vf *)(factors + i);
+    return scaled;
+}
+
+/* out[rows][dim] += terms[rows] . `count` positions of the values from `begin` on. */
+static void add_values(int dim, const float *terms, int64_t stride, int rows, value_source source, int begin, int count, float *out, int64_t out_stride) {
+    const float *values = source.cached + (int64_t)begin * dim;
+    if (source.factors && source.stride) {
+        for (int r = 0; r < rows; r += MIN(tile_rows(rows - r), 3))
+            for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
+#define TILE(R, V) value_tile(MIN(R, 3), V, terms + r * stride, stride, values + v, dim, count, source.factors + r * source.stride + v, source.stride, out + r * out_stride + v, out_stride)
+                EACH_TILE(rows - r, (dim - v) / LANES, TILE);
+#undef TILE
+            }
+        return;
+    }
+    float scaled[source.factors ? VALUES * dim : 1];
+    if (source.factors) values = scaled_values(values, source.factors, dim, count, scaled);
+    for (int r = 0; r < rows; r += tile_rows(rows - r))
+        for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
+#define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1)
+            EACH_TILE(rows - r, (dim - v) / LANES, TILE);
+#undef TILE
+        }
+}
+
 /* out[rows][dim] = terms . values over the positions begin .. end, not yet divided by sums[rows]. Row r sees the
  * positions below first_end + r * causal. `begin` is a multiple of BLOCK. */
-static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, const float *values,
+static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, value_source values,
                    int begin, int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums) {
     const int end = first_end + (rows - 1) * causal, width = (end - begin + BLOCK - 1) / BLOCK * BLOCK;
     for (int t = 0; t < width; t += BLOCK)
@@ -449,12 +511,7 @@ static void attend(int dim, const float *query, int64_t stride, int rows, const 
         memset(out + r * out_stride, 0, dim * sizeof(float));
     }
     for (int t = 0; t < end - begin; t += VALUES)
-        for (int r = 0; r < rows; r += tile_rows(rows - r))
-            for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
-#define TILE(R, V) float_tile(R, V, scores + (int64_t)r * width + t, width, values + (int64_t)(begin + t) * dim + v, LANES, dim, MIN(VALUES, end - begin - t), out + r * out_stride + v, out_stride, 1)
-                EACH_TILE(rows - r, (dim - v) / LANES, TILE);
-#undef TILE
-            }
+        add_values(dim, scores + t, width, rows, values, begin + t, MIN(VALUES, end - begin - t), out, out_stride);
 }
 
 /* One query: the positions in parts of PART, whatever the number of threads, so that the sums are always the same. */
@@ -474,7 +531,7 @@ static void join_parts(int dim, int parts, const float *partial, const float *ma
 }
 
 /* The queries of a prompt from `first` on, of one head: out[rows][dim]. */
-static void attend_prompt(int dim, const float *query, int64_t stride, int first, int rows, const float *keys, const float *values,
+static void attend_prompt(int dim, const float *query, int64_t stride, int first, int rows, const float *keys, value_source values,
                           float *scores, float *out, int64_t out_stride) {
     float maxima[SCORE_ROWS], sums[SCORE_ROWS];
     for (int start = 0; start < rows; start += SCORE_ROWS) {
@@ -682,17 +739,18 @@ static void project(const network *m, const cache *c, int layer, const space *s,
     }
 }
 
+/* The values that query head h reads, for it alone or for it and `stride` apart the next ones of its group. */
+static value_source values_for(const network *m, const cache *c, int layer, int h, int64_t stride) {
+    const float *factors = m->blocks[layer].value_factors;
+    const int group = m->heads / m->kv_heads;
+    return (value_source){values_of(m, c, layer, h / group), factors ? factors + h * m->head_dim : NULL, stride};
+}
+
 static void attend_rows(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int rows) {
     const int dim = m->head_dim, group = m->heads / m->kv_heads;
     for (int h = 0; h < m->heads; h++)
         attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group),
-                      values_of(m, c, layer, h / group), w->scores, w->mixed + h * dim, m->hidden);
-}
-
-static void scale_values(const network *m, const block *b, int rows, float *mixed) {
-    if (!b->value_factors) return;
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < m->hidden; i++) mixed[(int64_t)r * m->hidden + i] *= b->value_factors[i];
+                      values_for(m, c, layer, h, 0), w->scores, w->mixed + h * dim, m->hidden);
 }
 
 static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
@@ -707,7 +765,6 @@ static void finish(const network *m, const cache *c, int layer, const space *s, 
     const float *base = m->residual_after_norm ? w->normed : x;
     if (m->residual_after_norm) norm_rows(m, &b->input_norm, x, rows, w->normed);
     attend_rows(m, c, layer, s, w, first, rows);
-    scale_values(m, b, rows, w->mixed);
     quantize_rows(&b->dense, w->mixed, m->hidden, rows, w->bytes);
     apply_all(&b->dense, w->mixed, w->bytes, rows, w->y);
     add_rows(m, w->y, base, rows, x);
@@ -773,7 +830,7 @@ static void attend_share(const network *m, const cache *c, int layer, const spac
         const int head = i / parts, begin = i % parts * PART, end = MIN(begin + PART, s->positions), first = head * group;
         const int64_t record = (int64_t)(i % parts) * m->heads + first;
         if (end == s->positions) append(m, c, layer, position, head, s->key_value);
-        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
+        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_for(m, c, layer, first, dim), begin, end, 0, scores,
                s->partial + record * dim, dim, s->maxima + record, s->sums + record);
     }
 }
@@ -810,7 +867,6 @@ static void decode_block(const network *m, const cache *c, int layer, const spac
     meet(time);
     for (int h = 0; h < m->heads; h++)
         join_parts(m->head_dim, parts_of(s->positions), s->partial + h * m->head_dim, s->maxima + h, s->sums + h, m->heads, w->mixed + h * m->head_dim);
-    scale_values(m, b, 1, w->mixed);
     lap(time, ATTENTION);
     quantize_rows(&b->dense, w->mixed, 0, 1, w->bytes);
     lap(time, NORMS);
@@ -888,7 +944,7 @@ int64_t attention_scratch(const attention_shape *a) {
     return (room * (a->dim + SCORE_ROWS) + parts_of(a->positions) * (a->dim + 2)) / LANES * LANES + LANES;
 }
 
-static void attend_one(const attention_shape *a, const float *query, const float *keys, const float *values, float *scores, float *out) {
+static void attend_one(const attention_shape *a, const float *query, const float *keys, value_source values, float *scores, float *out) {
     const int parts = parts_of(a->positions);
     float *maxima = scores + PART, *sums = maxima + parts, *partial = sums + parts;
     for (int p = 0; p < parts; p++)
@@ -904,7 +960,7 @@ void attention(const attention_shape *a, const float *query, const float *key, c
         const int b = item / a->heads, h = item % a->heads;
         float *keys = scratch + omp_get_thread_num() * each, *scores = keys + (int64_t)(a->positions + BLOCK) / BLOCK * BLOCK * a->dim;
         const float *q = query + b * a->query[0] + h * a->query[1], *k = key + b * a->key[0] + h * a->key[1];
-        const float *values = value + b * a->value[0] + h * a->value[1];
+        const value_source values = {value + b * a->value[0] + h * a->value[1], NULL, 0};
         float *target = out + b * a->queries * row + (int64_t)h * a->dim;
         for (int t = 0; t < a->positions; t++) put_key(keys, t, k + t * a->key[2], a->dim);
         if (a->queries == 1) attend_one(a, q, keys, values, scores, target);

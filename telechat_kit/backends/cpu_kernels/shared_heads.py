@@ -10,8 +10,8 @@ from telechat_kit.backends.cpu_kernels.layout import unpack_weight
 from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.model.repeated_heads import multiples, per_head, repeats
 
-#: Relative difference of float values that are taken for multiples: they went through a few float32 operations
-SAME = 1e-6
+#: Parts of a head in key_value
+KEY, VALUE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class SharedHeads:
     """Groups of `size` neighbouring heads that have one key, and values that are multiples of the first one's."""
 
     size: int
-    #: for each block, of each channel of what attention gives `[H]`; None: all are 1
+    #: for each block, what cached values are multiplied with to be those of each head, `[H]`; None: nothing. Of an int8
+    #: linear the products are cached before they are scaled: the scaled ones are then those of the linear bit for bit
     factors: list[Tensor | None]
 
 
@@ -28,27 +29,30 @@ def shared_heads(linears: Sequence[nn.Module], heads: int) -> SharedHeads:
     sizes = [size for size in range(heads, 0, -1) if heads % size == 0]
     for linear in linears:
         if sizes != [1]:
-            sizes = [size for size in repeats(_keys(linear, heads)) if size in sizes]
+            sizes = [size for size in repeats(_numbers(linear, heads, KEY)) if size in sizes]
     for size in sizes[:-1]:
-        factors = [_value_factors(linear, heads, size) for linear in linears]
-        if all(found is not None for found in factors):
-            return SharedHeads(size, [None if f is None or (f == 1).all() else f for f in factors])
+        found = [_value_factors(linear, heads, size) for linear in linears]
+        if all(shared for shared, _ in found):
+            return SharedHeads(size, [factors for _, factors in found])
     return SharedHeads(1, [None] * len(linears))
 
 
-def _keys(linear: nn.Module, heads: int) -> Tensor:
-    """All numbers that the keys are made with, `[heads, ...]`."""
-    return torch.cat([part[:, 0].flatten(1).double() for part in _per_head(linear, heads)], dim=1)
-
-
-def _value_factors(linear: nn.Module, heads: int, size: int) -> Tensor | None:
-    """What the values of each head are of those of their group's first head, `[H]`; None if no multiples."""
-    rows, *scales = (part[:, 1].double() for part in _per_head(linear, heads))
-    factors = multiples(rows, size, tolerance=0.0 if scales else SAME)
+def _value_factors(linear: nn.Module, heads: int, size: int) -> tuple[bool, Tensor | None]:
+    """Whether the values of heads follow from those of their group's first one, and how, `[H]`."""
+    if size in repeats(_numbers(linear, heads, VALUE)):
+        return True, None
+    rows, *scales = (part[:, VALUE].double() for part in _per_head(linear, heads))
+    factors = multiples(rows, size)
+    if factors is not None and not scales and (factors.frexp().mantissa.abs() != 0.5).any():
+        factors = None  # products of float rows follow exactly for powers of two alone
     if factors is not None and scales:
-        first = scales[0][::size].repeat_interleave(size, dim=0)
-        factors = factors * (scales[0] / first)[..., 0]
-    return None if factors is None else factors.float().flatten()
+        factors = factors * scales[0][..., 0]
+    return factors is not None, None if factors is None else factors.float().flatten()
+
+
+def _numbers(linear: nn.Module, heads: int, part: int) -> Tensor:
+    """All numbers that the keys, or the values, are made with, `[heads, ...]`."""
+    return torch.cat([found[:, part].flatten(1).double() for found in _per_head(linear, heads)], dim=1)
 
 
 def _per_head(linear: nn.Module, heads: int) -> list[Tensor]:
