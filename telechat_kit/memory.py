@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from telechat_kit.backends import Backend, backend_for
-from telechat_kit.backends.npu.chips import CARDS, Card
+from telechat_kit.data_sheets import SHEETS, DataSheet
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.configuration import TelechatConfig
 
@@ -119,7 +119,7 @@ class Fit:
     limit_tokens_per_second: float
 
 
-def fits(card: Card = CARDS[0], devices: Sequence[int] = (1, 2)) -> list[Fit]:
+def fits(card: DataSheet = SHEETS[0], devices: Sequence[int] = (1, 2)) -> list[Fit]:
     """The published models in float16 and W8A8 on `card`, batch 1; the longest context ends at the trained length.
 
     The limit is that of an empty cache, from the card's bandwidth; a longer context and the sums over devices lower it.
@@ -132,7 +132,7 @@ def fits(card: Card = CARDS[0], devices: Sequence[int] = (1, 2)) -> list[Fit]:
     ]
 
 
-def _fit(name: str, precision: str, card: Card, devices: int) -> Fit:
+def _fit(name: str, precision: str, card: DataSheet, devices: int) -> Fit:
     config = TELECHAT[name]
     own = needs(config, precision == "W8A8", devices=devices)
     room = max(card.memory_bytes - own.weight_bytes, 0) // own.cache_bytes_per_token

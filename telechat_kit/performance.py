@@ -19,7 +19,7 @@ from telechat_kit.id_checks import IdCheck, check_ids
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import Pair
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
-from telechat_kit.roofline import ModelSize, Peaks, measure_peaks, model_size
+from telechat_kit.roofline import ModelSize, Peaks, higher, measure_peaks, model_size
 from telechat_kit.samples import CaseResult, Journal, Sample, drift, summarize
 from telechat_kit.thread_scaling import (
     ThreadPlan,
@@ -152,6 +152,7 @@ def measure_performance(
     prompt = _prompt(pair, text, max(input_lengths))
     conditions = pair.conditions()
     journal = Journal(samples_path, _work_key(conditions, graph, prompt))
+    peaks = measure_peaks(pair.device)
     timing = Timing(prompt, repeats, journal, graph, energy_reader(device))
     work, found = _Work(timing, threads), _Timed()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
@@ -161,11 +162,13 @@ def measure_performance(
             if "w8a8" in models:
                 found.id_checks = check_ids(models["w8a8"], prompt, journal.answers("w8a8"), check_tokens)
     journal.publish()
-    return _record(pair, min(batch_sizes), conditions, work, found)
+    peaks = higher(peaks, measure_peaks(pair.device))
+    return _record(pair, min(batch_sizes), conditions, peaks, work, found)
 
 
-def _record(pair: Pair, batch: int, conditions: Conditions, work: _Work, found: _Timed) -> PerformanceRecord:
-    peaks = measure_peaks(pair.device)
+def _record(
+    pair: Pair, batch: int, conditions: Conditions, peaks: Peaks, work: _Work, found: _Timed
+) -> PerformanceRecord:
     by_threads = found.scaling_case and summarize_threads(work.threads, found.scaling_case, found.by_threads)
     return PerformanceRecord(
         schema=SCHEMA,

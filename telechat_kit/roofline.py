@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from telechat_kit.backends import backend_for, cpu
+from telechat_kit.data_sheets import data_sheet
 from telechat_kit.engine import engine_for
 from telechat_kit.generation import PreallocatedCache
 from telechat_kit.model.int8 import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 
-#: Int8 operations per second (a multiplication and an addition are two) of devices by what their names hold, dense
-DATA_SHEET = {"310P": 140e12, "A10": 250e12}
 #: Rows and sides of the product that the probe times: large enough that nothing but arithmetic counts
 PROBE_ROWS, PROBE_SIDE = 512, 2048
 
@@ -128,9 +127,24 @@ def measure_peaks(device: torch.device) -> Peaks:
     if device.type == "cpu":
         probe = f"measured, {PROBE_ROWS} x {PROBE_SIDE} x {PROBE_SIDE}"
         return Peaks(bandwidth, basis, _int8_peak(), _float_peak(), probe)
-    name = backend.device_name()
-    known = next((figure for part, figure in DATA_SHEET.items() if part in name), None)
-    return Peaks(bandwidth, basis, known, None, "data sheet" if known else "not known")
+    sheet = data_sheet(backend.device_name())
+    if sheet is None:
+        return Peaks(bandwidth, basis)
+    return Peaks(bandwidth, basis, sheet.int8_operations, sheet.half_operations, sheet.basis)
+
+
+def higher(one: Peaks, other: Peaks) -> Peaks:
+    """Of two probes of a device the higher figures: what else runs on it can only lower them."""
+    return replace(
+        one,
+        bandwidth=max(one.bandwidth, other.bandwidth),
+        int8_operations=_higher(one.int8_operations, other.int8_operations),
+        float_operations=_higher(one.float_operations, other.float_operations),
+    )
+
+
+def _higher(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else max(one, other)
 
 
 def _int8_peak() -> float:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from telechat_kit.data_sheets import SHEETS, data_sheet
 from telechat_kit.model.checkpoint import load_model
 from telechat_kit.roofline import (
     ModelSize,
     Peaks,
     decode_seconds,
+    higher,
     limit_tokens_per_second,
     measure_peaks,
     model_size,
@@ -78,3 +80,18 @@ def test_the_peaks_of_this_processor_are_measured() -> None:
     assert peaks.operations_basis.startswith("measured")
     assert peaks.int8_operations is not None and peaks.int8_operations > 1e8
     assert peaks.float_operations is not None and peaks.float_operations > 1e8
+
+
+def test_a_device_has_the_data_sheet_of_its_own_name_alone() -> None:
+    assert data_sheet("Ascend310P3") is SHEETS[0]
+    for name, sheet in (("NVIDIA A10", "A10"), ("NVIDIA A100-SXM4-80GB", "A100 80 GB"), ("Tesla T4", "T4")):
+        found = data_sheet(name)
+        assert found is not None and found.name == sheet
+    assert data_sheet("NVIDIA A10G") is None
+    assert len({sheet.device for sheet in SHEETS}) == len(SHEETS)
+
+
+def test_the_higher_of_two_probes_counts() -> None:
+    one, other = Peaks(2.0, "measured", 5.0, 1.0, "measured"), Peaks(3.0, "measured", 4.0, 2.0, "measured")
+    assert higher(one, other) == Peaks(3.0, "measured", 5.0, 2.0, "measured")
+    assert higher(one, Peaks(1.0, "measured")).int8_operations is None

@@ -19,6 +19,7 @@ from telechat_kit.backends.plain import (
     rotate,
     silu_product,
 )
+from telechat_kit.data_sheets import data_sheet
 
 __all__ = [
     "accumulate",
@@ -58,8 +59,6 @@ collectives = "nccl"
 
 #: torch._int_mm on CUDA refuses 16 rows and fewer, and sides of the weight that are no multiples of 8
 LEAST_ROWS, MULTIPLE = 17, 8
-#: Bytes/s of the cards that the guide compares with
-BANDWIDTH = {"NVIDIA A10": 600.2e9}
 
 
 def padded_size(size: int, least: int = 0) -> int:
@@ -180,6 +179,6 @@ def device_name() -> str:
 
 def read_bandwidth() -> tuple[float, str]:
     """Bytes per second and where the figure comes from: the data sheet of a known card, or a measured pass."""
-    if (known := BANDWIDTH.get(device_name())) is not None:
-        return known, "data sheet"
+    if (sheet := data_sheet(device_name())) is not None:
+        return sheet.bandwidth, sheet.basis
     return plain.measured_bandwidth(torch.device("cuda"), synchronize), "measured"

@@ -1,7 +1,8 @@
 """The NPU backend on exact stand-ins of torch_npu's operators: integers bit for bit, outputs within their rounding."""
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import npu_operators
 import pytest
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from telechat_kit import npu_import
 from telechat_kit.backends import npu, plain, resolve_device
-from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, card_of, chip_of
+from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, chip_of
 from telechat_kit.backends.npu.linears import nearest_19_bits
+from telechat_kit.data_sheets import data_sheet
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.int8 import W8A8Linear
 from telechat_kit.quantization.packing import int8_accumulator, int8_linear, pack_linear, quantize_weight
+from telechat_kit.roofline import measure_peaks
 
 SHAPES = [(1, 64, 32), (7, 101, 30), (33, 1536, 96), (2, 4096, 64)]
 
@@ -294,10 +297,13 @@ def test_a_torch_npu_that_breaks_on_import_is_told_with_its_error_and_the_remedy
     assert str(error).split(":", maxsplit=1)[0] in str(told.value)
 
 
-def test_bandwidth_and_its_source_come_from_the_card(any_chip: ModuleType) -> None:
-    card = card_of(npu.device_name())
-    assert card is not None
-    assert npu.read_bandwidth() == (card.bandwidth, card.basis)
+def test_bandwidth_and_operations_come_from_the_data_sheet(any_chip: ModuleType) -> None:
+    sheet = data_sheet(npu.device_name())
+    assert sheet is not None
+    assert npu.read_bandwidth() == (sheet.bandwidth, sheet.basis)
+    peaks = measure_peaks(cast(torch.device, SimpleNamespace(type="npu")))  # torch itself knows no "npu" here
+    assert (peaks.bandwidth, peaks.int8_operations) == (sheet.bandwidth, sheet.int8_operations)
+    assert (peaks.float_operations, peaks.operations_basis) == (sheet.half_operations, sheet.basis)
 
 
 def test_a_release_without_graphs_is_named_with_the_remedy(chip_910b: ModuleType) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.npu.calls import call, operators, slower
-from telechat_kit.backends.npu.chips import card_of
 from telechat_kit.backends.npu.graphs import capture
 from telechat_kit.backends.npu.linears import (
     dynamic_int8_linear,
@@ -30,6 +29,7 @@ from telechat_kit.backends.plain import (
     sharded_dynamic_linear,
     silu_product,
 )
+from telechat_kit.data_sheets import data_sheet
 from telechat_kit.errors import DeviceError
 
 __all__ = [
@@ -183,8 +183,7 @@ def device_name() -> str:
 
 
 def read_bandwidth() -> tuple[float, str]:
-    """Bytes per second and where the figure comes from: the table of cards, or a measured pass over 512 MB."""
-    card = card_of(device_name())
-    if card is not None:
-        return card.bandwidth, card.basis
+    """Bytes per second and where the figure comes from: the table of data sheets, or a measured pass over 512 MB."""
+    if (sheet := data_sheet(device_name())) is not None:
+        return sheet.bandwidth, sheet.basis
     return plain.measured_bandwidth(torch.device("npu"), synchronize), "measured"

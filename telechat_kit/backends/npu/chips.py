@@ -121,26 +121,6 @@ CHIPS = (
 )
 
 
-@dataclass(frozen=True)
-class Card:
-    """Memory and its bandwidth behind one chip; `chip` is the name that torch_npu gives, without "Ascend"."""
-
-    name: str
-    chip: str
-    memory_bytes: int
-    bandwidth: float
-    basis: str
-
-
-#: Memory as npu-smi reports it; bandwidth in bytes/s with its source, since figures for the 910B contradict each other
-CARDS = (
-    Card("Atlas 300I Pro", "310P3", 21527 << 20, 204.8e9, "data sheet (LPDDR4X, 384 bit x 4266 MT/s)"),
-    Card("910B4", "910B4", 32768 << 20, 0.8e12, "published figure, not confirmed"),
-    Card("910B3", "910B3", 65536 << 20, 1.6e12, "published figure, not confirmed"),
-    Card("910B2", "910B2", 65536 << 20, 1.6e12, "published figure, not confirmed"),
-)
-
-
 def chip_of(soc: int, name: str) -> Chip:
     """The chip of soc number `soc`, which torch_npu calls `name`.
 
@@ -155,8 +135,3 @@ def chip_of(soc: int, name: str) -> Chip:
         f"the chip {name} (soc {soc}) is unknown to the kit, which knows {known}. Use one of these or device: "
         "cpu, or add the chip with its operators to telechat_kit/backends/npu/chips.py."
     )
-
-
-def card_of(name: str) -> Card | None:
-    """The card whose chip torch_npu calls `name`, such as "Ascend310P3"; None if its figures are not known."""
-    return next((card for card in CARDS if card.chip == name.removeprefix("Ascend")), None)
