@@ -152,7 +152,7 @@ def scale_values(linear: torch.nn.Module, powers_of_two: bool) -> None:
         linear.weight.mul_((factors * signs).view(-1, 1))
 
 
-@pytest.mark.parametrize("length", [40, 300])
+@pytest.mark.parametrize("length", [1, 40, 300])
 @pytest.mark.parametrize("repeat", [2, 3, 6])
 def test_values_scaled_apart_are_shared_bit_for_bit(repeat: int, length: int) -> None:
     """As method best leaves repeated heads: one int8 row but for the sign, scales of their own."""

@@ -459,38 +459,22 @@ static float softmax_terms(float *scores, int count, int width, float scale, flo
     return lane_sum(sum);
 }
 
-/* Where the values of heads are: as cached, or times factors [dim] that belong to all rows (`stride` 0) or, `stride`
- * apart, to each. */
+/* Values as cached, or times factors [dim], which every row has `stride` apart. */
 typedef struct {
     const float *cached, *factors; /* factors NULL: as cached */
     int64_t stride;
 } value_source;
 
-/* `count` positions of the values times one set of factors. */
-static const float *scaled_values(const float *values, const float *factors, int dim, int count, float *scaled) {
-    for (int t = 0; t < count; t++)
-        for (int i = 0; i < dim; i += LANES) *(vf *)(scaled + t * dim + i) = *(const vf *)(values + t * dim + i) * *(const vf *)(factors + i);
-    return scaled;
-}
-
 /* out[rows][dim] += terms[rows] . `count` positions of the values from `begin` on. */
 static void add_values(int dim, const float *terms, int64_t stride, int rows, value_source source, int begin, int count, float *out, int64_t out_stride) {
     const float *values = source.cached + (int64_t)begin * dim;
-    if (source.factors && source.stride) {
-        for (int r = 0; r < rows; r += MIN(tile_rows(rows - r), 3))
-            for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
-#define TILE(R, V) value_tile(MIN(R, 3), V, terms + r * stride, stride, values + v, dim, count, source.factors + r * source.stride + v, source.stride, out + r * out_stride + v, out_stride)
-                EACH_TILE(rows - r, (dim - v) / LANES, TILE);
-#undef TILE
-            }
-        return;
-    }
-    float scaled[source.factors ? VALUES * dim : 1];
-    if (source.factors) values = scaled_values(values, source.factors, dim, count, scaled);
-    for (int r = 0; r < rows; r += tile_rows(rows - r))
+    for (int r = 0; r < rows; r += source.factors ? MIN(tile_rows(rows - r), 3) : tile_rows(rows - r))
         for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
 #define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1)
-            EACH_TILE(rows - r, (dim - v) / LANES, TILE);
+#define SCALED(R, V) value_tile(MIN(R, 3), V, terms + r * stride, stride, values + v, dim, count, source.factors + r * source.stride + v, source.stride, out + r * out_stride + v, out_stride)
+            if (source.factors) EACH_TILE(rows - r, (dim - v) / LANES, SCALED);
+            else EACH_TILE(rows - r, (dim - v) / LANES, TILE);
+#undef SCALED
 #undef TILE
         }
 }
@@ -642,6 +626,7 @@ static int32_t choose(const network *m, const float *x, uint8_t *bytes, head_spa
 typedef struct {
     int rows, chunk, positions, threads; /* of the call; chunk: rows that a thread works on at a time */
     float *x, *query, *key_value;        /* [rows][hidden] twice, [2 * hidden] */
+    float *values;                       /* [heads][rows][head_dim] of a prompt, where heads scale shared values */
     float *partial, *maxima, *sums;      /* attention of one token: [parts][hidden], [parts][heads] twice */
     float *normed, *mixed, *y, *act, *scores; /* from here on a part for each thread */
     uint8_t *bytes, *act_bytes;
@@ -664,6 +649,12 @@ static int64_t score_count(const network *m, const space *s) {
     return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->positions + BLOCK) / LANES * LANES;
 }
 
+static int scaled_apart(const network *m) {
+    for (int i = 0; i < m->layers; i++)
+        if (m->blocks[i].value_factors) return 1;
+    return 0;
+}
+
 static space plan(const network *m, int rows, int positions, int threads, char **next) {
     const int turns = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
     space s = {.rows = rows, .chunk = (rows + turns - 1) / turns, .positions = positions, .threads = threads};
@@ -671,6 +662,7 @@ static space plan(const network *m, int rows, int positions, int threads, char *
     s.x = take(next, (int64_t)rows * m->hidden, size);
     s.query = take(next, (int64_t)rows * m->hidden, size);
     s.key_value = take(next, 2 * m->hidden, size);
+    s.values = take(next, scaled_apart(m) ? (int64_t)rows * m->hidden : 0, size);
     s.partial = take(next, (int64_t)parts_of(positions) * m->hidden, size);
     s.maxima = take(next, parts_of(positions) * m->heads, size);
     s.sums = take(next, parts_of(positions) * m->heads, size);
@@ -720,6 +712,16 @@ static void quantize_pair(const linear *a, const linear *b, const float *x, int 
     quantize_rows(a->deq_scale ? a : b, x, a->inputs, rows, bytes);
 }
 
+/* Where the scaled values of head h stand while a prompt runs: [heads][rows][dim]. */
+static float *prompt_values(const network *m, const space *s, int h) { return s->values + (int64_t)h * s->rows * m->head_dim; }
+
+/* The values of one position, which `key_value` holds, times the factors of each head. */
+static void scale_values(const network *m, const space *s, const float *factors, int position, const float *key_value) {
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    for (int h = 0; h < m->heads; h++)
+        for (int i = 0; i < dim; i++) prompt_values(m, s, h)[position * dim + i] = key_value[(h / group * 2 + 1) * dim + i] * factors[h * dim + i];
+}
+
 /* Queries of the rows first .. end, and their keys and values into the cache. */
 static void project(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
     const block *b = m->blocks + layer;
@@ -735,22 +737,19 @@ static void project(const network *m, const cache *c, int layer, const space *s,
             float *head = query + (int64_t)r * m->hidden + h * dim;
             rotate(head, m->cos + angle, m->sin + angle, dim, head);
         }
-        for (int h = 0; h < m->kv_heads; h++) append(m, c, layer, first + r, h, w->y + (int64_t)r * b->key_value.outputs);
+        const float *key_value = w->y + (int64_t)r * b->key_value.outputs;
+        for (int h = 0; h < m->kv_heads; h++) append(m, c, layer, first + r, h, key_value);
+        if (b->value_factors) scale_values(m, s, b->value_factors, first + r, key_value);
     }
 }
 
-/* The values that query head h reads, for it alone or for it and `stride` apart the next ones of its group. */
-static value_source values_for(const network *m, const cache *c, int layer, int h, int64_t stride) {
-    const float *factors = m->blocks[layer].value_factors;
-    const int group = m->heads / m->kv_heads;
-    return (value_source){values_of(m, c, layer, h / group), factors ? factors + h * m->head_dim : NULL, stride};
-}
-
 static void attend_rows(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int rows) {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    for (int h = 0; h < m->heads; h++)
-        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group),
-                      values_for(m, c, layer, h, 0), w->scores, w->mixed + h * dim, m->hidden);
+    const int dim = m->head_dim, group = m->heads / m->kv_heads, scaled = m->blocks[layer].value_factors != NULL;
+    for (int h = 0; h < m->heads; h++) {
+        const value_source values = {scaled ? prompt_values(m, s, h) : values_of(m, c, layer, h / group), NULL, 0};
+        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group), values,
+                      w->scores, w->mixed + h * dim, m->hidden);
+    }
 }
 
 static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
@@ -822,6 +821,7 @@ static void add_share(const linear *l, const float *input, const uint8_t *bytes,
 
 /* Attention over this thread's parts of the cache; `query` is scratch. */
 static void attend_share(const network *m, const cache *c, int layer, const space *s, float *query, float *scores) {
+    const float *factors = m->blocks[layer].value_factors;
     const int dim = m->head_dim, group = m->heads / m->kv_heads, position = s->positions - 1, parts = parts_of(s->positions);
     const range items = share(m->kv_heads * parts, 1, omp_get_thread_num(), omp_get_num_threads());
     for (int h = 0; h < m->heads; h++)
@@ -830,7 +830,8 @@ static void attend_share(const network *m, const cache *c, int layer, const spac
         const int head = i / parts, begin = i % parts * PART, end = MIN(begin + PART, s->positions), first = head * group;
         const int64_t record = (int64_t)(i % parts) * m->heads + first;
         if (end == s->positions) append(m, c, layer, position, head, s->key_value);
-        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_for(m, c, layer, first, dim), begin, end, 0, scores,
+        const value_source values = {values_of(m, c, layer, head), factors ? factors + first * dim : NULL, dim};
+        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values, begin, end, 0, scores,
                s->partial + record * dim, dim, s->maxima + record, s->sums + record);
     }
 }
