@@ -16,7 +16,7 @@ report: $(VENV)/.installed  ## set up and run the main job: notebooks on the emb
 	$(BIN)/telechat-kit run $(PROFILE)
 
 test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a tiny model included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+# kernels and command lines that tests start: several processes whose threads wait for each other take many times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from telechat_kit.environment import check_setup
 from telechat_kit.model.demo import build_demo
