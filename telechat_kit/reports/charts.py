@@ -202,17 +202,16 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
         estimates: list[Estimate] = [getattr(row, figure_name) for row in rows]
         places = [i + shift for i in range(len(cases))]
         bars = axes.bar(
-            places, [e.value * factor for e in estimates], 0.38, color=COLORS[name], label=NAMES[name]
-        )
-        axes.errorbar(
             places,
             [e.value * factor for e in estimates],
+            0.38,
             yerr=error_bars(estimates, factor),
-            fmt="none",
+            color=COLORS[name],
             ecolor="#333333",
             capsize=2,
+            label=NAMES[name],
         )
-        axes.bar_label(bars, [short(e.value * factor) for e in estimates], padding=5, fontsize=8)
+        axes.bar_label(bars, [short(e.value * factor) for e in estimates], padding=3, fontsize=8)
     axes.set_xticks(range(len(cases)), [f"{i} / {o}" for i, o in cases])
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
