@@ -86,7 +86,7 @@ def test_signed_scales_keep_the_function(block: Block, states: list[torch.Tensor
     assert len(scales) == 4
     assert all(bool((scale < 0).any() and (scale > 0).any()) for scale in scales.values())
     fold(block, scales)
-    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=1e-6, atol=1e-5)
 
 
 def test_random_tokens_are_of_the_samples_shapes_and_of_the_seed() -> None:
@@ -133,7 +133,7 @@ def test_splitting_keeps_the_function_and_lowers_the_steps(block: Block, states:
     wide = block.parameter("transformer.h.0.mlp.down_proj.weight").data
     assert wide.shape[1] == down.shape[1] + 16
     assert (channels == 3).sum() > 8
-    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=1e-6, atol=1e-5)
     assert weight_scale(wide).mean() < 0.5 * step.mean()
     gate = block.parameter("transformer.h.0.mlp.gate_proj.weight").data
     assert torch.equal(copied_channels(gate, down.shape[1]), channels)
