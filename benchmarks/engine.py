@@ -19,10 +19,10 @@ import torch
 
 from telechat_kit.backends import cpu
 from telechat_kit.backends.cpu_kernels.library import OFF
-from telechat_kit.engine import EngineRun, engine_for
-from telechat_kit.generation import start_run
-from telechat_kit.model import load_model
-from telechat_kit.roofline import model_size
+from telechat_kit.inference.engine import EngineRun, engine_for
+from telechat_kit.inference.generation import start_run
+from telechat_kit.inference.loading import load_model
+from telechat_kit.performance.roofline import model_size
 
 PATHS = {"kernels": {}, "torch": {OFF: "1"}}
 #: Phases of a token that read weights or the cache; the others are overhead

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from telechat_kit.cases import Case
 from telechat_kit.model import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.roofline import ModelSize, Peaks
-from telechat_kit.samples import CaseResult, Journal, summarize
-from telechat_kit.timed_runs import Timing, timed
+from telechat_kit.performance.cases import Case
+from telechat_kit.performance.roofline import ModelSize, Peaks
+from telechat_kit.performance.timed_runs import Timing, timed
+from telechat_kit.performance.timed_samples import CaseResult, Journal, summarize
 
 PER_CALL, PER_TOKEN = 0.040, 0.001
 FACTORS = {"float": 3.0, "w8a8": 1.0}

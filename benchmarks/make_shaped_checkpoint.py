@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telechat_kit.files import atomic_folder, require_space, write_json
 from telechat_kit.model import TelechatConfig
-from telechat_kit.model.checkpoint import ORIGIN
+from telechat_kit.model.folder import ORIGIN
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.tiny import byte_tokenizer
 

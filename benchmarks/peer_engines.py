@@ -63,14 +63,14 @@ class Kit:
     def __init__(self, folder: Path, threads: int) -> None:
         import torch  # noqa: PLC0415
 
-        from telechat_kit.model import load_model  # noqa: PLC0415
+        from telechat_kit.inference.loading import load_model  # noqa: PLC0415
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.model = load_model(folder, "cpu")
 
     def answer(self, request: Request) -> Reply:
-        from telechat_kit.generation import start_run  # noqa: PLC0415
+        from telechat_kit.inference.generation import start_run  # noqa: PLC0415
 
         return stepwise(start_run(self.model, len(request.prompt) + request.tokens).best, request)
 

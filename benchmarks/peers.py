@@ -22,13 +22,13 @@ import click
 import torch
 from peer_engines import KIT, PEERS, REFERENCE, Peer, Reply, Request
 
-from telechat_kit.data import load_text
 from telechat_kit.files import resolve, write_json, write_text
-from telechat_kit.generation import chat_ids
+from telechat_kit.inference.conditions import conditions
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.progress import track
-from telechat_kit.provenance import Conditions, conditions
+from telechat_kit.provenance import Conditions
 from telechat_kit.statistics import Estimate, median
+from telechat_kit.texts import chat_ids, load_text
 
 SCHEMA = "telechat-kit/peers/1"
 #: What shows that the engines compute one model: next ids after so many windows of the text, and one continuation

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from telechat_kit import load_model, load_tokenizer
-from telechat_kit.precision import Pair, evaluation_blocks, measure_divergence
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.precision import evaluation_blocks, measure_divergence
 from telechat_kit.statistics import bootstrap
 
 TEXT, TOKENS, SEQUENCES = "pydoc_data.topics", 512, 16

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from telechat_kit.precision import Pair, evaluation_blocks, measure_divergence
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.precision import evaluation_blocks, measure_divergence
 from telechat_kit.quantization import quantize
 
 METHODS = ("none", "m1", "m2", "m3", "m4", "best")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from telechat_kit.backends import cpu
-from telechat_kit.model.shards import Shards
+from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization import quantize
 
 

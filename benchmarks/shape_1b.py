@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from telechat_kit.backends import cpu
-from telechat_kit.generation import start_run
+from telechat_kit.inference.generation import start_run
+from telechat_kit.inference.loading import prepare
 from telechat_kit.model import TelechatConfig
-from telechat_kit.model.checkpoint import linear_names, prepare
-from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.roofline import model_size
+from telechat_kit.model.w8a8 import linear_names
+from telechat_kit.performance.roofline import model_size
 
 SHAPE = {"vocab_size": 160256, "hidden_size": 2048, "n_layer": 16, "n_head": 32, "ffn_hidden_size": 5460}
 LEAST_SHARE, LEAST_SPEED_UP = 0.6, 3.0

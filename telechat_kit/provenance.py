@@ -6,19 +6,13 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
 import psutil
-import torch
 
-from telechat_kit.backends import backend_for
-from telechat_kit.errors import CheckpointError
 from telechat_kit.files import project_root, sha256
-from telechat_kit.model.checkpoint import weight_files
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 _PACKAGES = (
     "telechat-kit",
     "torch",
@@ -46,51 +40,6 @@ class Conditions:
     hashes: dict[str, str] = field(default_factory=dict)
     #: which operator of the device did what, where there is more than one way
     operators: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FileHash:
-    """Name below the folder, size and SHA-256 of one file."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class FolderHashes:
-    """Every file of a folder, and the combined hashes that records carry; empty where there is nothing to hash.
-
-    `problem`: why the folder is no whole checkpoint, if it is none.
-    """
-
-    files: list[FileHash]
-    weights: str
-    tokenizer: str
-    problem: str
-
-
-def conditions(device: torch.device, devices: int = 1, /, **folders: Path) -> Conditions:
-    """Conditions here and now on `device`, with the hashes of the weights and tokenizer of each named folder.
-
-    `devices`: how many like it share a model.
-    """
-    backend, hashes = backend_for(device.type), {}
-    for name, folder in folders.items():
-        hashes[f"{name}_weights"] = weights_hash(folder)
-        hashes[f"{name}_tokenizer"] = tokenizer_hash(folder)
-    return Conditions(
-        device=device.type,
-        device_name=backend.device_name() if devices == 1 else f"{devices} x {backend.device_name()}",
-        threads=torch.get_num_threads(),
-        memory_bytes=psutil.virtual_memory().total,
-        system=f"{platform.system()} {platform.machine()}",
-        versions=versions(),
-        code=code_version(),
-        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        hashes=hashes,
-        operators=backend.operators(),
-    )
 
 
 def versions() -> dict[str, str]:
@@ -124,22 +73,23 @@ def file_hash(path: Path) -> str:
     return _file_hash(path, status.st_size, status.st_mtime_ns)
 
 
-def weights_hash(folder: Path) -> str:
-    """One hash over the weight files of a checkpoint folder, by name and content."""
-    return combined_hash(f"{path.name} {file_hash(path)}" for path in weight_files(folder))
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """One hash over the tokenizer files of a checkpoint folder."""
-    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
+def processor_name() -> str:
+    """Model name of the processor, or its architecture where the system names none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @cache
 def machine() -> str:
     """The machine that a result was made on, as far as results depend on it: system, processor, cores, memory."""
+    import torch  # noqa: PLC0415  (the rest of this module is wanted without it)
+
     cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / 2**30
-    processor = backend_for("cpu").device_name()
+    processor = f"{processor_name()} ({torch.get_num_threads()} threads)"
     return f"{platform.system()} {platform.machine()}, {processor}, {cores} cores, {memory:.0f} GiB"
 
 
@@ -152,18 +102,6 @@ def edited_notebooks() -> list[str]:
     return sorted(
         Path(line.split()[-1].strip('"')).name for line in lines if line.endswith((".ipynb", '.ipynb"'))
     )
-
-
-def folder_hashes(folder: Path) -> FolderHashes:
-    """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    files = [FileHash(str(p.relative_to(folder)), p.stat().st_size, file_hash(p)) for p in paths]
-    try:
-        weights, problem = weights_hash(folder), ""
-    except CheckpointError as error:
-        weights, problem = "", str(error)
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    return FolderHashes(files, weights, tokenizer_hash(folder) if has_tokenizer else "", problem)
 
 
 def code_version() -> str:

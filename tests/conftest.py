@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from telechat_kit.environment import check_setup
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.tiny import build_tiny
-from telechat_kit.performance import measure_performance
+from telechat_kit.performance.measurement import measure_performance
 from telechat_kit.precision import measure_precision
 from telechat_kit.quantization import quantize
 from telechat_kit.records import write_record

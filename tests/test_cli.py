@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import telechat_kit
 from telechat_kit.cli import cli, main
 from telechat_kit.files import sha256
-from telechat_kit.provenance import tokenizer_hash, weights_hash
+from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.runs.profile import all_parameters
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from telechat_kit.errors import DataError
-from telechat_kit.performance import PUBLISHED, SCHEMA, CaseResult, ModelSize, PerformanceRecord
+from telechat_kit.performance.measurement import PUBLISHED, SCHEMA, CaseResult, ModelSize, PerformanceRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.records import read_record, record_path, write_record
 from telechat_kit.statistics import Estimate

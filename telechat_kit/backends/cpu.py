@@ -3,11 +3,9 @@
 Both are exact, on x86-64 and aarch64 alike.
 """
 
-import platform
 import resource
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import psutil
 import torch
@@ -25,6 +23,7 @@ from telechat_kit.backends.plain import (
     quantize_per_token,
     rotate,
 )
+from telechat_kit.provenance import processor_name
 
 __all__ = [
     "accumulate",
@@ -203,18 +202,9 @@ def free_memory_bytes() -> int:
 
 def device_name() -> str:
     """Model name of the processor and the number of threads that torch uses."""
-    return f"{_processor()} ({torch.get_num_threads()} threads)"
+    return f"{processor_name()} ({torch.get_num_threads()} threads)"
 
 
 def read_bandwidth() -> tuple[float, str]:
     """Bytes read per second by all threads, and that it was measured: the best of five passes over 512 MB."""
     return measured_bandwidth(torch.device("cpu"), synchronize), "measured"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

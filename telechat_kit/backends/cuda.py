@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telechat_kit.backends import plain
+from telechat_kit.backends.data_sheets import data_sheet
 from telechat_kit.backends.plain import (
     AddUp,
     add_rms_norm,
@@ -19,7 +20,6 @@ from telechat_kit.backends.plain import (
     rotate,
     silu_product,
 )
-from telechat_kit.data_sheets import data_sheet
 
 __all__ = [
     "accumulate",

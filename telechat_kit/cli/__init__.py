@@ -5,11 +5,11 @@ import sys
 import click
 
 import telechat_kit
-from telechat_kit.cli.environment import check, hash_folder
-from telechat_kit.cli.results import compare, pack, verify
-from telechat_kit.cli.runs import html, params, run
-from telechat_kit.cli.sweeps import index, sweep
-from telechat_kit.cli.weights import export
+from telechat_kit.cli.check_commands import check, hash_folder
+from telechat_kit.cli.result_commands import compare, pack, verify
+from telechat_kit.cli.run_commands import html, params, run
+from telechat_kit.cli.sweep_commands import index, sweep
+from telechat_kit.cli.weight_commands import export
 from telechat_kit.errors import KitError
 
 

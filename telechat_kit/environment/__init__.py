@@ -1,7 +1,7 @@
 """What is here against what is needed: versions, device and its software, memory, disk, the checkpoint."""
 
 from telechat_kit.environment.check import Check, to_do
-from telechat_kit.environment.checkpoint import (
+from telechat_kit.environment.checkpoint_checks import (
     EMBEDDED_MODELS,
     Part,
     make_embedded,

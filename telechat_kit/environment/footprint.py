@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from telechat_kit.memory import needs
+from telechat_kit.inference.memory import needs
 from telechat_kit.model.configuration import TelechatConfig
 
 #: Tokens of key/value cache that the figures hold: the longest of the guide's cases is 2000 + 2000

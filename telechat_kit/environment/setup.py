@@ -10,7 +10,7 @@ from packaging.version import Version
 from telechat_kit.backends import DEVICES, backend_for, resolve_device, split_devices
 from telechat_kit.environment.ascend import has_ascend, read_stack
 from telechat_kit.environment.check import Check
-from telechat_kit.environment.checkpoint import Part, checkpoint_checks, model_parts, weights_bytes
+from telechat_kit.environment.checkpoint_checks import Part, checkpoint_checks, model_parts, weights_bytes
 from telechat_kit.environment.device_checks import device_checks
 from telechat_kit.environment.footprint import Footprint, footprint
 from telechat_kit.environment.probe import Probe
@@ -19,8 +19,9 @@ from telechat_kit.environment.stack_checks import stack_checks
 from telechat_kit.environment.torch_npu_checks import torch_npu_checks
 from telechat_kit.errors import CheckpointError, DeviceError
 from telechat_kit.files import relative, resolve
-from telechat_kit.model.checkpoint import origin, read_config
-from telechat_kit.provenance import Conditions, conditions
+from telechat_kit.inference.conditions import conditions
+from telechat_kit.model.folder import origin, read_config
+from telechat_kit.provenance import Conditions
 
 SCHEMA = "telechat-kit/setup/1"
 

@@ -2,7 +2,6 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from telechat_kit.model.checkpoint import load_model
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM, TelechatModel
 from telechat_kit.model.tokenization import load_tokenizer, register_tokenizers
@@ -11,7 +10,6 @@ __all__ = [
     "TelechatConfig",
     "TelechatForCausalLM",
     "TelechatModel",
-    "load_model",
     "load_tokenizer",
     "register",
 ]

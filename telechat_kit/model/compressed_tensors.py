@@ -17,7 +17,7 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.folder import load_tensors, read_object, weight_files
-from telechat_kit.model.int8 import (
+from telechat_kit.model.int8_linears import (
     decode_scale,
     encode_scale,
     offset_correction,

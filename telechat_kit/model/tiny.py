@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from telechat_kit.files import atomic_folder, write_json
-from telechat_kit.model.checkpoint import ORIGIN
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.folder import ORIGIN
 from telechat_kit.model.network import TelechatForCausalLM
 
 SPECIAL = ("<_unk>", "<_start>", "<_end>", "<_pad>", "<_user>", "<_bot>")

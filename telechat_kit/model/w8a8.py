@@ -24,7 +24,7 @@ from telechat_kit.model.folder import (
     read_object,
     weight_files,
 )
-from telechat_kit.model.int8 import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear
+from telechat_kit.model.int8_linears import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.

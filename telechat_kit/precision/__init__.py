@@ -4,10 +4,10 @@ The way is: `pair` (both models) -> `positions` (what differs at each token) -> 
 intervals); `basis` and `sources` look inside; `answers` and `tasks` ask; `measurement` calls all of it.
 """
 
+from telechat_kit.inference.model_pair import Pair, evaluation_blocks
 from telechat_kit.precision.answers import Answer, answer_lines, write_answers
 from telechat_kit.precision.divergence import Divergence, Group, measure_divergence, measure_languages
-from telechat_kit.precision.measurement import SCHEMA, PrecisionRecord, measure_precision
-from telechat_kit.precision.pair import Pair, evaluation_blocks
+from telechat_kit.precision.evaluation import SCHEMA, PrecisionRecord, measure_precision
 from telechat_kit.precision.positions import CHUNK
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, measure_tasks

@@ -11,11 +11,13 @@ import torch
 
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_jsonl, resolve, write_jsonl, writing
-from telechat_kit.generation import chat_ids, generate, generate_batch, stop_ids
+from telechat_kit.inference.generation import generate, generate_batch, stop_ids
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.precision.pair import Pair
 from telechat_kit.progress import track
-from telechat_kit.provenance import code_hash, combined_hash, tokenizer_hash, weights_hash
+from telechat_kit.provenance import code_hash, combined_hash
+from telechat_kit.texts import chat_ids, common_prefix
 
 
 @dataclass(frozen=True)
@@ -175,12 +177,6 @@ def _side_by_side(pair: Pair, question: str, first: list[int], second: list[int]
         float_ids=first,
         w8a8_ids=second,
     )
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of equal ids from the start."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def write_answers(run_folder: str | Path, answers: Sequence[Answer]) -> list[Path]:

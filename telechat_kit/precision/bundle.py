@@ -1,7 +1,7 @@
 """What one run saw of a text, compact enough to carry to another device's run.
 
 A bundle holds, for each position, the most likely tokens with their log-probabilities, and the greedy ids of the
-answers; `telechat_kit.alignment` compares two of them on any machine, without the models.
+answers; `telechat_kit.comparison.alignment` compares two of them on any machine, without the models.
 """
 
 import json
@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from telechat_kit.data import Block
 from telechat_kit.errors import DataError
 from telechat_kit.files import atomic_path, resolve
-from telechat_kit.precision.pair import Pair
+from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision.positions import CHUNK, last_states, log_probabilities
 from telechat_kit.progress import track
+from telechat_kit.texts import Block
 
 SCHEMA = "telechat-kit/bundle/1"
 BUNDLE = "bundle.safetensors"

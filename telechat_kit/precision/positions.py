@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from telechat_kit.data import Block
 from telechat_kit.errors import DataError
+from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.precision.pair import Pair
 from telechat_kit.progress import track
+from telechat_kit.texts import Block
 
 #: Positions whose distributions are compared at a time: bounds the memory at large vocabularies
 CHUNK = 128

@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telechat_kit.data import Block as TextBlock
-from telechat_kit.model.int8 import DynamicW8A8Linear, W8A8Linear
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 from telechat_kit.model.rotary import Rotary
-from telechat_kit.model.shards import Shards
 from telechat_kit.model.w8a8 import SHARED_INPUTS
-from telechat_kit.precision.basis import (
+from telechat_kit.model.weight_shards import Shards
+from telechat_kit.precision.channel_scales import (
     Converted,
     block_bases,
     float_in_quantized,
     quantized_in_float,
     split_alike,
 )
-from telechat_kit.precision.pair import Pair
 from telechat_kit.precision.positions import Reference, compare_with, reference_of
 from telechat_kit.progress import track
 from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.statistics import Estimate, bootstrap
+from telechat_kit.texts import Block as TextBlock
 
 
 @dataclass(frozen=True)

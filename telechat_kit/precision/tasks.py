@@ -17,8 +17,8 @@ from typing import Any
 
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import read_jsonl, resolve, write_jsonl
+from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision.divergence import language_of
-from telechat_kit.precision.pair import Pair
 from telechat_kit.statistics import Estimate, paired_difference, share
 
 LETTERS = "ABCD"

@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from telechat_kit.model.checkpoint import linear_names
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatBlock, TelechatRMSNorm
 from telechat_kit.model.rotary import Rotary
-from telechat_kit.model.shards import EMBEDDING, Shards
+from telechat_kit.model.w8a8 import linear_names
+from telechat_kit.model.weight_shards import EMBEDDING, Shards
 from telechat_kit.progress import track
 from telechat_kit.quantization.partial import Pass
 

@@ -14,39 +14,26 @@ from torch import Tensor
 from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, require_space, resolve, working_in
-from telechat_kit.memory import explained
-from telechat_kit.model.checkpoint import is_w8a8, read_config, weight_files
+from telechat_kit.inference.conditions import conditions
+from telechat_kit.inference.memory import explained
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.model.folder import description_path
-from telechat_kit.model.shards import Shards
+from telechat_kit.model.folder import description_path, is_w8a8, read_config, weight_files
+from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.tokenization import load_tokenizer
-from telechat_kit.provenance import (
-    Conditions,
-    code_hash,
-    combined_hash,
-    conditions,
-    file_hash,
-    tokenizer_hash,
-    weights_hash,
-)
+from telechat_kit.model.weight_shards import Shards
+from telechat_kit.provenance import Conditions, code_hash, combined_hash, file_hash
 from telechat_kit.quantization.blocks import model_linear_names
-from telechat_kit.quantization.calibration import BEST
-from telechat_kit.quantization.fallback import AUTO, FloatLinear, check_level
-from telechat_kit.quantization.formats import needed_bytes, write_w8a8_folder
-from telechat_kit.quantization.given import GivenWeights, check_given
-from telechat_kit.quantization.measured_levels import MeasuredLevel, parse_budget
-from telechat_kit.quantization.observers import make_observer
+from telechat_kit.quantization.calibration.observers import make_observer
+from telechat_kit.quantization.calibration.passes import BEST
+from telechat_kit.quantization.calibration.samples import calibration_set
+from telechat_kit.quantization.formats.given import GivenWeights, check_given
+from telechat_kit.quantization.formats.w8a8_folder import needed_bytes, write_w8a8_folder
+from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, check_level
+from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, parse_budget
+from telechat_kit.quantization.methods.smoothing import METHODS
+from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
-from telechat_kit.quantization.recipe import (
-    RANDOM_TOKENS,
-    SPLITTING,
-    LinearRecord,
-    Recipe,
-    parse_ingredients,
-)
-from telechat_kit.quantization.samples import calibration_set
-from telechat_kit.quantization.smoothing import METHODS
-from telechat_kit.quantization.splitting import SPLIT_CHANNELS
+from telechat_kit.quantization.recipe import RANDOM_TOKENS, SPLITTING, LinearRecord, Recipe, parse_ingredients
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 

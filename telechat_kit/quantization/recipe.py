@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.model.folder import DYNAMIC, STATIC
-from telechat_kit.quantization.calibration import BEST, KEY_VALUE, UP
-from telechat_kit.quantization.fallback import AUTO, is_list
+from telechat_kit.quantization.calibration.passes import BEST, KEY_VALUE, UP
+from telechat_kit.quantization.levels.fallback import AUTO, is_list
 
 #: What method best can be made of beside scaled norms; all by default
 UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS = INGREDIENTS = (

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
-from telechat_kit.model.int8 import decode_scale
-from telechat_kit.model.shards import Shards
+from telechat_kit.model.int8_linears import decode_scale
+from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
-from telechat_kit.quantization.calibration import (
+from telechat_kit.quantization.calibration.channels import ChannelMaxima
+from telechat_kit.quantization.calibration.linear_quality import LinearFigures, noisiest_first, residual_noise
+from telechat_kit.quantization.calibration.observers import make_observer
+from telechat_kit.quantization.calibration.passes import (
     BEST,
     FIRST_SAMPLE_ONLY,
     SENSITIVITY_SAMPLES,
@@ -28,17 +31,13 @@ from telechat_kit.quantization.calibration import (
     sensitivity,
     smoothing_scales,
 )
-from telechat_kit.quantization.channels import ChannelMaxima
-from telechat_kit.quantization.fallback import AUTO, FloatLinear, choose_float_linears
-from telechat_kit.quantization.figures import LinearFigures, noisiest_first, residual_noise
-from telechat_kit.quantization.flow import Flow
-from telechat_kit.quantization.formats import as_stored, block_tensors
-from telechat_kit.quantization.measured_levels import MeasuredLevel, choose_measured
-from telechat_kit.quantization.observers import make_observer
-from telechat_kit.quantization.packing import pack_dynamic_linear, pack_linear
-from telechat_kit.quantization.partial import Pass
-from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, LinearRecord, Recipe
-from telechat_kit.quantization.refinement import (
+from telechat_kit.quantization.calibration.samples import random_samples
+from telechat_kit.quantization.formats.packing import pack_dynamic_linear, pack_linear
+from telechat_kit.quantization.formats.w8a8_folder import as_stored, block_tensors
+from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, choose_float_linears
+from telechat_kit.quantization.levels.hidden_states import Flow
+from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, choose_measured
+from telechat_kit.quantization.methods.refinement import (
     Energies,
     QuantizeInput,
     Refined,
@@ -49,8 +48,9 @@ from telechat_kit.quantization.refinement import (
     run_refined,
     stream_energies,
 )
-from telechat_kit.quantization.samples import random_samples
-from telechat_kit.quantization.splitting import split_channels
+from telechat_kit.quantization.methods.splitting import split_channels
+from telechat_kit.quantization.partial import Pass
+from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, LinearRecord, Recipe
 
 
 @dataclass(frozen=True)

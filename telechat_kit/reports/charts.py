@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.environment import SetupRecord
-from telechat_kit.performance import CaseResult, PerformanceRecord
-from telechat_kit.quantization.fallback import is_list
+from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
+from telechat_kit.quantization.levels.fallback import is_list
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
 

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison import BundleRow, Comparison, FigureRow
-from telechat_kit.figures import Change, Figure
+from telechat_kit.comparison.changes import Change, Figure
+from telechat_kit.comparison.side_by_side import BundleRow, Comparison, FigureRow
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart
-from telechat_kit.reports.extracts import markdown_rows
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.page import Section
+from telechat_kit.reports.plain_text import markdown_rows
 from telechat_kit.reports.precision_tables import aligned
 from telechat_kit.reports.tables import styled
 

@@ -1,7 +1,7 @@
 """Whether the records of a run folder belong together: one of another profile may have stayed behind."""
 
 from telechat_kit.environment import SetupRecord
-from telechat_kit.performance import PerformanceRecord
+from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import QuantizeRecord
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from telechat_kit.comparison.changes import Figure, figures
+from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, KitError
-from telechat_kit.figures import Figure, figures
 from telechat_kit.files import relative, write_text
 from telechat_kit.reports.comparison_page import figure_text
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.page import Section
-from telechat_kit.run_data import RunData, read_run_data
 
 #: Figures of the table, by name
 SHOWN = ("perplexity_ratio", "kl_mean", "top1_agreement", "tokens_per_second", "tokens_per_second_float")

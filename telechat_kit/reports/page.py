@@ -6,12 +6,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from telechat_kit.comparison.run_data import carried_html, collect_run
 from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve, write_text
-from telechat_kit.performance import SCHEMA as PERFORMANCE
-from telechat_kit.performance import PerformanceRecord
+from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
+from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import SCHEMA as PRECISION
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
@@ -27,9 +28,8 @@ from telechat_kit.reports import (
 )
 from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
-from telechat_kit.reports.extracts import markdown_summary, write_tables
 from telechat_kit.reports.html import dress_tables, render_page
-from telechat_kit.run_data import carried_html, collect_run
+from telechat_kit.reports.plain_text import markdown_summary, write_tables
 
 LANGUAGES = ("en", "zh")
 #: Pages of a run, in the order of its steps

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from telechat_kit.cases import Case
-from telechat_kit.performance import PerformanceRecord
+from telechat_kit.performance.cases import Case
+from telechat_kit.performance.measurement import PerformanceRecord
+from telechat_kit.performance.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
+from telechat_kit.performance.timed_samples import CaseResult
 from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
 from telechat_kit.reports.tables import styled
-from telechat_kit.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
-from telechat_kit.samples import CaseResult
 
 MARKERS = {"prefill": "^", "decode": "o"}
 #: Below this share of the limit the dark end of the color scale needs white text

@@ -5,11 +5,11 @@ from statistics import median
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.cases import duration
-from telechat_kit.performance import PerformanceRecord
+from telechat_kit.performance.cases import duration
+from telechat_kit.performance.measurement import PerformanceRecord
+from telechat_kit.performance.timed_samples import DRIFT, UNSTABLE
 from telechat_kit.reports.charts import speed_ratio
 from telechat_kit.reports.tables import styled
-from telechat_kit.samples import DRIFT, UNSTABLE
 
 
 def verdict(record: PerformanceRecord) -> str:

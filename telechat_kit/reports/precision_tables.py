@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
-from telechat_kit.alignment import Alignment
+from telechat_kit.comparison.alignment import Alignment
 from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate

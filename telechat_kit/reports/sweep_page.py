@@ -7,15 +7,15 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from telechat_kit.comparison.changes import Figure, figures
+from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import DataError
-from telechat_kit.figures import Figure, figures
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart
 from telechat_kit.reports.comparison_page import figure_text, markdown_table
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.tables import styled
-from telechat_kit.run_data import read_run_data
 
 LOSS, SPEED = "kl_mean", "tokens_per_second"
 _COLUMNS = ("perplexity_ratio", LOSS, "top1_agreement", SPEED, "w8a8_bytes")

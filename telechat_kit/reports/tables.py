@@ -8,8 +8,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from telechat_kit.environment import Check, SetupRecord
-from telechat_kit.memory import Fit
-from telechat_kit.performance import PUBLISHED, PerformanceRecord
+from telechat_kit.inference.memory import Fit
+from telechat_kit.performance.measurement import PUBLISHED, PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord

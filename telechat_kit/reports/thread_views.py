@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pandas.io.formats.style import Styler
 
-from telechat_kit.performance import PerformanceRecord
+from telechat_kit.performance.measurement import PerformanceRecord
+from telechat_kit.performance.thread_scaling import ThreadResult, ThreadScaling
 from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
 from telechat_kit.reports.tables import styled
-from telechat_kit.thread_scaling import ThreadResult, ThreadScaling
 
 
 @mpl.rc_context(STYLE)

@@ -24,10 +24,10 @@ from telechat_kit.runs.failures import describe_failure, oom_kills
 from telechat_kit.runs.lock import FolderLock, locked
 from telechat_kit.runs.plan import KEEP, Selection, combined_key, content_parts, decide
 from telechat_kit.runs.profile import Profile, notebook_path
-from telechat_kit.runs.progress import StepProgress
 from telechat_kit.runs.publishing import publish
 from telechat_kit.runs.signals import orderly_end
 from telechat_kit.runs.state import SCHEMA, STEPS, RunState, Step, StepState, load_state
+from telechat_kit.runs.status_line import StepProgress
 
 #: Set for each of several runs at a time: their number
 AT_ONCE = "TELECHAT_KIT_RUNS_AT_ONCE"

@@ -15,8 +15,8 @@ from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.runs.execution import AT_ONCE
 from telechat_kit.runs.profile import Profile, load_profile
-from telechat_kit.runs.progress import Board
 from telechat_kit.runs.signals import PARENT, Terminated, orderly_end
+from telechat_kit.runs.status_line import Board
 
 _CODES = {0: "completed", 1: "failed", 2: "not started or broken off: see its lines", 4: "folder in use"}
 

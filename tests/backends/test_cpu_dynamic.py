@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import cpu
-from telechat_kit.model import load_model
-from telechat_kit.model.int8 import DynamicW8A8Linear
+from telechat_kit.inference.loading import load_model
+from telechat_kit.model.int8_linears import DynamicW8A8Linear
 from telechat_kit.quantization import quantize
-from telechat_kit.quantization.packing import dynamic_int8_linear, pack_dynamic_linear
+from telechat_kit.quantization.formats.packing import dynamic_int8_linear, pack_dynamic_linear
 
 
 def normal(seed: int, *shape: int) -> Tensor:

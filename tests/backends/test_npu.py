@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from telechat_kit import npu_import
 from telechat_kit.backends import npu, plain, resolve_device
+from telechat_kit.backends.data_sheets import data_sheet
+from telechat_kit.backends.npu import torch_npu_guard as npu_import
 from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, chip_of
 from telechat_kit.backends.npu.linears import nearest_19_bits
-from telechat_kit.data_sheets import data_sheet
 from telechat_kit.errors import DeviceError
-from telechat_kit.model.int8 import W8A8Linear
-from telechat_kit.quantization.packing import int8_accumulator, int8_linear, pack_linear, quantize_weight
-from telechat_kit.roofline import measure_peaks
+from telechat_kit.model.int8_linears import W8A8Linear
+from telechat_kit.performance.roofline import measure_peaks
+from telechat_kit.quantization.formats.packing import (
+    int8_accumulator,
+    int8_linear,
+    pack_linear,
+    quantize_weight,
+)
 
 SHAPES = [(1, 64, 32), (7, 101, 30), (33, 1536, 96), (2, 4096, 64)]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from telechat_kit.backends import npu
-from telechat_kit.model.int8 import W8A8Linear, offset_correction
-from telechat_kit.quantization.packing import int8_linear, pack_linear
+from telechat_kit.model.int8_linears import W8A8Linear, offset_correction
+from telechat_kit.quantization.formats.packing import int8_linear, pack_linear
 
 
 def normal(seed: int, *shape: int) -> Tensor:

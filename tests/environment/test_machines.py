@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from recorded import MACHINES, NAMES, recorded
 
 from telechat_kit.cli import cli
-from telechat_kit.cli.environment import CHECK_SCHEMA, as_table
+from telechat_kit.cli.check_commands import CHECK_SCHEMA, as_table
 from telechat_kit.environment import Check, check, to_do
 from telechat_kit.environment.probe import Outcome, Probe
 from telechat_kit.errors import DeviceError

@@ -19,7 +19,7 @@ from telechat_kit.environment import (
     required_versions,
 )
 from telechat_kit.errors import CheckpointError, DeviceError, ParameterError
-from telechat_kit.provenance import tokenizer_hash, weights_hash
+from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.records import read_record, write_record
 
 

@@ -19,18 +19,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 import telechat_kit
 from telechat_kit.backends import resolve_device
 from telechat_kit.errors import CheckpointError, DeviceError
-from telechat_kit.model import TelechatConfig, TelechatForCausalLM, TelechatModel, load_model
-from telechat_kit.model.checkpoint import (
-    W8A8_DESCRIPTION,
-    W8A8_WEIGHTS,
-    linear_names,
-    origin,
-    read_config,
-    weight_files,
-)
-from telechat_kit.model.int8 import W8A8Linear, decode_scale, encode_scale
+from telechat_kit.inference.loading import load_model
+from telechat_kit.model import TelechatConfig, TelechatForCausalLM, TelechatModel
+from telechat_kit.model.folder import W8A8_DESCRIPTION, W8A8_WEIGHTS, origin, read_config, weight_files
+from telechat_kit.model.int8_linears import W8A8Linear, decode_scale, encode_scale
 from telechat_kit.model.network import TelechatRMSNorm
-from telechat_kit.quantization.packing import int8_linear
+from telechat_kit.model.w8a8 import linear_names
+from telechat_kit.quantization.formats.packing import int8_linear
 
 GOLDEN = Path(__file__).parent.parent / "data" / "model"
 SHARDS = ("pytorch_model_00001-of-00002.bin", "pytorch_model_00002-of-00002.bin")

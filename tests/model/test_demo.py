@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from telechat_kit.data import PYDOC_TOPICS, load_text
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json
-from telechat_kit.generation import chat_ids, generate
-from telechat_kit.model import demo, load_model
-from telechat_kit.model.checkpoint import origin
+from telechat_kit.inference.generation import generate
+from telechat_kit.inference.loading import load_model
+from telechat_kit.model import demo
 from telechat_kit.model.demo import GGUF_FILE, GGUF_SHA256, demo_weights
+from telechat_kit.model.folder import origin
+from telechat_kit.texts import PYDOC_TOPICS, chat_ids, load_text
 
 TOKENS = 2000
 

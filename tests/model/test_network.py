@@ -14,8 +14,10 @@ from torch.nn import functional
 from transformers import AutoTokenizer, TextIteratorStreamer, TextStreamer
 from transformers.cache_utils import DynamicCache
 
-from telechat_kit.generation import PreallocatedCache, generate
-from telechat_kit.model import TelechatConfig, TelechatForCausalLM, load_model
+from telechat_kit.inference.generation import generate
+from telechat_kit.inference.loading import load_model
+from telechat_kit.inference.network_run import PreallocatedCache
+from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 
 GOLDEN = Path(__file__).parent.parent / "data" / "model"
 FACTS = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_text())["cases"]}

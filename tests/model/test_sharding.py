@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from telechat_kit.errors import DeviceError
-from telechat_kit.memory import TELECHAT, needs
-from telechat_kit.model.checkpoint import load_part
+from telechat_kit.inference.loading import load_part
+from telechat_kit.inference.memory import TELECHAT, needs
 from telechat_kit.model.sharding import Shard, split_axis
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from telechat_kit.precision import Pair
+from telechat_kit.inference.model_pair import Pair
 
 
 @pytest.fixture(scope="module")

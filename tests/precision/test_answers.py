@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.generation import chat_ids, generate, generate_batch
-from telechat_kit.precision import Answer, Pair, answer_lines, write_answers
+from telechat_kit.inference.generation import generate, generate_batch
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.precision import Answer, answer_lines, write_answers
 from telechat_kit.precision import answers as answers_module
 from telechat_kit.precision.answers import part_file
+from telechat_kit.texts import chat_ids
 
 
 def test_answers_are_those_of_both_models(pair: Pair, questions: Path) -> None:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from telechat_kit.data import Block
 from telechat_kit.errors import DataError
-from telechat_kit.precision import CHUNK, Pair, evaluation_blocks, measure_divergence, measure_languages
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.precision import CHUNK, evaluation_blocks, measure_divergence, measure_languages
 from telechat_kit.precision.divergence import LANGUAGE_TOKENS, language_blocks, language_of
 from telechat_kit.precision.positions import compare_positions
+from telechat_kit.texts import Block
 
 TEXTS = "params/data/texts-zh-en.jsonl"
 

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from telechat_kit.data import Block
-from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.rotary import Rotary
-from telechat_kit.model.shards import Shards
-from telechat_kit.precision import Pair, measure_divergence, measure_sources
-from telechat_kit.precision.basis import block_bases, dense_weight, split_alike
+from telechat_kit.model.weight_shards import Shards
+from telechat_kit.precision import measure_divergence, measure_sources
+from telechat_kit.precision.channel_scales import block_bases, dense_weight, split_alike
 from telechat_kit.quantization import quantize
 from telechat_kit.quantization.blocks import Block as QuantBlock
 from telechat_kit.quantization.blocks import load_block
+from telechat_kit.texts import Block
 
 
 def blocks(count: int, length: int) -> list[Block]:

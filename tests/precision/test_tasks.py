@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from telechat_kit.errors import DataError, KitError
-from telechat_kit.precision import Pair, measure_tasks
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.precision import measure_tasks
 from telechat_kit.precision.tasks import LETTERS, PROMPTS, Question, load_questions, require_harness
 
 SHIPPED = "params/data/choices-zh-en.jsonl"

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 import telechat_kit
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
-from telechat_kit.model.int8 import W8A8Linear
+from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.rotary import Rotary
-from telechat_kit.model.shards import Shards
+from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization import int8_linear, quantize
 from telechat_kit.quantization.blocks import load_block
-from telechat_kit.quantization.calibration import fold, sensitivity, smoothing_scales
+from telechat_kit.quantization.calibration.passes import fold, sensitivity, smoothing_scales
 from telechat_kit.quantization.recipe import Recipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from pandas.io.formats.style import Styler
 
-from telechat_kit.cases import SkippedCase
-from telechat_kit.id_checks import IdCheck
-from telechat_kit.performance import PerformanceRecord, measure_performance
+from telechat_kit.performance.cases import SkippedCase
+from telechat_kit.performance.id_checks import IdCheck
+from telechat_kit.performance.measurement import PerformanceRecord, measure_performance
+from telechat_kit.performance.roofline import Peaks, decode_seconds, prefill_seconds
+from telechat_kit.performance.thread_scaling import ThreadResult, ThreadScaling
 from telechat_kit.reports import performance_charts, performance_tables, tables, thread_views
 from telechat_kit.reports.charts import Chart
-from telechat_kit.roofline import Peaks, decode_seconds, prefill_seconds
 from telechat_kit.statistics import Estimate
-from telechat_kit.thread_scaling import ThreadResult, ThreadScaling
 
 
 @pytest.fixture(scope="module")

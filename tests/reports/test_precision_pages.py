@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from telechat_kit.alignment import compare_bundles
+from telechat_kit.comparison.alignment import compare_bundles
 from telechat_kit.precision import Answer, PrecisionRecord, TaskResult, measure_precision
 from telechat_kit.reports import precision_charts, precision_tables
 from telechat_kit.reports.charts import Chart

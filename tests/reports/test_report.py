@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
+from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.reports import consistency_note, read_run, write_report
 from telechat_kit.reports.chinese import PHRASES, translate
-from telechat_kit.reports.extracts import markdown_summary, page_tables, write_tables
 from telechat_kit.reports.index_page import index_rows, write_index
-from telechat_kit.run_data import read_run_data
+from telechat_kit.reports.plain_text import markdown_summary, page_tables, write_tables
 
 
 @pytest.fixture

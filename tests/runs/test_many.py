@@ -13,8 +13,8 @@ from rich.console import Console
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.runs.many import check_jobs, profile_jobs
-from telechat_kit.runs.progress import Board
 from telechat_kit.runs.state import load_state
+from telechat_kit.runs.status_line import Board
 
 
 @pytest.fixture

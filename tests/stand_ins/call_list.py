@@ -58,9 +58,13 @@ def run_small_model(folder: Path) -> None:
     """
     import torch  # noqa: PLC0415
 
-    from telechat_kit.generation import generate  # noqa: PLC0415  only the child process may import the kit
-    from telechat_kit.model import TelechatConfig, TelechatForCausalLM, load_model  # noqa: PLC0415
-    from telechat_kit.model.checkpoint import join_parts, load_part  # noqa: PLC0415
+    from telechat_kit.inference.generation import generate  # noqa: PLC0415  only the child process may import the kit
+    from telechat_kit.inference.loading import (  # noqa: PLC0415
+        join_parts,
+        load_model,
+        load_part,
+    )
+    from telechat_kit.model import TelechatConfig, TelechatForCausalLM  # noqa: PLC0415
     from telechat_kit.model.sharding import Shard  # noqa: PLC0415
     from telechat_kit.model.tiny import byte_tokenizer  # noqa: PLC0415
     from telechat_kit.quantization import quantize  # noqa: PLC0415

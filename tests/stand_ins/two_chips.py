@@ -7,8 +7,8 @@ import json
 import sys
 
 from telechat_kit.backends import npu
-from telechat_kit.generation import generate
-from telechat_kit.model import load_model
+from telechat_kit.inference.generation import generate
+from telechat_kit.inference.loading import load_model
 
 PROMPTS = ([11, 5, 200, 17, 42, 8, 99], [7, 30, 31, 32])
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.backends import plain
+from telechat_kit.backends.data_sheets import data_sheet
 from telechat_kit.backends.npu.calls import call, operators, slower
 from telechat_kit.backends.npu.graphs import capture
 from telechat_kit.backends.npu.linears import (
@@ -29,7 +30,6 @@ from telechat_kit.backends.plain import (
     sharded_dynamic_linear,
     silu_product,
 )
-from telechat_kit.data_sheets import data_sheet
 from telechat_kit.errors import DeviceError
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from telechat_kit import npu_import
+from telechat_kit.backends.npu import torch_npu_guard as npu_import
 from telechat_kit.backends.npu.chips import Chip, chip_of
 from telechat_kit.errors import DeviceError
 

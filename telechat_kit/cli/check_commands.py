@@ -1,0 +1,119 @@
+"""Commands on the environment: check the machine before a run, hash what a run reads."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from telechat_kit import environment
+from telechat_kit.environment import Check
+from telechat_kit.errors import DataError
+from telechat_kit.files import resolve
+from telechat_kit.model.hashes import FolderHashes, folder_hashes
+from telechat_kit.runs.profile import default_values, load_profile
+
+CHECK_SCHEMA = "telechat-kit/check/1"
+HASH_SCHEMA = "telechat-kit/hash/1"
+_TITLES = ("component", "found", "required", "verdict")
+_WIDTHS = (16, 42, 40, 8)
+#: Where the lines of advice begin: under `found`
+_INDENT = " " * (_WIDTHS[0] + 2)
+
+
+@click.command()
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    help="Check for this profile of params/: its device, checkpoint, run folder. Default: those of 01_setup.",
+)
+@click.option("--device", help="auto, cpu, cuda:0, npu:0 or npu:0,npu:1, in place of the profile's.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+def check(profile: Path | None, device: str | None, as_json: bool) -> None:
+    """Say what is wrong before a run does: chip, driver, CANN, torch_npu, versions, memory, weights.
+
+    Works without an NPU and with a broken installation. Exit codes: 0 all is fine, 1 something must be done,
+    2 wrong input. A `warning` is no reason for 1.
+
+    \b
+    Examples:
+      telechat-kit check
+      telechat-kit check --profile params/telechat-7b-310p.yaml
+      telechat-kit check --device npu:0 --json
+    """
+    values = default_values("01_setup")
+    if profile is not None:
+        values |= load_profile(profile).for_notebook("01_setup")
+    if device is not None:
+        values["device"] = device
+    rows = environment.check(**values)
+    click.echo(as_json_object(rows, values["device"]) if as_json else as_table(rows))
+    sys.exit(1 if environment.to_do(rows) else 0)
+
+
+def as_table(checks: Sequence[Check]) -> str:
+    """The table as text: a row a check, what to do on a line below it, a sentence at the end."""
+    lines = [*_cells(_TITLES), *_cells(["-" * width for width in _WIDTHS])]
+    for row in checks:
+        lines += _cells((row.component, row.found, row.required, row.verdict))
+        if row.advice:
+            wrapped = textwrap.wrap(row.advice, 98, break_long_words=False, break_on_hyphens=False)
+            lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(wrapped)]
+    count = len(environment.to_do(checks))
+    end = f"{count} row{'s' if count > 1 else ''} must be put right." if count else "Nothing must be done."
+    return "\n".join([*lines, "", end])
+
+
+def _cells(row: Sequence[str]) -> list[str]:
+    """The lines of one row, each cell wrapped to the width of its column."""
+    wrapped = [
+        textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
+        for cell, width in zip(row, _WIDTHS, strict=True)
+    ]
+    lines = []
+    for i in range(max(len(cell) for cell in wrapped)):
+        parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
+        lines.append(
+            "  ".join(part.ljust(width) for part, width in zip(parts, _WIDTHS, strict=True)).rstrip()
+        )
+    return lines
+
+
+def as_json_object(checks: Sequence[Check], device: str) -> str:
+    """The rows for machines: `schema`, `device` as asked for, `to_do` (how many rows), `checks`."""
+    rows = [asdict(row) for row in checks]
+    count = len(environment.to_do(checks))
+    report = {"schema": CHECK_SCHEMA, "device": device, "to_do": count, "checks": rows}
+    return json.dumps(report, ensure_ascii=False, indent=2)
+
+
+@click.command("hash")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+def hash_folder(folder: Path, as_json: bool) -> None:
+    """Size and SHA-256 of every file of FOLDER, and the hashes of weights and tokenizer that records carry.
+
+    \b
+    Examples:
+      telechat-kit hash models/telechat-7b
+      telechat-kit hash models/telechat-7b --json
+    """
+    target = folder if folder.is_dir() else resolve(folder)
+    if not target.is_dir():
+        raise DataError(f"folder {folder} does not exist. Correct the path.")
+    found = folder_hashes(target.absolute())
+    if as_json:
+        click.echo(json.dumps({"schema": HASH_SCHEMA, **asdict(found)}, ensure_ascii=False, indent=2))
+    else:
+        click.echo(_hash_table(found))
+
+
+def _hash_table(found: FolderHashes) -> str:
+    lines = [f"{'bytes':>15}  {'sha256':64}  file"]
+    lines += [f"{file.bytes:15,}  {file.sha256}  {file.name}" for file in found.files]
+    lines += [f"{'weights':>15}  {found.weights or 'no whole checkpoint: ' + found.problem}"]
+    lines += [f"{'tokenizer':>15}  {found.tokenizer or 'no tokenizer files'}"]
+    return "\n".join(lines)

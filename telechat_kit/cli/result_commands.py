@@ -1,0 +1,139 @@
+"""Commands on finished runs: compare, verify, pack, index."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from telechat_kit.comparison.alignment import Tolerances
+from telechat_kit.comparison.side_by_side import compare as compare_runs
+from telechat_kit.comparison.side_by_side import not_aligned, parse_rule
+from telechat_kit.files import relative, resolve, write_text
+from telechat_kit.reports.comparison_page import (
+    conditions_frame,
+    figures_frame,
+    markdown,
+    markdown_table,
+    write_comparison,
+)
+from telechat_kit.runs.archive import pack as pack_run
+from telechat_kit.runs.verification import verify as verify_run
+from telechat_kit.runs.verification_tables import origins_frame, summary, verdicts_frame
+
+
+@click.command()
+@click.argument("places", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--fail-if", "rules", multiple=True, metavar="CONDITION", help="Exit code 1 if a later run meets it."
+)
+@click.option("--page", type=click.Path(path_type=Path), help="Write the comparison as an HTML page.")
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the figures as CSV.")
+@click.option(
+    "--kl-tolerance",
+    type=float,
+    default=Tolerances.kl_mean,
+    show_default=True,
+    help="Aligned runs: most nats per token between them, where both kept a bundle.",
+)
+@click.option(
+    "--agreement-tolerance",
+    type=float,
+    default=Tolerances.top1_agreement,
+    show_default=True,
+    help="Aligned runs: least share of positions with the same most likely token.",
+)
+@click.option("--fail-unless-aligned", is_flag=True, help="Exit code 1 if a later run is not called aligned.")
+@click.option("--all-conditions", is_flag=True, help="Also list the conditions that are the same.")
+def compare(
+    places: tuple[str, ...],
+    rules: tuple[str, ...],
+    page: Path | None,
+    table: Path | None,
+    kl_tolerance: float,
+    agreement_tolerance: float,
+    fail_unless_aligned: bool,
+    all_conditions: bool,
+) -> None:
+    """Put each RUN (a results folder or a report.html) beside the first one.
+
+    Conditions that differ come first, then every figure with the interval of its change. `published:310P` and
+    `published:A10` stand for the guide's table. Runs that kept a bundle (`-p bundle w8a8`) are compared position
+    by position too: is what one device computes what the other does?
+
+    \b
+    Examples:
+      telechat-kit compare results/demo results/demo-L0
+      telechat-kit compare results/demo published:310P
+      telechat-kit compare main/report.html new/report.html --fail-if 'tokens_per_second < 0.95x'
+      telechat-kit compare results/demo --fail-if 'perplexity_ratio > 1.05'
+      telechat-kit compare results/npu results/gpu --fail-unless-aligned --kl-tolerance 0.002
+
+    \b
+    Exit codes:
+      0 done, 1 a --fail-if condition is met or a run not aligned, 2 wrong input.
+    """
+    parsed = [parse_rule(text) for text in rules]
+    found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
+    broken = [text for rule in parsed for text in rule.broken_by(found)]
+    broken += not_aligned(found) if fail_unless_aligned else []
+    click.echo(markdown(found))
+    if all_conditions:
+        click.echo(conditions_frame(found).to_string(index=False))
+    if page is not None:
+        click.echo(relative(write_comparison(found, resolve(page))))
+    if table is not None:
+        click.echo(relative(write_text(resolve(table), figures_frame(found).to_csv(index=False))))
+    for text in broken:
+        click.echo(text, err=True)
+    sys.exit(1 if broken else 0)
+
+
+@click.command()
+@click.argument("place", metavar="RUN")
+@click.option("--only", "steps", multiple=True, metavar="STEP", help="Repeat only this step; again for more.")
+@click.option("--hashes-only", is_flag=True, help="Repeat nothing.")
+def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
+    """Check what a RUN (a results folder or a report.html alone) was made from, and repeat it.
+
+    Weights, tokenizers, texts, questions and the files of the run are compared by hash, then the steps run again
+    in a temporary folder, and each figure is said to be reproduced, within its interval, or not reproduced. Times
+    and speeds are said and do not decide; another version of the code is said too.
+
+    \b
+    Examples:
+      telechat-kit verify results/demo
+      telechat-kit verify report.html --only precision
+      telechat-kit verify results/demo --hashes-only
+
+    \b
+    Exit codes:
+      0 verified, 1 a hash or a figure is another, 2 wrong input.
+    """
+    found = verify_run(place, steps, repeat=not hashes_only)
+    click.echo(f"## {found.name}\n\n{markdown_table(origins_frame(found))}")
+    if found.verdicts:
+        click.echo(f"\n{markdown_table(verdicts_frame(found))}")
+        if not found.same_machine:
+            click.echo(
+                "\nThe run was made on another machine, or does not tell: its speeds are not expected here."
+            )
+    click.echo(f"\n{'verified' if found.good else 'not verified'}: {summary(found)}")
+    sys.exit(0 if found.good else 1)
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The archive; RUN.zip beside it by default."
+)
+def pack(folder: Path, output: Path | None) -> None:
+    """Pack a RUN with code, notebooks, parameters and data into one archive, without the weights.
+
+    Another machine unpacks it, puts the weights where PACK.json says, and verifies or repeats the run.
+
+    \b
+    Example:
+      telechat-kit pack results/demo -o demo.zip
+    """
+    path = resolve(folder)
+    click.echo(relative(pack_run(path, resolve(output) if output else path.with_name(f"{path.name}.zip"))))

@@ -1,0 +1,38 @@
+"""Commands on checkpoint folders."""
+
+from pathlib import Path
+
+import click
+
+from telechat_kit.files import relative
+from telechat_kit.quantization.formats.conversion import FORMATS
+from telechat_kit.quantization.formats.conversion import export as export_folder
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    required=True,
+    help="File format to write; safetensors and ascendV1 are msModelSlim's, numpy its dictionaries of 2024.",
+)
+@click.option(
+    "--model-path",
+    type=click.Path(path_type=Path),
+    help="The float checkpoint that was quantized (numpy), or the one beside .npy dictionaries.",
+)
+def export(folder: Path, target: Path, form: str, model_path: Path | None) -> None:
+    """Write the quantized FOLDER in another file format into the new folder TARGET; its logits stay the same.
+
+    \b
+    Examples:
+      telechat-kit export build/demo-w8a8 build/demo-ascend --format ascendV1
+      telechat-kit export build/demo-w8a8 build/demo-npy --format numpy --model-path build/demo
+    """
+    record = export_folder(folder.absolute(), target.absolute(), form, model_path and model_path.absolute())
+    click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
+    for note in record.notes:
+        click.echo(f"    {note}")

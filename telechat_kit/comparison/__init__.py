@@ -1,0 +1,1 @@
+"""Runs against each other: what each one measured, in which conditions they differ, and what changed."""

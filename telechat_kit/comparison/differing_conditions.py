@@ -1,0 +1,70 @@
+"""The conditions of a run as plain text by name: what two runs must share before their figures mean the same."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from telechat_kit.comparison.run_data import RunData
+from telechat_kit.performance.measurement import PerformanceRecord
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.provenance import Conditions
+from telechat_kit.quantization.streaming import Recipe
+
+
+def run_conditions(run: RunData) -> dict[str, str]:
+    """Every condition that the records tell, in the order of a reader's interest."""
+    found: dict[str, str] = {}
+    records = (run.performance, run.precision, run.quantize, run.setup)
+    if run.setup is not None:
+        found["model"] = str(run.setup.origin.get("name") or run.setup.checkpoint_path)
+    for record in reversed([record for record in records if record is not None]):
+        found |= dict(_shared(record.conditions))
+    if run.quantize is not None:
+        found |= dict(_recipe(run.quantize.recipe)) if run.quantize.recipe else {"level": "weights as given"}
+    if run.precision is not None:
+        found |= dict(_text(run.precision))
+    if run.performance is not None:
+        found |= dict(_timing(run.performance))
+    return found | _state(run.state)
+
+
+def _shared(used: Conditions) -> Iterator[tuple[str, str]]:
+    yield "device", f"{used.device}: {used.device_name}"
+    yield "threads", str(used.threads)
+    yield "memory", f"{used.memory_bytes / 2**30:.1f} GiB"
+    yield "system", used.system
+    for name, value in used.hashes.items():
+        yield f"SHA-256, {name.replace('_', ' ')}", value[:16]
+    for name, version in used.versions.items():
+        yield f"version of {name}", version
+    yield "code", used.code
+
+
+def _recipe(used: Recipe) -> Iterator[tuple[str, str]]:
+    yield "level", used.level
+    yield "outlier suppression", used.anti_outlier
+    yield "activation range", str(used.act_method)
+    yield "calibration", f"{used.calibration_source}, {len(used.calibration_blocks)} samples"
+    yield "SHA-256, calibration", used.calibration_sha256[:16]
+    yield "calibration seed", str(used.seed)
+
+
+def _text(record: PrecisionRecord) -> Iterator[tuple[str, str]]:
+    tokens = sum(stop - start for start, stop in record.blocks)
+    yield "evaluation text", f"{record.text_source}, {len(record.blocks)} sequences, {tokens} tokens"
+    yield "SHA-256, evaluation text", record.text_sha256[:16]
+    yield "evaluation seed", str(record.seed)
+    yield "answers", f"at most {record.max_new_tokens} tokens, repetition penalty {record.repetition_penalty}"
+
+
+def _timing(record: PerformanceRecord) -> Iterator[tuple[str, str]]:
+    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.cases})
+    yield "batch", ", ".join(map(str, sorted({case.batch for case in record.cases} or {record.batch})))
+    yield "cases", ", ".join(f"{i}/{o}" for i, o in cases)
+    yield "repeats", str(min((case.repeats for case in record.cases), default=0))
+
+
+def _state(state: dict[str, Any]) -> dict[str, str]:
+    if not state:
+        return {}
+    edited = ", ".join(state.get("edited_notebooks") or []) or "none"
+    return {"runs at the same time": str(state.get("runs_at_once", 1)), "notebooks edited by hand": edited}

@@ -1,0 +1,128 @@
+"""All that one run measured, as one value: from its folder, or from the record that its report.html carries."""
+
+import html
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from telechat_kit.environment import SCHEMA as SETUP
+from telechat_kit.environment import SetupRecord
+from telechat_kit.errors import DataError
+from telechat_kit.files import read_json, relative, resolve
+from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
+from telechat_kit.performance.measurement import PerformanceRecord, Sample
+from telechat_kit.precision import SCHEMA as PRECISION
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
+from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.records import parse_record
+
+SCHEMA = "telechat-kit/report/1"
+RECORDS = ("setup", "quantize", "precision", "performance")
+_CARRIED = re.compile(r'<template id="telechat-kit-run">(.*?)</template>', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The records of a run, those that it has. `state` is its `run.json`, empty for a run by hand."""
+
+    name: str
+    folder: Path | None
+    setup: SetupRecord | None = None
+    quantize: QuantizeRecord | None = None
+    precision: PrecisionRecord | None = None
+    performance: PerformanceRecord | None = None
+    samples: list[Sample] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the run; empty where nothing tells."""
+        found = self.state.get("parameters")
+        return found if isinstance(found, dict) else {}
+
+
+def read_run_data(place: str | Path) -> RunData:
+    """A run by its folder, or by a `report.html` alone.
+
+    Raises:
+        DataError: nothing there, a damaged record, or one of a newer kit.
+    """
+    path = resolve(place)
+    if path.is_dir():
+        return parse_run(collect_run(path), relative(path), path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. Give a run folder or a report.html.")
+    return parse_run(_carried(path), relative(path), None)
+
+
+def collect_run(folder: Path) -> dict[str, Any]:
+    """What `report.html` carries: the records of a run folder as they are, its raw samples, its state."""
+    present = {name: folder / f"{name}.json" for name in RECORDS if (folder / f"{name}.json").is_file()}
+    if not present:
+        raise DataError(f"{folder} holds no record of a run. Give a folder that `telechat-kit run` wrote.")
+    samples, state = folder / "samples.jsonl", folder / "run.json"
+    return {
+        "schema": SCHEMA,
+        "records": {name: read_json(path) for name, path in present.items()},
+        "samples": _read_samples(samples) if samples.is_file() else [],
+        "state": read_json(state) if state.is_file() else {},
+    }
+
+
+def _read_samples(path: Path) -> list[Any]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is damaged: {error}. Run 04_performance again.") from error
+
+
+def carried_html(run: dict[str, Any]) -> str:
+    """The record as an inert element of a page: never run, never shown, its text escaped."""
+    text = html.escape(json.dumps(run, ensure_ascii=False, separators=(",", ":")), quote=False)
+    return f'<template id="telechat-kit-run">{text}</template>'
+
+
+def _carried(page: Path) -> dict[str, Any]:
+    found = _CARRIED.search(page.read_text(encoding="utf-8", errors="replace"))
+    if found is None:
+        raise DataError(
+            f"{page} carries no record of its run. Give the run folder, or a report.html of this kit or a newer one."
+        )
+    try:
+        values = json.loads(html.unescape(found[1]))
+    except json.JSONDecodeError as error:
+        raise DataError(f"the record in {page} is damaged: {error}. Give the run folder.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def parse_run(values: dict[str, Any], name: str, folder: Path | None) -> RunData:
+    """`collect_run`'s mapping as typed records; `name` stands in messages and headings."""
+    if values.get("schema") != SCHEMA:
+        kit = values.get("state", {}).get("versions", {}).get("telechat-kit", "another version")
+        raise DataError(
+            f'{name}: its record has schema "{values.get("schema")}" (telechat-kit {kit}), this kit reads "{SCHEMA}". '
+            "Update telechat-kit, or give the run folder."
+        )
+    records = values.get("records", {})
+
+    def typed(key: str, kind: Any, schema: str) -> Any:
+        return parse_record(records[key], kind, schema, f"{name}: {key}.json") if key in records else None
+
+    try:
+        samples = [Sample(**row) for row in values.get("samples", [])]
+    except TypeError as error:
+        raise DataError(f"{name}: samples.jsonl is damaged: {error}. Run 04_performance again.") from error
+    return RunData(
+        name=name,
+        folder=folder,
+        setup=typed("setup", SetupRecord, SETUP),
+        quantize=typed("quantize", QuantizeRecord, QUANTIZE),
+        precision=typed("precision", PrecisionRecord, PRECISION),
+        performance=typed("performance", PerformanceRecord, PERFORMANCE),
+        samples=samples,
+        state=values.get("state", {}),
+    )

@@ -1,0 +1,236 @@
+"""Runs side by side: the conditions in which they differ, then every figure with the interval of its change."""
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path, PurePath
+
+from telechat_kit.comparison.alignment import BUNDLE, Alignment, Tolerances, compare_bundles
+from telechat_kit.comparison.changes import Change, Figure, change, exact, figures
+from telechat_kit.comparison.differing_conditions import run_conditions
+from telechat_kit.comparison.run_data import RunData, read_run_data
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.performance.measurement import PUBLISHED
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_RULE = re.compile(r"\s*(\w+(?:\[\d+/\d+\])?)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(x?)\s*", re.I)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the compared: a run, or a column of the published table."""
+
+    name: str
+    conditions: dict[str, str]
+    figures: dict[str, Figure]
+    run: RunData | None = None
+
+
+@dataclass(frozen=True)
+class ConditionRow:
+    """One condition of every run; None where a run does not tell."""
+
+    name: str
+    values: list[str | None]
+
+    @property
+    def differs(self) -> bool:
+        return len({value for value in self.values if value is not None}) > 1
+
+    @property
+    def verdict(self) -> str:
+        """differs, same, or unknown where a run does not tell and the others agree."""
+        return "differs" if self.differs else "unknown" if None in self.values else "same"
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of every run, and the change of each later run against the first."""
+
+    name: str
+    values: list[Figure | None]
+    changes: list[Change | None]
+
+    @property
+    def shown(self) -> Figure:
+        """One that is there, for label and unit."""
+        return next(value for value in self.values if value is not None)
+
+
+@dataclass(frozen=True)
+class BundleRow:
+    """A run against the first one, position by position; `refused` says why their bundles cannot be compared."""
+
+    name: str
+    alignment: Alignment | None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside the first of them. Conditions that differ come first."""
+
+    names: list[str]
+    conditions: list[ConditionRow]
+    figures: list[FigureRow]
+    bundles: list[BundleRow]
+
+    @property
+    def differing(self) -> list[ConditionRow]:
+        return [row for row in self.conditions if row.differs]
+
+
+def compare(places: Sequence[str], tolerances: Tolerances | None = None) -> Comparison:
+    """Compare run folders, report.html files, and the guide's columns `published:310P` and `published:A10`.
+
+    Run folders that hold a bundle are compared position by position too, by `tolerances`.
+
+    Raises:
+        DataError: a place holds no run, or a damaged one.
+        ParameterError: no such column of the published table.
+    """
+    sides = _short_names([_side(place) for place in places])
+    found = list(dict.fromkeys(name for side in sides for name in side.figures))
+    if any(side.run is None for side in sides):  # the table has few cases: the others say nothing about it
+        found = [name for name in found if all(name in side.figures for side in sides)]
+    if not found:
+        raise DataError(
+            f"{' and '.join(side.name for side in sides)} have no figure in common, so nothing is compared."
+        )
+    rows = [_figure_row(name, sides) for name in found]
+    names = dict.fromkeys(name for side in sides for name in side.conditions)
+    conditions = [ConditionRow(name, [side.conditions.get(name) for side in sides]) for name in names]
+    conditions.sort(key=lambda row: ("differs", "unknown", "same").index(row.verdict))
+    return Comparison(
+        [side.name for side in sides], conditions, rows, bundle_rows(sides, tolerances or Tolerances())
+    )
+
+
+def _side(place: str) -> Side:
+    if place.startswith("published"):
+        return _published(place.partition(":")[2])
+    run = read_run_data(place)
+    return Side(run.name, run_conditions(run), figures(run), run)
+
+
+def _short_names(sides: list[Side]) -> list[Side]:
+    """Runs by the last part of their place, where that tells them apart."""
+    short = [PurePath(side.name.removesuffix("/report.html")).name for side in sides]
+    if len(set(short)) < len(short):
+        return sides
+    return [replace(side, name=name) if side.run else side for side, name in zip(sides, short, strict=True)]
+
+
+def _published(device: str) -> Side:
+    columns = {"310p": ("NPU 310P", "npu_310p"), "a10": ("GPU A10", "gpu_a10")}
+    if device.lower() not in columns:
+        raise ParameterError(f'there is no published column "{device}". Use published:310P or published:A10.')
+    name, attribute = columns[device.lower()]
+    rows = {
+        f"tokens_per_second[{row.input_tokens}/{row.output_tokens}]": Figure(
+            f"W8A8, {row.input_tokens} / {row.output_tokens} tokens",
+            "tokens/s",
+            exact(getattr(row, attribute)),
+            timed=True,
+        )
+        for row in PUBLISHED
+        if row.input_tokens
+    }
+    told = {"model": "TeleChat-7B", "device": name, "batch": "1"}
+    return Side(f"published: {name}", told, rows)
+
+
+def _figure_row(name: str, sides: Sequence[Side]) -> FigureRow:
+    first, values = sides[0], [side.figures.get(name) for side in sides]
+    changes = [
+        change(name, values[0], value, (first.run, side.run) if first.run and side.run else None)
+        for side, value in zip(sides[1:], values[1:], strict=True)
+    ]
+    return FigureRow(name, values, changes)
+
+
+def bundle_rows(sides: Sequence[Side], tolerances: Tolerances) -> list[BundleRow]:
+    """Each later run's bundle against the first's; none if no run has kept one."""
+    runs = [(side.name, side.run.folder) for side in sides if side.run is not None]
+    if not any(folder and (folder / BUNDLE).is_file() for _, folder in runs):
+        return []
+    return [_bundle_row(name, runs[0][1], folder, tolerances) for name, folder in runs[1:]]
+
+
+def _bundle_row(name: str, first: Path | None, second: Path | None, tolerances: Tolerances) -> BundleRow:
+    if first is None or second is None:
+        return BundleRow(name, None, "a report.html alone holds no bundle. Give the run folder.")
+    try:
+        return BundleRow(name, compare_bundles(first, second, tolerances))
+    except DataError as error:
+        return BundleRow(name, None, str(error))
+
+
+def not_aligned(found: Comparison) -> list[str]:
+    """Each run that is not called aligned with the first one; a run without a bundle is not."""
+    if not found.bundles:
+        return ["no run holds a bundle. Run 03_precision with -p bundle w8a8."]
+    return [
+        f"{row.name} is not aligned with {found.names[0]}: {row.alignment or row.refused}"
+        for row in found.bundles
+        if row.alignment is None or row.alignment.verdict != "aligned"
+    ]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition for CI: a figure, a comparison, and a number that is a multiple of the first run's with `x`."""
+
+    text: str
+    figure: str
+    operator: str
+    number: float
+    relative: bool
+
+    def broken_by(self, found: Comparison) -> list[str]:
+        """What meets the condition, in words; empty if nothing does.
+
+        Raises:
+            DataError: a run lacks the figure: silence would look like a pass.
+        """
+        rows = {row.name: row for row in found.figures}
+        if self.figure not in rows:
+            near = get_close_matches(self.figure, rows, n=1)
+            hint = f'Did you mean "{near[0]}"?' if near else f"Figures: {', '.join(rows)}."
+            raise ParameterError(f'--fail-if: there is no figure "{self.figure}". {hint}')
+        row = rows[self.figure]
+        start = 1 if self.relative or len(found.names) > 1 else 0
+        return [text for i in range(start, len(found.names)) if (text := self._judge(found.names[i], row, i))]
+
+    def _judge(self, name: str, row: FigureRow, index: int) -> str | None:
+        base, figure = row.values[0], row.values[index]
+        if figure is None or (self.relative and base is None):
+            raise DataError(
+                f"--fail-if: {name} or the first run has no {self.figure}. Run the step that measures it."
+            )
+        value = figure.estimate.value / (base.estimate.value if self.relative and base else 1)
+        if not _OPERATORS[self.operator](value, self.number):
+            return None
+        return f"{name}: {self.figure} is {value:.4g}{'x' if self.relative else ''}, fails on {self.text}"
+
+
+def parse_rule(text: str) -> Rule:
+    """`tokens_per_second < 0.95x` or `perplexity_ratio > 1.05` as a rule."""
+    found = _RULE.fullmatch(text)
+    try:
+        number = float(found[3]) if found else None
+    except ValueError:
+        number = None
+    if found is None or number is None:
+        raise ParameterError(
+            f'--fail-if "{text}" is no condition. Write a figure, <, <=, > or >=, and a number, '
+            "with an x for a multiple of the first run: 'tokens_per_second < 0.95x'."
+        )
+    return Rule(text.strip(), found[1], found[2], number, bool(found[4]))

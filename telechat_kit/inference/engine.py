@@ -1,0 +1,264 @@
+"""The fast way through a W8A8 model on the CPU: a whole prompt, or a whole token, in one call of the kernels.
+
+Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
+of the modules to float rounding. Two savings are exact: heads of `key_value` that repeat others (grouped heads after a
+recast; the values may be scaled apart) are computed and cached once, and an int8 copy of the head finds the few rows that
+can hold the largest logit, which alone are computed in float.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from telechat_kit.backends.cpu_kernels.layout import LANES
+from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
+from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
+from telechat_kit.backends.cpu_kernels.screen import screen_of
+from telechat_kit.inference.shared_heads import VALUE, shared_heads
+from telechat_kit.model.int8_linears import W8A8Linear
+from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
+from telechat_kit.model.repeated_heads import per_head
+
+#: Positions per vector of the key cache, and per tile: capacities are multiples of it
+BLOCK = 64
+
+LINEARS = ("query", "key_value", "dense", "gate", "up", "down")
+
+_engines: WeakKeyDictionary[TelechatForCausalLM, "Engine"] = WeakKeyDictionary()
+
+
+def engine_for(model: TelechatForCausalLM) -> "Engine | None":
+    """The engine of `model`, built at the first call; None where the network's modules must run.
+
+    It reads the model's own tensors. It is built again when they were replaced; the int8 copy of the head would
+    not follow a change of the head in place.
+    """
+    if unsuited(model):
+        return None
+    engine = _engines.get(model)
+    if engine is None or engine.addresses != _addresses(model):
+        engine = _engines[model] = Engine(model)
+    return engine
+
+
+def unsuited(model: TelechatForCausalLM) -> str | None:
+    """Why the engine cannot run `model`; None if it can."""
+    linears = [linear for block in _blocks(model) for linear in _linears(block)]
+    floats = [*model.parameters()]
+    reasons = {
+        "no compiled kernels": library() is None,
+        "no int8 linears": not any(type(linear) is W8A8Linear for linear in linears),
+        "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
+        "float tensors not float32 on the CPU": any(p.dtype != torch.float32 or p.is_meta for p in floats),
+        f"head_dim no multiple of {LANES}": model.config.head_dim % LANES != 0,
+        "hooks on modules": any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _blocks(model: TelechatForCausalLM) -> list[TelechatBlock]:
+    return cast(list[TelechatBlock], list(model.transformer.h))
+
+
+def _linears(block: TelechatBlock) -> tuple[nn.Module, ...]:
+    """In the order of the kernels' record."""
+    attention, mlp = block.self_attention, block.mlp
+    return (attention.query, attention.key_value, attention.dense, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _readable(linear: nn.Module) -> bool:
+    """Whether the kernels can read the weight: int8 in panels with static activations, or float as on disk."""
+    if isinstance(linear, W8A8Linear):
+        return type(linear) is W8A8Linear and linear.weight.ndim == 4
+    return (
+        isinstance(linear, nn.Linear) and linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
+    )
+
+
+def _addresses(model: TelechatForCausalLM) -> tuple[int, ...]:
+    return tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
+
+
+def _bytes(linear: Linear) -> int:
+    """Bytes of weights and of what scales their products."""
+    weights, outputs = linear.inputs * linear.outputs, linear.outputs
+    return weights + 8 * outputs if linear.deq_scale else 4 * (weights + outputs)
+
+
+class Engine:
+    """A model as the kernels read it, and what it shares between its runs."""
+
+    def __init__(self, model: TelechatForCausalLM, screened_head: bool = True) -> None:
+        """`screened_head=False` computes every logit in float for every token; the ids are the same."""
+        config = model.config
+        self.config, self.addresses = config, _addresses(model)
+        key_values = [block.self_attention.key_value for block in _blocks(model)]
+        self.shared = shared_heads(key_values, config.n_head)
+        self.kv_heads = config.n_head // self.shared.size
+        self._kept: list[object] = []  # what the records point to
+        self.screen = screen_of(model.lm_head.weight.detach()) if screened_head else None
+        self.network = self._network(model)
+
+    @property
+    def read_bytes_per_token(self) -> int:
+        """Bytes of weights that a decode step reads, without what is in a cache of the processor anyway."""
+        blocks = self.network.blocks[: self.config.n_layer]
+        linears = [getattr(block, name) for block in blocks for name in LINEARS]
+        head = 4 * self.config.vocab_size * self.config.hidden_size
+        return sum(map(_bytes, linears)) + (self.screen.nbytes if self.screen else head)
+
+    @property
+    def cache_bytes_per_position(self) -> int:
+        """Bytes of keys and values that a decode step reads for each position."""
+        return 2 * 4 * self.config.n_layer * self.kv_heads * self.config.head_dim
+
+    def run(self, capacity: int) -> "EngineRun":
+        """A new sequence of up to `capacity` positions."""
+        return EngineRun(self, capacity)
+
+    def fits(self, positions: int) -> bool:
+        """Whether a run of so many positions stays in the trained length, where a cache and its tables hold."""
+        return positions <= self.config.training_seqlen
+
+    def _network(self, model: TelechatForCausalLM) -> Network:
+        config, transformer = self.config, model.transformer
+        embedding = model.get_input_embeddings().weight.detach()
+        cos, sin = transformer.rotary.rows(0, config.training_seqlen, embedding)
+        return Network(
+            layers=config.n_layer,
+            hidden=config.hidden_size,
+            heads=config.n_head,
+            kv_heads=self.kv_heads,
+            head_dim=config.head_dim,
+            ffn=config.ffn_hidden_size,
+            vocab=config.vocab_size,
+            residual_after_norm=config.apply_residual_connection_post_layernorm,
+            epsilon=config.layer_norm_epsilon,
+            blocks=(Block * config.n_layer)(*map(self._block, _blocks(model), self.shared.factors)),
+            embedding=self._keep(embedding),
+            embedding_norm=self._norm(transformer.word_embeddings_layernorm)
+            if config.embed_layernorm
+            else Norm(),
+            final_norm=self._norm(transformer.ln_f),
+            cos=self._keep(cos),
+            sin=self._keep(sin),
+            head=self._linear(model.lm_head),
+            **self._screen_fields(),
+        )
+
+    def _screen_fields(self) -> dict[str, Any]:
+        if self.screen is None:
+            return {}
+        error, norm = self.screen.error.data_ptr(), self.screen.norm.data_ptr()
+        return {"screen": self.screen.record(), "screen_error": error, "head_norm": norm}
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _norm(self, norm: TelechatRMSNorm) -> Norm:
+        bias = None if norm.bias is None else self._keep(norm.bias.detach())
+        return Norm(self._keep(norm.weight.detach()), bias)
+
+    def _block(self, block: TelechatBlock, value_factors: Tensor | None) -> Block:
+        query, key_value, *rest = _linears(block)
+        return Block(
+            self._norm(block.input_layernorm),
+            self._norm(block.post_attention_layernorm),
+            self._linear(query),
+            self._key_value(key_value, scaled=value_factors is None),
+            *map(self._linear, rest),
+            None if value_factors is None else self._keep(value_factors),
+        )
+
+    def _linear(self, linear: nn.Module) -> Linear:
+        if isinstance(linear, W8A8Linear):
+            return self._int8_linear(linear, linear.weight, linear.quant_bias, linear.deq_scale)
+        return self._float_linear(linear.weight, linear.bias)
+
+    def _key_value(self, linear: nn.Module, scaled: bool) -> Linear:
+        """Of heads that share the first one: a copy, the module keeps its own. Unless `scaled`, values stay integers."""
+        if self.shared.size == 1:
+            return self._linear(linear)
+        if isinstance(linear, W8A8Linear):
+            tensors = linear.weight, linear.quant_bias, linear.deq_scale
+            weight, bias, scale = map(self._first_heads, tensors)
+            if not scaled:
+                per_head(scale, self.kv_heads)[:, VALUE] = 1.0
+            return self._int8_linear(linear, weight, bias, scale)
+        assert isinstance(linear, nn.Linear)
+        bias = None if linear.bias is None else self._first_heads(linear.bias.detach())
+        return self._float_linear(self._first_heads(linear.weight.detach()), bias)
+
+    def _first_heads(self, tensor: Tensor) -> Tensor:
+        """Of a tensor whose rows, or panels, are those of the heads: those of each group's first one."""
+        heads = tensor.view(self.config.n_head, -1, *tensor.shape[1:])
+        return heads[:: self.shared.size].flatten(0, 1).clone()
+
+    def _int8_linear(self, linear: W8A8Linear, weight: Tensor, bias: Tensor, scale: Tensor) -> Linear:
+        self._kept += [weight, bias, scale]
+        scales = linear.input_scale, linear.input_offset
+        return linear_record(weight, *scales, bias, scale, linear.in_features)
+
+    def _float_linear(self, weight: Any, bias: Any) -> Linear:
+        self._kept += [weight, bias]
+        return float_record(weight, bias)
+
+
+class EngineRun:
+    """One sequence: its cache, and where it stands."""
+
+    def __init__(self, engine: Engine, capacity: int) -> None:
+        config, self.capacity = engine.config, -(-capacity // BLOCK) * BLOCK
+        self.length = 0
+        self._slots = torch.empty(2, config.n_layer, engine.kv_heads, self.capacity, config.head_dim)
+        self._logits = torch.empty(1, config.vocab_size)
+        self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), (0, 0)
+        self._profile = torch.zeros(len(PHASES), dtype=torch.float64)
+        keys, values = (slots.data_ptr() for slots in self._slots)
+        self._records = (engine.network, Cache(keys, values, self.capacity))
+        self._engine, self._kernels = engine, kernels()
+
+    def best(self, ids: Sequence[int]) -> int:
+        """The id of the largest logit after `ids`, which follow those given before."""
+        return self._feed(ids, full=False)
+
+    def profile(self) -> dict[str, float]:
+        """Seconds of all decode steps so far by what they went into, on the first thread."""
+        return dict(zip(PHASES, self._profile.tolist(), strict=True))
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """All logits `[1, vocab]` after `ids`, which follow those given before; overwritten by the next call."""
+        self._feed(ids, full=True)
+        return self._logits
+
+    def _feed(self, ids: Sequence[int], full: bool) -> int:
+        if self.length + len(ids) > self.capacity:
+            raise ValueError(f"{self.length} + {len(ids)} positions do not fit into {self.capacity}")
+        if self.length == 0:
+            return self._prefill(ids, full)
+        return [self._step(token, full) for token in ids][-1]
+
+    def _prefill(self, ids: Sequence[int], full: bool) -> int:
+        tokens = torch.tensor(ids, dtype=torch.int64)
+        output = self._output(len(ids), full)
+        self.length = len(ids)
+        return int(self._kernels.prefill(*self._records, tokens.data_ptr(), len(ids), *output))
+
+    def _step(self, token: int, full: bool) -> int:
+        output = self._output(1, full)
+        self.length += 1
+        return int(
+            self._kernels.decode(*self._records, token, self.length - 1, *output, self._profile.data_ptr())
+        )
+
+    def _output(self, rows: int, full: bool) -> tuple[int, int, int, int]:
+        """The arguments behind the tokens: whether all logits are wanted, where they go, scratch, threads."""
+        threads = torch.get_num_threads()
+        if self._scratch_for != (rows, threads):
+            size = self._kernels.scratch_bytes(self._records[0], rows, self.capacity, threads)
+            self._scratch, self._scratch_for = torch.empty(size, dtype=torch.uint8), (rows, threads)
+        return full, self._logits.data_ptr(), self._scratch.data_ptr(), threads

@@ -1,0 +1,254 @@
+"""Prefill and greedy decode on a preallocated cache, timed token by token."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from telechat_kit.backends import backend_for
+from telechat_kit.errors import DataError
+from telechat_kit.inference.engine import EngineRun, engine_for
+from telechat_kit.inference.graph import GraphRun, require_graph
+from telechat_kit.inference.memory import explained
+from telechat_kit.inference.network_run import NetworkRun, PreallocatedCache
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.network import TelechatForCausalLM
+
+Run = EngineRun | NetworkRun | GraphRun
+
+
+def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") -> Run:
+    """The fastest run of `model` over up to `capacity` positions: the engine's where it has one and may go so far.
+
+    With `graph` "capture" a graph of the device decodes, and a device that has none is refused.
+    """
+    require_graph(graph)
+    if graph != "none":
+        return GraphRun(NetworkRun(model, capacity))
+    engine = engine_for(model)
+    if engine is not None and engine.fits(capacity):
+        return engine.run(capacity)
+    return NetworkRun(model, capacity)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New ids of one greedy run, and when each was there: seconds after the start of the prefill."""
+
+    prompt_tokens: int
+    token_ids: list[int]
+    token_times: list[float]
+    #: ids of the further rows, where copies of the prompt went through the model at once
+    other_rows: list[list[int]] = field(default_factory=list)
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts at a time."""
+        return 1 + len(self.other_rows)
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the prefill to the last token."""
+        return self.token_times[-1]
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds from the start of the prefill to the first token."""
+        return self.token_times[0]
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """Mean seconds per token after the first one; None where there is only one."""
+        after_first = len(self.token_times) - 1
+        return (self.seconds - self.time_to_first_token) / after_first if after_first else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all rows per second of wall time, prefill included: the published tables' meaning."""
+        return self.batch * len(self.token_ids) / self.seconds
+
+
+@torch.inference_mode()
+def generate(
+    model: TelechatForCausalLM,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    repetition_penalty: float = 1.0,
+    stop_ids: Sequence[int] = (),
+    on_token: Callable[[int], None] | None = None,
+    graph: str = "none",
+) -> Generation:
+    """Greedy continuation of one prompt: up to `max_new_tokens` ids, the stop id included if one comes.
+
+    `graph` "capture" decodes with a graph of the device, captured before the clock starts.
+
+    Raises:
+        DataError: the prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory, or has no such graph.
+        ParameterError: `graph` is unknown, or cannot go so far.
+    """
+    _check_prompt(model.config, prompt_ids, max_new_tokens)
+    case = f"input {len(prompt_ids)}, output {max_new_tokens} tokens"
+    with explained(case, backend_for(model.device.type)):
+        run = start_run(model, len(prompt_ids) + max_new_tokens, graph)
+        backend_for(model.device.type).synchronize()
+        return _generate(run, prompt_ids, max_new_tokens, repetition_penalty, stop_ids, on_token)
+
+
+def _generate(
+    run: Run,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    repetition_penalty: float,
+    stop_ids: Sequence[int],
+    on_token: Callable[[int], None] | None,
+) -> Generation:
+    new_ids: list[int] = []
+    times: list[float] = []
+    start, step = time.perf_counter(), list(prompt_ids)
+    while len(new_ids) < max_new_tokens:
+        token = _next_id(run, step, [*prompt_ids, *new_ids], repetition_penalty)
+        step = [token]
+        new_ids.append(token)
+        times.append(time.perf_counter() - start)
+        if on_token is not None:
+            on_token(token)
+        if token in stop_ids:
+            break
+    return Generation(len(prompt_ids), new_ids, times)
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: TelechatForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    repetition_penalty: float = 1.0,
+    stop_ids: Sequence[int] = (),
+) -> list[list[int]]:
+    """Greedy continuations of several prompts at a time, each as `generate` gives it but for rounding.
+
+    Shorter prompts are padded on the left, and positions count the padding, as in the published code: where two
+    tokens are equally likely to some digits, the choice may be another one than for the prompt alone.
+
+    Raises:
+        DataError: a prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory.
+    """
+    for prompt in prompts:
+        _check_prompt(model.config, prompt, max_new_tokens)
+    longest = max(map(len, prompts))
+    # pads repeat an id of the prompt: the penalty counts an id once
+    seen = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    case = f"batch {len(prompts)}, input {longest}, output {max_new_tokens} tokens"
+    with explained(case, backend_for(model.device.type)):
+        seen = _extend(
+            model, seen.to(model.device), mask.to(model.device), max_new_tokens, repetition_penalty, stop_ids
+        )
+    return [_until_stop(row, stop_ids) for row in seen[:, longest:].tolist()]
+
+
+@torch.inference_mode()
+def generate_copies(
+    model: TelechatForCausalLM, prompt_ids: Sequence[int], batch: int, max_new_tokens: int
+) -> Generation:
+    """Greedy continuations of `batch` copies of a prompt at a time, timed; no id ends them.
+
+    They go through the network's modules: the engine and graphs run one sequence. The time includes that of
+    allocating the cache.
+
+    Raises:
+        DataError: the prompt is empty or holds an id outside the vocabulary.
+        DeviceError: the device ran out of memory.
+    """
+    _check_prompt(model.config, prompt_ids, max_new_tokens)
+    backend, times = backend_for(model.device.type), []
+    case = f"batch {batch}, input {len(prompt_ids)}, output {max_new_tokens} tokens"
+    with explained(case, backend):
+        prompts = torch.tensor([list(prompt_ids)] * batch, device=model.device)
+        backend.synchronize()
+        start = time.perf_counter()
+        seen = _extend(
+            model, prompts, None, max_new_tokens, 1.0, (), lambda: times.append(time.perf_counter() - start)
+        )
+    first, *others = seen[:, len(prompt_ids) :].tolist()
+    return Generation(len(prompt_ids), first, times, others)
+
+
+def _extend(
+    model: TelechatForCausalLM,
+    seen: Tensor,
+    mask: Tensor | None,
+    max_new_tokens: int,
+    penalty: float,
+    stop_ids: Sequence[int],
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The ids `seen [B, T]` and up to `max_new_tokens` more, fewer if a stop id has come in every row.
+
+    `on_step` is called as soon as an id of every row is there.
+    """
+    cache = PreallocatedCache.of(model, len(seen), seen.shape[1] + max_new_tokens)
+    stops, step = torch.tensor(stop_ids, device=seen.device), seen
+    stopped = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
+    for _ in range(max_new_tokens):
+        found = model(step, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        step = penalized(found, seen, penalty).argmax(dim=1, keepdim=True)
+        seen = torch.cat([seen, step], dim=1)
+        mask = None if mask is None else torch.cat([mask, torch.ones_like(step)], dim=1)
+        stopped |= torch.isin(step[:, 0], stops)
+        ended = bool(stopped.all())  # waits for the device
+        on_step()
+        if ended:
+            break
+    return seen
+
+
+def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """The ids up to the first stop id, which is kept."""
+    end = next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))
+    return ids[:end]
+
+
+def _next_id(run: Run, step: Sequence[int], seen: Sequence[int], penalty: float) -> int:
+    """The greedy choice after `step`, with the penalty on the ids `seen` so far."""
+    if penalty == 1.0:
+        return run.best(step)
+    logits = run.logits(step)
+    return int(penalized(logits, torch.tensor([seen], device=logits.device), penalty).argmax())
+
+
+def penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """`logits [B, vocab]` with those of the `ids [B, T]` already there divided by `penalty` if positive, else multiplied.
+
+    The rule of CTRL (Keskar et al. 2019) as transformers applies it: once per distinct id.
+    """
+    if penalty == 1.0:
+        return logits
+    seen = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def stop_ids(model: TelechatForCausalLM) -> tuple[int, ...]:
+    """Ids that end an answer, from the generation config, which wins over the model's own."""
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    eos = model.config.eos_token_id if eos is None else eos
+    return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def _check_prompt(config: TelechatConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+    if not prompt_ids or max_new_tokens < 1:
+        raise DataError(
+            f"{len(prompt_ids)} prompt tokens and {max_new_tokens} new tokens: both must be at least 1."
+        )
+    outside = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
+    if outside:
+        raise DataError(
+            f"token id {outside[0]} is outside the model's vocabulary of {config.vocab_size}: "
+            "tokenizer and weights do not belong together."
+        )

@@ -1,0 +1,86 @@
+"""A checkpoint's model on the device that runs it, or shared by several, its weights in the form multiplied with."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from telechat_kit.backends import backend_for, resolve_device, split_devices
+from telechat_kit.files import resolve
+from telechat_kit.inference.memory import explained, require_room
+from telechat_kit.inference.parallel import team_of
+from telechat_kit.model.checkpoint import build_float, build_float_part, build_w8a8, config_folder
+from telechat_kit.model.folder import is_w8a8, read_config
+from telechat_kit.model.int8_linears import W8A8Linear
+from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.sharding import WHOLE, Shard, join
+from telechat_kit.model.w8a8 import linear_names
+
+
+def load_model(
+    folder: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    *,
+    model_path: str | Path | None = None,
+) -> TelechatForCausalLM:
+    """The TeleChat model of a float or W8A8 checkpoint folder, in eval mode on `device`.
+
+    Args:
+        folder: an official checkpoint, the demo model, or a quantized folder: the kit's and msModelSlim's
+            safetensors (either description), msModelSlim's `.npy` dictionaries, compressed-tensors.
+        device: "auto", "cpu", or a device that is present; several with commas between them share the model.
+        dtype: of the float tensors; None takes float32 on the CPU and a half precision elsewhere, the
+            checkpoint's own if the device has it. Int8 weights stay int8.
+        model_path: the float folder after outlier suppression that belongs to `.npy` dictionaries (scenario
+            two); for other quantized folders, where to find config.json if they have none.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
+        DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
+    """
+    folder, beside = resolve(folder), None if model_path is None else resolve(model_path)
+    if len(devices := split_devices(device)) > 1:
+        return team_of(devices).load(load_part, join_parts, folder, beside, dtype)
+    model = load_part(folder, beside, dtype, device)
+    prepare(model)
+    return model
+
+
+def load_part(
+    folder: Path, model_path: Path | None, dtype: torch.dtype | None, device: str, shard: Shard = WHOLE
+) -> TelechatForCausalLM:
+    """This part of the model on `device`, in eval mode, its weights not yet `prepare`d; errors as in `load_model`."""
+    target, beside = resolve_device(device), config_folder(folder, model_path)
+    config = read_config(beside)
+    dtype = backend_for(target.type).choose_dtype(dtype, config.dtype)
+    quantized = is_w8a8(folder)
+    shard.require_even(config)
+    require_room(config, quantized, dtype, target, shard.count)
+    if quantized:
+        model = build_w8a8(folder, beside, config, dtype, shard)
+    else:
+        model = build_float(folder, dtype) if shard.count == 1 else build_float_part(folder, dtype, shard)
+    with explained(f"loading {folder}", backend_for(target.type)):
+        return model.to(target).eval()
+
+
+def join_parts(model: TelechatForCausalLM, shard: Shard) -> None:
+    """Bring together the parts of a model that every process has loaded: all of them must call this."""
+    with explained("preparing the weights", backend_for(model.device.type)):
+        join(model, shard)
+        prepare(model)
+
+
+def prepare(model: TelechatForCausalLM) -> None:
+    """Bring the weights of `model`, which lies on its device, into the form that the device multiplies with.
+
+    The head keeps its own: it may be tied to the embedding, whose rows are looked up.
+    """
+    backend = backend_for(model.device.type)
+    for name in linear_names(model):
+        linear = model.get_submodule(name)
+        if isinstance(linear, W8A8Linear):
+            linear.prepare()
+        elif isinstance(linear, nn.Linear):
+            backend.prepare_float_linear(linear)

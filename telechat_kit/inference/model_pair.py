@@ -1,0 +1,127 @@
+"""The two models of a comparison: loaded when they are needed, both at once or one after the other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from telechat_kit.backends import backend_for, resolve_device, split_devices
+from telechat_kit.errors import CheckpointError, ParameterError
+from telechat_kit.files import read_json, resolve
+from telechat_kit.inference.conditions import conditions
+from telechat_kit.inference.loading import load_model
+from telechat_kit.inference.memory import needs
+from telechat_kit.model.checkpoint import config_folder, needed_model_path
+from telechat_kit.model.folder import read_config, weight_files
+from telechat_kit.model.hashes import tokenizer_hash
+from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.tokenization import load_tokenizer
+from telechat_kit.provenance import Conditions
+from telechat_kit.texts import Block, load_text, token_blocks
+
+#: How many of the two models may be in memory: both, one at a time, or as the free memory allows
+MEMORY = ("both", "one", "auto")
+#: Without it a checkpoint brings no tokenizer of its own
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+class Pair:
+    """Float and W8A8 model of one tokenizer, checked to belong together before either is loaded.
+
+    Args:
+        memory: "both" keeps both models loaded, "one" frees each after its turn, "auto" decides by free memory.
+    """
+
+    def __init__(
+        self, model_path: str | Path, quant_path: str | Path, device: str = "auto", memory: str = "both"
+    ) -> None:
+        if memory not in MEMORY:
+            raise ParameterError(f'memory "{memory}" is unknown. Use one of {", ".join(MEMORY)}.')
+        self.float_folder, self.w8a8_folder = resolve(model_path), resolve(quant_path)
+        self.folders = {"float": self.float_folder, "w8a8": self.w8a8_folder}
+        self.device_name, self.device = device, resolve_device(device)
+        self.devices = len(split_devices(device))
+        self.configs = {
+            name: read_config(config_folder(folder, self._beside(name)))
+            for name, folder in self.folders.items()
+        }
+        self.tokenizer = load_tokenizer(self.float_folder)
+        self._check()
+        self.together = memory == "both" or (memory == "auto" and self._fits())
+        self._loaded: dict[str, TelechatForCausalLM] = {}
+
+    def _check(self) -> None:
+        sizes = {name: config.vocab_size for name, config in self.configs.items()}
+        if len(set(sizes.values())) > 1 or len(self.tokenizer) > sizes["float"]:
+            raise CheckpointError(
+                f"{self.float_folder} (vocabulary {sizes['float']}, tokenizer {len(self.tokenizer)}) and "
+                f"{self.w8a8_folder} (vocabulary {sizes['w8a8']}) do not belong together. Give a pair of one model."
+            )
+        if not (self.w8a8_folder / _TOKENIZER_CONFIG).is_file() or (
+            tokenizer_hash(self.float_folder) == tokenizer_hash(self.w8a8_folder)
+        ):
+            return
+        if load_tokenizer(self.w8a8_folder).get_vocab() != self.tokenizer.get_vocab():
+            raise CheckpointError(
+                f"the tokenizers of {self.float_folder} and {self.w8a8_folder} know different tokens: the "
+                "folders do not belong together. Give a pair of one model."
+            )
+
+    def _fits(self) -> bool:
+        """Whether both models and a quarter of the float one as working room fit into what is free now."""
+        sizes = {
+            name: sum(f.stat().st_size for f in weight_files(path)) for name, path in self.folders.items()
+        }
+        if self.device.type == "cpu":
+            widened = 1 if self.configs["float"].dtype == torch.float32 else 2
+            return psutil.virtual_memory().available > 1.25 * widened * sizes["float"] + sizes["w8a8"]
+        free = backend_for(self.device.type).free_memory_bytes()
+        own = {
+            name: needs(config, name == "w8a8", devices=self.devices).weight_bytes
+            for name, config in self.configs.items()
+        }
+        return free > 1.25 * own["float"] + own["w8a8"]
+
+    def _beside(self, name: str) -> Path | None:
+        """The folder that completes `name`: `.npy` dictionaries hold int8 linears and norms only."""
+        return needed_model_path(self.w8a8_folder, self.float_folder) if name == "w8a8" else None
+
+    def _load(self, name: str) -> TelechatForCausalLM:
+        return load_model(self.folders[name], self.device_name, model_path=self._beside(name))
+
+    @contextmanager
+    def model(self, name: str) -> Iterator[TelechatForCausalLM]:
+        """The model "float" or "w8a8"; freed afterwards if only one may be in memory."""
+        model = self._loaded.get(name) or self._load(name)
+        if self.together:
+            self._loaded[name] = model
+        yield model
+
+    @property
+    def models(self) -> dict[str, TelechatForCausalLM]:
+        """Both models, loaded and kept, for work that needs them in turn."""
+        for name in self.folders:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+        return self._loaded
+
+    def conditions(self) -> Conditions:
+        """Conditions of a measurement on this pair."""
+        return conditions(self.device, self.devices, **self.folders)
+
+
+def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: int) -> list[Block]:
+    """Blocks of the text that the W8A8 model was not calibrated on, as its `quantize.json` tells."""
+    if length < 2:
+        raise ParameterError(
+            f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
+        )
+    text = load_text(source)
+    path = pair.w8a8_folder / "quantize.json"
+    recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
+    seen = recipe.get("calibration_blocks", []) if recipe.get("calibration_sha256") == text.sha256 else []
+    return token_blocks(
+        pair.tokenizer, text, length, count, seed, exclude=[(low, high) for low, high in seen]
+    )

@@ -1,0 +1,55 @@
+"""Hashes of checkpoint folders: of the weights and the tokenizer as records carry them, and of every file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from telechat_kit.errors import CheckpointError
+from telechat_kit.model.folder import weight_files
+from telechat_kit.provenance import combined_hash, file_hash
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """Name below the folder, size and SHA-256 of one file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FolderHashes:
+    """Every file of a folder, and the combined hashes that records carry; empty where there is nothing to hash.
+
+    `problem`: why the folder is no whole checkpoint, if it is none.
+    """
+
+    files: list[FileHash]
+    weights: str
+    tokenizer: str
+    problem: str
+
+
+def weights_hash(folder: Path) -> str:
+    """One hash over the weight files of a checkpoint folder, by name and content."""
+    return combined_hash(f"{path.name} {file_hash(path)}" for path in weight_files(folder))
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """One hash over the tokenizer files of a checkpoint folder."""
+    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
+
+
+def folder_hashes(folder: Path) -> FolderHashes:
+    """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    files = [FileHash(str(p.relative_to(folder)), p.stat().st_size, file_hash(p)) for p in paths]
+    try:
+        weights, problem = weights_hash(folder), ""
+    except CheckpointError as error:
+        weights, problem = "", str(error)
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return FolderHashes(files, weights, tokenizer_hash(folder) if has_tokenizer else "", problem)

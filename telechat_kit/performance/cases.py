@@ -1,0 +1,108 @@
+"""Which cases can be timed on a device, and how long they will take: known before the first one starts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from telechat_kit.errors import DeviceError, ParameterError
+from telechat_kit.inference.generation import Generation
+from telechat_kit.model.configuration import TelechatConfig
+
+
+class Case(NamedTuple):
+    """Tokens of a prompt, tokens generated behind it, and copies of the prompt at a time."""
+
+    input_tokens: int
+    output_tokens: int
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class SkippedCase:
+    """A case that was not run, and why."""
+
+    input_tokens: int
+    output_tokens: int
+    reason: str
+    batch: int = 1
+
+
+def grid(
+    input_lengths: Sequence[int],
+    output_lengths: Sequence[int],
+    context: int,
+    batch_sizes: Sequence[int] = (1,),
+) -> list[Case]:
+    """All cases, batch by batch, or a `ParameterError` that names the first impossible length or batch size."""
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ParameterError(f"batch_sizes is {list(batch_sizes)}: name at least one, each 1 or more.")
+    cases = [Case(i, o, batch) for batch in batch_sizes for i in input_lengths for o in output_lengths]
+    for i, o, _ in cases:
+        if i < 1 or o < 1 or i + o > context:
+            raise ParameterError(
+                f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
+                f"{context}, the context of the model. Change input_lengths or output_lengths."
+            )
+    if not cases:
+        raise ParameterError(
+            "input_lengths and output_lengths give no case. Name at least one length in each."
+        )
+    return cases
+
+
+def case_bytes(config: TelechatConfig, case: Case, float_bytes: int) -> int:
+    """Bytes that a case needs beside the weights: its cache, and the widest activations of its prompt.
+
+    Those are gate, up and their product, or query, keys, values and what attention gives.
+    """
+    inputs, outputs, batch = case
+    cache = 2 * config.n_layer * config.hidden_size * (inputs + outputs)
+    widest = max(3 * config.ffn_hidden_size, 4 * config.hidden_size) + 2 * config.hidden_size
+    return batch * (cache + widest * inputs) * float_bytes
+
+
+def fitting(
+    cases: Iterable[Case], config: TelechatConfig, float_bytes: int, free: int
+) -> tuple[list[Case], list[SkippedCase]]:
+    """The cases that fit into `free` bytes, and the others with their reason.
+
+    Raises:
+        DeviceError: not one of them fits.
+    """
+    run: list[Case] = []
+    skipped = []
+    for case in cases:
+        needed = case_bytes(config, case, float_bytes)
+        if needed <= free:
+            run.append(case)
+        else:
+            reason = f"needs {needed / 1e9:.2f} GB beside the weights, {free / 1e9:.2f} GB are free"
+            skipped.append(SkippedCase(case.input_tokens, case.output_tokens, reason, case.batch))
+    if not run:
+        first = skipped[0]
+        raise DeviceError(
+            f"no case fits: input {first.input_tokens}, output {first.output_tokens} {first.reason}. Ask for shorter lengths, or end "
+            "other programs on the device."
+        )
+    return run, skipped
+
+
+def estimated_seconds(cases: Sequence[Case], repeats: int, warm_up: Mapping[str, Generation]) -> float:
+    """Time of all runs, from one short run of each precision: its time per prompt token and per further token.
+
+    Rough: a long prompt takes less per token than a short one, a long context more, and the rows of a batch count
+    as if one came after the other.
+    """
+    seconds = 0.0
+    for run in warm_up.values():
+        prompt = run.time_to_first_token / run.prompt_tokens
+        step = run.time_per_output_token or run.time_to_first_token
+        seconds += sum(batch * (inputs * prompt + outputs * step) for inputs, outputs, batch in cases)
+    return repeats * seconds
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in words, rounded to what an estimate is worth."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,277 @@
+"""Speed of float and W8A8 over a grid of prompt and answer lengths, with raw samples kept."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from telechat_kit.backends import backend_for, split_devices
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.files import relative
+from telechat_kit.inference.generation import generate, generate_copies
+from telechat_kit.inference.graph import require_graph
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.performance.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
+from telechat_kit.performance.energy import energy_reader
+from telechat_kit.performance.id_checks import IdCheck, check_ids
+from telechat_kit.performance.roofline import ModelSize, Peaks, higher, measure_peaks, model_size
+from telechat_kit.performance.thread_scaling import (
+    ThreadPlan,
+    ThreadScaling,
+    longest_seconds,
+    plan_threads,
+    scaling_case,
+    summarize_threads,
+)
+from telechat_kit.performance.timed_runs import Timing, timed
+from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, drift, summarize
+from telechat_kit.provenance import Conditions, code_hash, combined_hash
+from telechat_kit.texts import load_text
+
+SCHEMA = "telechat-kit/performance/1"
+#: The guide's grid: batch 1, every input length with every output length
+GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
+#: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
+WARM_UP = 8
+
+
+@dataclass(frozen=True)
+class PublishedCase:
+    """A row of the guide's table: tokens/s of TeleChat-7B int8, batch 1. `None` lengths: the mean of its 25 cases."""
+
+    input_tokens: int | None
+    output_tokens: int | None
+    npu_310p: float
+    gpu_a10: float
+
+
+PUBLISHED = (
+    PublishedCase(100, 100, 15, 21),
+    PublishedCase(1000, 100, 13, 24),
+    PublishedCase(2000, 100, 11, 19),
+    PublishedCase(None, None, 13, 18),
+)
+
+
+@dataclass(frozen=True)
+class PerformanceRecord:
+    """What `04_performance` measured."""
+
+    schema: str
+    model_path: str
+    quant_path: str
+    #: the smallest that was timed: charts of the grid show it
+    batch: int
+    cases: list[CaseResult]
+    sizes: list[ModelSize]
+    read_bandwidth: float
+    read_bandwidth_basis: str
+    peak_memory_bytes: int
+    published: list[PublishedCase]
+    conditions: Conditions
+    peaks: Peaks | None = None
+    skipped: list[SkippedCase] = field(default_factory=list)
+    id_checks: list[IdCheck] = field(default_factory=list)
+    #: see `samples.drift`
+    drift: float | None = None
+    #: wall time of all timed runs, and what was expected of them before
+    seconds: float | None = None
+    estimated_seconds: float | None = None
+    #: float and W8A8 took turns; otherwise the device could not hold both, and one came after the other
+    in_turn: bool = True
+    #: timed runs taken over from an earlier run of the same work that was broken off
+    resumed: int = 0
+    #: "capture": single tokens went through a captured graph of the device
+    graph: str = "none"
+    #: one case by the number of CPU threads; None: not asked for
+    threads: ThreadScaling | None = None
+    #: which counter the joules are of, or why there are none; empty: a record from before they were read
+    energy_basis: str = ""
+
+    @property
+    def grid_cases(self) -> list[CaseResult]:
+        """The cases of the batch size that charts of the grid show."""
+        return [case for case in self.cases if case.batch == self.batch]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all turns of a measurement share."""
+
+    timing: Timing
+    threads: ThreadPlan
+
+
+@dataclass
+class _Timed:
+    """What the turns of a measurement leave."""
+
+    samples: list[Sample] = field(default_factory=list)
+    sizes: list[ModelSize] = field(default_factory=list)
+    skipped: list[SkippedCase] = field(default_factory=list)
+    id_checks: list[IdCheck] = field(default_factory=list)
+    expected: float = 0.0
+    #: the case that is timed by threads, and its samples
+    scaling_case: Case | None = None
+    by_threads: list[Sample] = field(default_factory=list)
+
+
+def measure_performance(
+    model_path: str | Path,
+    quant_path: str | Path,
+    samples_path: Path,
+    *,
+    input_lengths: Sequence[int] = GUIDE_LENGTHS,
+    output_lengths: Sequence[int] = GUIDE_LENGTHS,
+    batch_sizes: Sequence[int] = (1,),
+    repeats: int = 3,
+    text: str = "pydoc_data.topics",
+    check_tokens: int = 0,
+    memory: str = "auto",
+    graph: str = "none",
+    thread_counts: Sequence[int] = (),
+    device: str = "auto",
+) -> PerformanceRecord:
+    """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
+
+    Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
+    before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case
+    generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit
+    into memory are named and left out. Behind each prompt up to `check_tokens` ids of W8A8 are compared with those of
+    `generate()` of transformers on the same model. What an interrupted run of the same work has timed is not timed
+    again. `graph` is that of `generate`. One case (`thread_scaling.scaling_case`) is timed behind the grid with each of
+    `thread_counts` CPU threads too; counts above what the process may use are named and left out.
+    """
+    _check_request(graph, device, batch_sizes, repeats)
+    threads = plan_threads(thread_counts, device)
+    pair = Pair(model_path, quant_path, device, memory)
+    cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen, batch_sizes)
+    prompt = _prompt(pair, text, max(input_lengths))
+    conditions = pair.conditions()
+    journal = Journal(samples_path, _work_key(conditions, graph, prompt))
+    peaks = measure_peaks(pair.device)
+    timing = Timing(prompt, repeats, journal, graph, energy_reader(device))
+    work, found = _Work(timing, threads), _Timed()
+    for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
+        with contextlib.ExitStack() as stack:
+            models = {name: stack.enter_context(pair.model(name)) for name in names}
+            cases = _take_turns(models, cases, work, found)
+            if "w8a8" in models:
+                found.id_checks = check_ids(models["w8a8"], prompt, journal.answers("w8a8"), check_tokens)
+    journal.publish()
+    peaks = higher(peaks, measure_peaks(pair.device))
+    return _record(pair, min(batch_sizes), conditions, peaks, work, found)
+
+
+def _record(
+    pair: Pair, batch: int, conditions: Conditions, peaks: Peaks, work: _Work, found: _Timed
+) -> PerformanceRecord:
+    by_threads = found.scaling_case and summarize_threads(work.threads, found.scaling_case, found.by_threads)
+    return PerformanceRecord(
+        schema=SCHEMA,
+        model_path=relative(pair.float_folder),
+        quant_path=relative(pair.w8a8_folder),
+        batch=batch,
+        cases=summarize(found.samples, found.sizes, peaks),
+        sizes=found.sizes,
+        read_bandwidth=peaks.bandwidth,
+        read_bandwidth_basis=peaks.bandwidth_basis,
+        peak_memory_bytes=backend_for(pair.device.type).peak_memory_bytes(),
+        published=list(PUBLISHED),
+        conditions=conditions,
+        peaks=peaks,
+        skipped=found.skipped,
+        id_checks=found.id_checks,
+        drift=drift(found.samples),
+        seconds=sum(sample.seconds for sample in found.samples),
+        estimated_seconds=found.expected,
+        in_turn=pair.together,
+        resumed=work.timing.journal.resumed,
+        graph=work.timing.graph,
+        threads=by_threads,
+        energy_basis=work.timing.energy.basis,
+    )
+
+
+def _check_request(graph: str, device: str, batch_sizes: Sequence[int], repeats: int) -> None:
+    """Refuse what cannot be timed before anything is loaded."""
+    require_graph(graph, shared=len(split_devices(device)) > 1)
+    if graph != "none" and max(batch_sizes, default=1) > 1:
+        raise ParameterError(f'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.')
+    if repeats < 1:
+        raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
+
+
+def _work_key(conditions: Conditions, graph: str, prompt: list[int]) -> str:
+    """What must be equal for timed runs to be kept."""
+    made_by = (conditions.device_name, torch.__version__, code_hash())
+    return combined_hash([*conditions.hashes.values(), *made_by, graph, str(prompt)])
+
+
+def _prompt(pair: Pair, source: str, length: int) -> list[int]:
+    ids = pair.tokenizer("\n".join(load_text(source).lines), add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
+    if len(ids) < length:
+        raise DataError(
+            f"{source} has {len(ids)} tokens, the longest case needs {length}. Give a longer text."
+        )
+    return list(ids[:length])
+
+
+def _take_turns(
+    models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], work: _Work, found: _Timed
+) -> list[Case]:
+    """Time `models`, which take turns, and note what is found; the cases that fit into memory."""
+    first = next(iter(models.values()))
+    float_bytes = first.get_input_embeddings().weight.dtype.itemsize
+    free = backend_for(first.device.type).free_memory_bytes()
+    fit, skipped = fitting(cases, first.config, float_bytes, free)
+    found.skipped += skipped
+    expected = _announce(models, fit, skipped, work.timing)
+    found.expected += expected
+    found.samples += timed(models, fit, work.timing, label=f"timed runs, about {duration(expected)} in all")
+    found.scaling_case = found.scaling_case or scaling_case(fit)
+    if work.threads.counts and found.scaling_case in fit:
+        found.by_threads += _by_threads(models, found.scaling_case, work, found.samples)
+    found.sizes += [model_size(name, model) for name, model in models.items()]
+    return fit
+
+
+def _by_threads(
+    models: Mapping[str, TelechatForCausalLM], case: Case, work: _Work, grid_samples: Sequence[Sample]
+) -> Iterator[Sample]:
+    """Time `case` with every number of threads; say before how long that takes at most."""
+    counts, repeats = work.threads.counts, work.timing.repeats
+    own = [sample for sample in grid_samples if sample.precision in models]
+    longest = duration(longest_seconds(case, own, counts, repeats))
+    print(
+        f"input {case.input_tokens}, output {case.output_tokens} tokens with {', '.join(map(str, counts))} threads, "
+        f"{repeats} times in {len(models)} precisions: at most about {longest}"
+    )
+    return timed(models, [case], work.timing, counts, f"runs by threads, at most about {longest} in all")
+
+
+def _announce(
+    models: Mapping[str, TelechatForCausalLM],
+    cases: Sequence[Case],
+    skipped: Sequence[SkippedCase],
+    timing: Timing,
+) -> float:
+    """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
+    prompt, tokens = timing.prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens)
+    warm_up = {name: generate(models[name], prompt, tokens, graph=timing.graph) for name in models}
+    for batch in {case.batch: None for case in cases if case.batch > 1}:
+        for model in models.values():
+            generate_copies(model, prompt, batch, tokens)
+    for case in skipped:
+        rows = f"batch {case.batch}, " if case.batch > 1 else ""
+        print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
+    expected = estimated_seconds(cases, timing.repeats, warm_up)
+    print(
+        f"{len(cases)} cases, {timing.repeats} times in {len(models)} precisions: about {duration(expected)}"
+    )
+    return expected

@@ -1,0 +1,246 @@
+"""Timed runs as they are kept, and what they say: medians, limits, and whether the device kept its pace."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from telechat_kit.files import write_text
+from telechat_kit.inference.generation import Generation
+from telechat_kit.performance.cases import Case
+from telechat_kit.performance.roofline import ModelSize, Peaks, limit_tokens_per_second
+from telechat_kit.statistics import Estimate, median
+
+#: A case whose fastest and slowest run differ by more than this share of the median is marked
+UNSTABLE = 0.1
+#: Number of prompt tokens, and the ids generated behind them
+Answer = tuple[int, list[int]]
+#: Share by which the later repeats may be slower or faster before the whole run is
+DRIFT = 0.05
+
+
+class Run(NamedTuple):
+    """One timed run; `threads` as in `Sample`."""
+
+    precision: str
+    case: Case
+    repeat: int
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed run, as kept in samples.jsonl. Times in seconds; those of tokens are without the first one."""
+
+    precision: str  # "float" or "w8a8"
+    input_tokens: int
+    output_tokens: int
+    repeat: int
+    seconds: float
+    time_to_first_token: float
+    time_per_output_token: float | None  # mean
+    token_p50: float | None = None
+    token_p95: float | None = None
+    batch: int = 1  # copies of the prompt at a time; each gets `output_tokens`
+    threads: int | None = None  # CPU threads set for a run of the scaling by threads; None: a run of the grid
+    joules: float | None = None  # of the whole device during the run; None: not reported
+
+    @property
+    def case(self) -> Case:
+        """What was timed."""
+        return Case(self.input_tokens, self.output_tokens, self.batch)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens generated in all rows per second from the start of the prefill."""
+        return self.batch * self.output_tokens / self.seconds
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Joules of the run, prefill included, for each token generated in all rows."""
+        return None if self.joules is None else self.joules / (self.batch * self.output_tokens)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Medians of one case in one precision, and the fastest that the device allows."""
+
+    precision: str
+    input_tokens: int
+    output_tokens: int
+    repeats: int
+    tokens_per_second: Estimate
+    time_to_first_token: Estimate
+    time_per_output_token: Estimate | None
+    limit_tokens_per_second: float
+    token_p95: Estimate | None = None
+    unstable: bool = False
+    batch: int = 1
+    joules_per_token: Estimate | None = None
+
+    @property
+    def case(self) -> Case:
+        """What was timed."""
+        return Case(self.input_tokens, self.output_tokens, self.batch)
+
+    @property
+    def share_of_limit(self) -> float:
+        """Tokens per second over the most that the device allows for this case."""
+        return self.tokens_per_second.value / self.limit_tokens_per_second
+
+
+def sample_of(
+    name: str, repeat: int, run: Generation, threads: int | None = None, joules: float | None = None
+) -> Sample:
+    """The sample of one generation with the model `name`."""
+    steps = np.diff(run.token_times)
+    p50, p95 = (float(np.quantile(steps, share)) if len(steps) else None for share in (0.5, 0.95))
+    return Sample(
+        precision=name,
+        input_tokens=run.prompt_tokens,
+        output_tokens=len(run.token_ids),
+        repeat=repeat,
+        seconds=run.seconds,
+        time_to_first_token=run.time_to_first_token,
+        time_per_output_token=run.time_per_output_token,
+        token_p50=p50,
+        token_p95=p95,
+        batch=run.batch,
+        threads=threads,
+        joules=joules,
+    )
+
+
+class Journal:
+    """Timed runs, each on disk as soon as it is done: a broken-off run is gone on with, and an earlier one's stay.
+
+    Args:
+        path: of samples.jsonl, which is written at the end. Until then `partial_samples(path)` grows.
+        key: of the work; runs of other work are not taken over.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self._part, self._key = path, partial_samples(path), key
+        rows = _readable(self._part)
+        self._rows = [(_sample(row["sample"]), row["token_ids"]) for row in rows if row.get("key") == key]
+        self._known = {_run(sample): sample for sample, _ in self._rows}
+        self.resumed = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._part, "".join(self._line(*row) for row in self._rows))
+
+    def sample(self, run: Run) -> Sample | None:
+        """The sample of `run` if an earlier process timed it."""
+        found = self._known.get(run)
+        self.resumed += found is not None
+        return found
+
+    def write(self, sample: Sample, generation: Generation) -> None:
+        """Add a timed run and the ids that it gave."""
+        self._rows.append((sample, generation.token_ids))
+        with self._part.open("a", encoding="utf-8") as file:
+            file.write(self._line(*self._rows[-1]))
+
+    def answers(self, precision: str) -> list[Answer]:
+        """What the grid's runs of `precision` generated at batch 1: number of prompt tokens, and ids."""
+        return [
+            (row.input_tokens, ids)
+            for row, ids in self._rows
+            if (row.precision, row.batch, row.threads) == (precision, 1, None)
+        ]
+
+    def publish(self) -> None:
+        """Write samples.jsonl from all runs; what was kept for going on goes."""
+        write_text(self.path, "".join(json.dumps(asdict(sample)) + "\n" for sample, _ in self._rows))
+        self._part.unlink()
+
+    def _line(self, sample: Sample, ids: Sequence[int]) -> str:
+        row = {"key": self._key, "sample": asdict(sample), "token_ids": list(ids)}
+        return json.dumps(row) + "\n"
+
+
+def partial_samples(samples_path: Path) -> Path:
+    """Where timed runs stand until all are there."""
+    return samples_path.with_name(f"{samples_path.name}.part")
+
+
+def _readable(path: Path) -> list[dict[str, Any]]:
+    """Rows of a journal up to the first that was cut off while it was written."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    return Sample(**row)
+
+
+def _run(sample: Sample) -> Run:
+    return Run(sample.precision, sample.case, sample.repeat, sample.threads)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The raw samples of a run, for statistics of one's own."""
+    return [_sample(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summarize(samples: Sequence[Sample], sizes: Sequence[ModelSize], peaks: Peaks) -> list[CaseResult]:
+    """Medians and intervals of every case and precision of the grid, in the order of the samples."""
+    size = {entry.precision: entry for entry in sizes}
+    return [_case(group, size[key[0]], peaks) for key, group in _groups(samples).items()]
+
+
+def drift(samples: Sequence[Sample]) -> float | None:
+    """Time of the later half of the repeats over that of the earlier half, less 1: the median over the grid's cases.
+
+    Above 0 the device became slower: busy with something else, or throttled by its heat. None with one repeat.
+    """
+    ratios = [_later_over_earlier(group) for group in _groups(samples).values() if len(group) > 1]
+    return float(np.median(ratios)) - 1 if ratios else None
+
+
+def _later_over_earlier(group: Sequence[Sample]) -> float:
+    ordered = [sample.seconds for sample in sorted(group, key=lambda sample: sample.repeat)]
+    half = len(ordered) // 2
+    return float(np.median(ordered[-half:]) / np.median(ordered[:half]))
+
+
+def _groups(samples: Sequence[Sample]) -> dict[tuple[str, Case], list[Sample]]:
+    """The grid's samples by precision and case; those of the scaling by threads are of other conditions."""
+    groups: dict[tuple[str, Case], list[Sample]] = {}
+    for sample in (sample for sample in samples if sample.threads is None):
+        groups.setdefault((sample.precision, sample.case), []).append(sample)
+    return groups
+
+
+def unstable(group: Sequence[Sample]) -> bool:
+    """Whether the runs of a case differ by more than `UNSTABLE` of their median."""
+    seconds = [sample.seconds for sample in group]
+    return max(seconds) - min(seconds) > UNSTABLE * float(np.median(seconds))
+
+
+def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
+    inputs, outputs, batch = group[0].case
+    per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
+    slow = [s.token_p95 for s in group if s.token_p95 is not None]
+    joules = [s.joules_per_token for s in group if s.joules_per_token is not None]
+    return CaseResult(
+        precision=size.precision,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        repeats=len(group),
+        tokens_per_second=median([s.tokens_per_second for s in group]),
+        time_to_first_token=median([s.time_to_first_token for s in group]),
+        time_per_output_token=median(per_token) if per_token else None,
+        limit_tokens_per_second=limit_tokens_per_second(size, peaks, inputs, outputs, batch),
+        token_p95=median(slow) if slow else None,
+        unstable=unstable(group),
+        batch=batch,
+        joules_per_token=median(joules) if joules else None,
+    )

@@ -1,0 +1,244 @@
+"""What a block's linears see on calibration samples: hooks that observe, and the int8 simulation in between."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from telechat_kit.errors import DataError
+from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
+from telechat_kit.quantization.blocks import Block
+from telechat_kit.quantization.calibration.linear_quality import LinearFigures, watched
+from telechat_kit.quantization.calibration.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    fake_quantize,
+    fake_quantize_per_token,
+)
+from telechat_kit.quantization.calibration.sensitivity import SensitivityScore
+from telechat_kit.quantization.formats.packing import fake_quantize_weight
+from telechat_kit.quantization.methods.balancing import balanced_scale
+from telechat_kit.quantization.methods.smoothing import (
+    MEASURING,
+    GroupStatistics,
+    fold_smoothing,
+    migration_scale,
+    scale_from_statistics,
+)
+
+Observer = MinMaxObserver | HistogramObserver
+
+#: msModelSlim scores the sensitivity on this many samples
+SENSITIVITY_SAMPLES = 5
+
+#: The kit's own method: SmoothQuant with other exponents, up_proj -> down_proj and value -> dense smoothed as
+#: well. The loss of W8A8 sits in down_proj's input, which no norm feeds. `refinement` and `splitting` have the rest.
+BEST, BEST_ALPHA, BEST_UP_ALPHA = "best", 0.8, 0.9
+UP, DOWN = "mlp.up_proj", "mlp.down_proj"
+KEY_VALUE, DENSE = "self_attention.key_value", "self_attention.dense"
+
+#: norm of a block -> the linears that it feeds
+NORM_GROUPS: dict[str, tuple[str, ...]] = dict(zip(PAIR_NORMS, SHARED_INPUTS, strict=True))
+
+#: Linear whose rows can be scaled against the columns of another one -> that other one. SwiGLU's product is linear
+#: in `up`, and attention mixes the positions of a value channel, never channels.
+LINEAR_GROUPS: dict[str, tuple[str, ...]] = {UP: (DOWN,), KEY_VALUE: (DENSE,)}
+
+#: Methods that smooth such groups too -> which ones
+LINEAR_FEEDERS = {BEST: (UP, KEY_VALUE), "m4": (UP, KEY_VALUE)}
+
+#: Methods that look at no sample beyond the first: sensitivity alone decides how many the first pass needs
+FIRST_SAMPLE_ONLY = ("none", "m3")
+
+
+def smoothing_scales(
+    block: Block, states: Sequence[Tensor], method: str, signs: bool = True
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Outlier suppression of a block: the scale `[in]` of each group by its feeder, and the states after the block.
+
+    Args:
+        states: hidden states before the block, each `[1, T, H]`; all of them are looked at, but by m3.
+        method: "none" gives no scales; `LINEAR_FEEDERS` tells which methods scale more than norms.
+        signs: of method best; without them its scales are SmoothQuant's.
+
+    All scales are those of the float network: no one of them sees another one folded.
+    """
+    groups = smoothing_groups(block, method)
+    statistics = {feeder: GroupStatistics(keep_first=method in MEASURING) for feeder in groups}
+    with observed(block, {linears[0]: statistics[feeder].update for feeder, linears in groups.items()}):
+        after = block.run(states)
+    scales = {}
+    for feeder, linears in groups.items():
+        weights = [block.parameter(f"{name}.weight").data for name in linears]
+        if method == BEST:
+            scales[feeder] = _best_scale(feeder, statistics[feeder], weights, signs)
+        else:
+            scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
+        # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
+        scales[feeder] = scales[feeder].masked_fill(statistics[feeder].absolute_maximum == 0, 1.0)
+    return scales, after
+
+
+def _best_scale(feeder: str, statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool) -> Tensor:
+    alpha = BEST_UP_ALPHA if feeder.endswith(UP) else BEST_ALPHA
+    if signs:
+        return balanced_scale(statistics.minimum, statistics.maximum, weights, alpha)
+    return migration_scale(statistics, weights, alpha)
+
+
+def smoothing_groups(block: Block, method: str) -> dict[str, list[str]]:
+    """What feeds the linears that `method` smooths, norm or linear, by name -> names of those linears."""
+    if method == "none":
+        return {}
+    linears = {feeder: LINEAR_GROUPS[feeder] for feeder in LINEAR_FEEDERS.get(method, ())}
+    return _named(block, NORM_GROUPS | linears)
+
+
+def all_groups(block: Block) -> dict[str, list[str]]:
+    """Every feeder that a method may smooth, by name -> names of the linears it feeds."""
+    return _named(block, NORM_GROUPS | LINEAR_GROUPS)
+
+
+def norm_groups(block: Block) -> dict[str, list[str]]:
+    """Name of each norm of the block -> names of the linears it feeds directly."""
+    return _named(block, NORM_GROUPS)
+
+
+def _named(block: Block, groups: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    return {
+        block.prefix + feeder: [block.prefix + linear for linear in linears]
+        for feeder, linears in groups.items()
+    }
+
+
+def fold(block: Block, scales: Mapping[str, Tensor]) -> None:
+    """Scale the feeder of each group of `scales` down and its linears up, channel by channel, in place.
+
+    A feeder is a norm, up_proj (each row) or key_value (the rows of values); the block computes the same as before.
+    """
+    groups = all_groups(block)
+    for name, scale in scales.items():
+        feeder, *linears = (block.parameter(f"{module}.weight") for module in (name, *groups[name]))
+        rows = value_rows(block) if name.endswith(KEY_VALUE) else None
+        feeder.data, folded = fold_smoothing(feeder.data, [linear.data for linear in linears], scale, rows)
+        for linear, weight in zip(linears, folded, strict=True):
+            linear.data = weight
+
+
+def value_rows(block: Block) -> Tensor:
+    """Rows `[H]` of key_value that hold the values, in the order of dense's columns.
+
+    key_value has, head after head, the rows of its key and then those of its value.
+    """
+    attention = block.module.self_attention
+    device = attention.key_value.weight.device
+    rows = torch.arange(2 * attention.n_head * attention.head_dim, device=device)
+    return rows.view(attention.n_head, 2, attention.head_dim)[:, 1].flatten()
+
+
+def sensitivity(block: Block, states: Sequence[Tensor]) -> dict[str, float]:
+    """Sensitivity score of each linear's input, in the order of the network; the first samples decide."""
+    scores = {name: SensitivityScore() for name in block.linear_names}
+    with observed(block, {name: score.update for name, score in scores.items()}):
+        block.run(states[:SENSITIVITY_SAMPLES])
+    return {name: score.value() for name, score in scores.items()}
+
+
+def calibrate(
+    block: Block,
+    states: Sequence[Tensor],
+    observers: Mapping[str, Observer],
+    figures: Mapping[str, LinearFigures],
+) -> list[Tensor]:
+    """The states after the block, with the int8 error of the linears in `observers`, which take in their inputs.
+
+    `figures` of the block's linears, in int8 or not, take in what they read and give.
+    As in msModelSlim a sample is quantized with the range known after it, and weights are quantized as well,
+    so that deeper linears see what they will see in the int8 model. Weights are restored afterwards.
+    """
+    with (
+        watched(block, figures, observers),
+        _quantized_weights(block, observers),
+        _quantized_inputs(block, observers, figures),
+    ):
+        return block.run(states)
+
+
+def calibrate_dynamic(
+    block: Block, states: Sequence[Tensor], names: Collection[str], figures: Mapping[str, LinearFigures]
+) -> list[Tensor]:
+    """The states after the block, with the int8 error of the linears `names` when their activations are dynamic.
+
+    No range is to be found, but deeper blocks shall see what they will see in the int8 model.
+    """
+    with (
+        watched(block, figures, names),
+        _quantized_weights(block, names),
+        observed(block, dict.fromkeys(names, fake_quantize_per_token)),
+    ):
+        return block.run(states)
+
+
+@contextlib.contextmanager
+def observed(block: Block, updates: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """While active, `updates[name]` gets every input of the linear `name`, and may give another one in its place.
+
+    An error in it is told with the name.
+    """
+    handles = [
+        block.submodule(name).register_forward_pre_hook(_observing(name, update))
+        for name, update in updates.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _observing(name: str, update: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+        try:
+            return update(inputs[0])
+        except DataError as error:
+            raise DataError(f"input of {name}: {error}") from error
+
+    return hook
+
+
+def _quantized_inputs(
+    block: Block, observers: Mapping[str, Observer], figures: Mapping[str, LinearFigures]
+) -> contextlib.AbstractContextManager[None]:
+    def observe_and_quantize(observer: Observer, taken: LinearFigures) -> Callable[[Tensor], Tensor]:
+        def update(x: Tensor) -> Tensor:
+            observer.update(x)
+            scale, offset = observer.parameters()
+            taken.take_range(x, scale, offset)
+            return fake_quantize(x, scale, offset)
+
+        return update
+
+    return observed(
+        block, {name: observe_and_quantize(observer, figures[name]) for name, observer in observers.items()}
+    )
+
+
+def _quantized_weights(block: Block, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+    return with_weights(
+        block, {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in names}
+    )
+
+
+@contextlib.contextmanager
+def with_weights(block: Block, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """While active, the linears named in `weights` have these; their own come back afterwards."""
+    parameters = {name: block.parameter(f"{name}.weight") for name in weights}
+    originals = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, weight in weights.items():
+            parameters[name].data = weight
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = originals[name]

@@ -1,0 +1,164 @@
+"""The W8A8 checkpoint folder: safetensors and description with msModelSlim's names, beside config and tokenizer."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telechat_kit.errors import CheckpointError
+from telechat_kit.files import read_json, replace_folder, require_space, write_json, writing
+from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES
+from telechat_kit.model.w8a8 import stored_name
+from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+from telechat_kit.quantization.blocks import Block
+from telechat_kit.quantization.formats.tensor_file import Entry, file_entries, tensor_entry, write_tensor_file
+from telechat_kit.quantization.partial import Pass
+
+#: What stands beside the weights in a checkpoint folder and is copied as it is
+_WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")
+_DESCRIPTIONS = (ASCEND_DESCRIPTION, *(names.description for names in QUANT_NAMES.values()))
+_OWN_FILES = ("config.json", "quantize.json", "export.json", *_DESCRIPTIONS)
+
+Put = Callable[[str, Tensor, str], None]
+
+
+def as_stored(name: str, value: Tensor, shards: Shards) -> Tensor:
+    """A float tensor in the dtype that the checkpoint itself has for `name`."""
+    stored = value.to(shards.tensors[name].dtype)
+    if not torch.isfinite(stored).all():
+        raise CheckpointError(
+            f"{name} holds NaN or infinite values, or {stored.dtype} cannot hold it after outlier suppression. "
+            "Check the float checkpoint, or use another anti_outlier."
+        )
+    return stored
+
+
+def block_tensors(
+    block: Block, packed: Mapping[str, Mapping[str, Tensor]], shards: Shards, kind: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of one block as on disk, and the type of each: `kind` ("W8A8", "W8A8_DYNAMIC") or "FLOAT".
+
+    `packed` maps the names of the int8 linears to their tensors. Norms get a zero bias and a `.module` copy, as
+    msModelSlim's loaders expect after outlier suppression.
+    """
+    tensors: dict[str, Tensor] = {}
+    kinds: dict[str, str] = {}
+
+    def put(name: str, value: Tensor, kind: str) -> None:
+        name = stored_name(name, shards.config)
+        tensors[name], kinds[name] = value, kind
+
+    for local, value in block.module.named_parameters():
+        name = block.prefix + local
+        module, _, part = name.rpartition(".")
+        if module not in packed:
+            put(name, as_stored(name, value, shards), FLOAT)
+            if module.endswith("layernorm"):
+                _put_norm_copies(module, tensors[stored_name(name, shards.config)], put, kind)
+        elif part == "bias":
+            put(name, as_stored(name, value, shards), FLOAT)
+        else:
+            _put_packed(module, packed[module], put, kind)
+    return tensors, kinds
+
+
+def _put_packed(module: str, packed: Mapping[str, Tensor], put: Put, kind: str) -> None:
+    for part, tensor in packed.items():
+        if part != "bias":
+            put(f"{module}.{part}", tensor, kind)
+
+
+def _put_norm_copies(norm: str, weight: Tensor, put: Put, kind: str) -> None:
+    """The zero bias of a norm and, but for the final one, what outlier suppression's wrapper holds."""
+    put(f"{norm}.bias", torch.zeros_like(weight), FLOAT)
+    if norm.endswith("layernorm"):
+        put(f"{norm}.module.weight", weight.clone(), kind)
+        put(f"{norm}.module.bias", torch.zeros_like(weight), kind)
+
+
+def _outer_entries(shards: Shards, kind: str) -> Iterator[tuple[Entry, str]]:
+    """What stands outside the blocks, and its kind: matrices as they are, norms with their copies."""
+    for name, stored in shards.tensors.items():
+        if name in (EMBEDDING, HEAD):
+            file_name, chunks = stored_name(name, shards.config), partial(shards.chunks, name)
+            yield tensor_entry(file_name, stored.dtype, stored.shape, chunks), FLOAT
+        elif not name.startswith("transformer.h."):
+            yield from _outer_norm_entries(name.removesuffix(".weight"), shards, kind)
+
+
+def _outer_norm_entries(norm: str, shards: Shards, kind: str) -> Iterator[tuple[Entry, str]]:
+    name = f"{norm}.weight"
+    tensors: dict[str, tuple[Tensor, str]] = {}
+
+    def put(name: str, value: Tensor, kind: str) -> None:
+        tensors[stored_name(name, shards.config)] = value, kind
+
+    put(name, as_stored(name, shards.read([name], torch.device("cpu"))[name], shards), FLOAT)
+    _put_norm_copies(norm, tensors[stored_name(name, shards.config)][0], put, kind)
+    for file_name, (value, of) in tensors.items():
+        raw = value.view(torch.uint8).numpy().tobytes()
+        yield tensor_entry(file_name, value.dtype, value.shape, partial(iter, [raw])), of
+
+
+def needed_bytes(shards: Shards, trial: bool = False) -> int:
+    """Room for the parts and the whole made of them: int8 blocks twice, and what stands outside once.
+
+    A `trial` quantization before it leaves its blocks as well.
+    """
+    blocks = sum(
+        stored.shape.numel() for name, stored in shards.tensors.items() if name.startswith("transformer.h.")
+    )
+    outer = sum(shards.tensors[name].nbytes for name in (EMBEDDING, HEAD) if name in shards.tensors)
+    return (3 if trial else 2) * blocks + outer
+
+
+def write_w8a8_folder(
+    target: Path, shards: Shards, blocks: Pass, details: Mapping[str, Any], kind: str, ffn_hidden_size: int
+) -> None:
+    """Assemble the W8A8 folder from the finished `blocks`; it takes its place at `target` when it is whole.
+
+    It stands alone: weights, description, config, `quantize.json`, and the tokenizer of the source. Its files are
+    named by `kind`, the type of its int8 linears.
+    """
+    names = QUANT_NAMES[kind]
+    paths = [blocks.path(index) for index in range(shards.config.n_layer)]
+    outer = list(_outer_entries(shards, kind))
+    entries = [*(entry for path in paths for entry in file_entries(path)), *(entry for entry, _ in outer)]
+    kinds = {"model_quant_type": kind}
+    for index in range(shards.config.n_layer):
+        kinds |= blocks.details(index)["kinds"]
+    kinds |= {entry.name: of for entry, of in outer}
+    require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
+    config = {**dtype_config(shards), "ffn_hidden_size": ffn_hidden_size}
+    with writing(target):
+        folder = _fresh(blocks.folder / "result")
+        copy_beside(shards.folder, folder)
+        write_tensor_file(folder / names.weights, entries)
+        write_json(folder / names.description, kinds)
+        write_json(folder / "config.json", {**config, "quantize": names.quantize})
+        write_json(folder / "quantize.json", details)
+        replace_folder(folder, target)
+
+
+def _fresh(folder: Path) -> Path:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copy tokenizer, generation settings and texts: all but weights and what is written anew."""
+    for path in source.iterdir():
+        if path.is_file() and path.name not in _OWN_FILES and not path.name.endswith(_WEIGHT_ENDINGS):
+            shutil.copyfile(path, folder / path.name)
+
+
+def dtype_config(shards: Shards) -> dict[str, Any]:
+    """The source's config with the dtype under the older name too, which loaders look for."""
+    dtype = str(shards.dtype).removeprefix("torch.")
+    return {**read_json(shards.folder / "config.json"), "torch_dtype": dtype, "dtype": dtype}

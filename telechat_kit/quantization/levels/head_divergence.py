@@ -1,0 +1,56 @@
+"""How far networks are apart in what they predict, from their hidden states: the head one part at a time."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from telechat_kit.model.network import TelechatRMSNorm
+from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+
+FINAL_NORM = "transformer.ln_f.weight"
+
+#: Rows of the head that are multiplied at a time: bounds the memory at large vocabularies
+HEAD_ROWS = 4096
+
+
+@torch.inference_mode()
+def divergences(
+    shards: Shards, reference: Sequence[Tensor], others: Sequence[Sequence[Tensor]], device: torch.device
+) -> list[float]:
+    """Mean KL(reference || other) of the next token's distribution, in nats per token, for each of `others`.
+
+    Args:
+        reference: hidden states after the last block, each `[1, T, H]`; each of `others` has the same shapes.
+    """
+    p, *rest = (_normed(shards, states, device) for states in (reference, *others))
+    # log of the sum of exp(logit), and mean difference of both logits under p, over the rows so far
+    log_p = p.new_full((p.shape[0],), -torch.inf, dtype=torch.float64)
+    log_q = [log_p.clone() for _ in rest]
+    difference = [torch.zeros_like(log_p) for _ in rest]
+    for rows in _head(shards, device):
+        logits = p @ rows.T
+        total = torch.logaddexp(log_p, logits.logsumexp(1).double())
+        weight, kept = (logits - total.float()[:, None]).exp_(), (log_p - total).exp()
+        for i, states in enumerate(rest):
+            other = states @ rows.T
+            log_q[i] = torch.logaddexp(log_q[i], other.logsumexp(1).double())
+            gained = (logits - other).mul_(weight).sum(1, dtype=torch.float64)
+            difference[i] = difference[i] * kept + gained
+        log_p = total
+    return [float((d - (log_p - q)).mean()) for d, q in zip(difference, log_q, strict=True)]
+
+
+def _normed(shards: Shards, states: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The head's input `[tokens, H]` of all samples."""
+    norm = TelechatRMSNorm(shards.config.hidden_size, shards.config.layer_norm_epsilon)
+    norm.weight.data = shards.read([FINAL_NORM], device)[FINAL_NORM]
+    normed: Tensor = norm(torch.cat([x[0] for x in states]).to(device))
+    return normed
+
+
+def _head(shards: Shards, device: torch.device) -> Iterator[Tensor]:
+    """The head's weight, float32, some rows at a time."""
+    name = EMBEDDING if shards.config.tie_word_embeddings else HEAD
+    for rows in torch.arange(shards.tensors[name].shape[0]).split(HEAD_ROWS):
+        yield shards.rows(name, rows).to(device)

@@ -1,0 +1,198 @@
+"""Level `auto`: the float linears that a budget buys, found by measuring the model's own divergence.
+
+All blocks are quantized at L0. Then some samples flow through variants that keep candidates for float in float, one
+by one and the best ones together.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from telechat_kit.errors import ParameterError
+from telechat_kit.quantization.levels.fallback import FloatLinear, partners
+from telechat_kit.quantization.levels.hidden_states import Flow, Variant
+from telechat_kit.quantization.partial import Pass
+
+#: Groups of linears whose effect is measured one by one; the others add less noise to the residual stream.
+CANDIDATES = 24
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What level `auto` may spend or must reach: single linears in float, or KL in nats per token."""
+
+    linears: int | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Linears that go to float together, and the KL of the model that keeps only them in float."""
+
+    names: list[str]
+    residual_noise: float  # estimate by which the candidates were picked, see `figures`
+    kl: float
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The best candidates in float together: how many, their linears, and the KL of the model."""
+
+    candidates: int
+    linears: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class MeasuredLevel:
+    """How the float linears of level `auto` were found. KL is that of int8 from float, mean in nats per token.
+
+    The KL of candidates and prefixes is measured with the ranges of L0; `kl_written` is that of the checkpoint as
+    it was written, with ranges calibrated anew.
+    """
+
+    budget: str
+    samples: int
+    tokens: int
+    groups: int  # of linears in the model, of which the candidates add most noise to the residual stream
+    kl_int8: float
+    candidates: list[Candidate]  # by measured gain for each linear, the best first
+    prefixes: list[Prefix]
+    chosen: int  # number of candidates in float
+    kl_chosen: float
+    kl_written: float | None = None
+
+
+def parse_budget(text: str, linears: int) -> Budget:
+    """The budget that `text`, "5 linears" or "KL 0.02", stands for in a model of so many `linears`."""
+    count = re.fullmatch(r"\s*(\d+)\s+linears?\s*", str(text))
+    kl = re.fullmatch(r"\s*KL\s+(\d*\.?\d+(?:e-?\d+)?)\s*", str(text), re.IGNORECASE)
+    if count and int(count[1]) > linears:
+        raise ParameterError(f'budget "{text}": the model has {linears} linears. Use a smaller number.')
+    if count:
+        return Budget(linears=int(count[1]))
+    if kl and float(kl[1]):
+        return Budget(kl=float(kl[1]))
+    raise ParameterError(
+        f'budget "{text}" is unknown. Use "5 linears" (at most so many stay in float) or "KL 0.02" (the divergence '
+        "from float, nats per token, that is not to be exceeded)."
+    )
+
+
+def groups(names: Sequence[str], together: bool) -> list[list[str]]:
+    """The linears `names`, those that read the same input `together` or each by itself."""
+    found: dict[frozenset[str], list[str]] = {}
+    for name in names:
+        found.setdefault(frozenset([name, *partners(name)] if together else [name]), []).append(name)
+    return list(found.values())
+
+
+def most_promising(noise: Mapping[str, float], together: bool) -> list[list[str]]:
+    """The groups of linears whose int8 adds the most noise to the residual stream, the noisiest first."""
+    noisiest = sorted(groups(list(noise), together), key=lambda names: -_sum(names, noise))
+    return noisiest[:CANDIDATES]
+
+
+def _sum(names: Sequence[str], noise: Mapping[str, float]) -> float:
+    return sum(noise[name] for name in names)
+
+
+def order_by_gain(kl: Mapping[Variant, float], noise: Mapping[str, float]) -> list[Candidate]:
+    """Candidates by what each of their linears gains, the best first; those that gain nothing are last."""
+    found = [Candidate(list(names), _sum(names, noise), value) for names, value in kl.items() if names]
+    return sorted(found, key=lambda candidate: (candidate.kl - kl[()]) / len(candidate.names))
+
+
+def prefixes_within(candidates: Sequence[Candidate], budget: Budget, kl_int8: float) -> list[list[Candidate]]:
+    """The best one, two ... candidates that gain anything, for as long as the budget for linears lasts.
+
+    A candidate that the rest of the budget does not suffice for is passed over. There are none if int8 itself
+    reaches the KL of the budget.
+    """
+    if budget.kl is not None and kl_int8 <= budget.kl:
+        return []
+    left = budget.linears if budget.linears is not None else sum(len(found.names) for found in candidates)
+    taken: list[Candidate] = []
+    prefixes = []
+    for candidate in candidates:
+        if candidate.kl < kl_int8 and len(candidate.names) <= left:
+            left -= len(candidate.names)
+            taken = [*taken, candidate]
+            prefixes.append(taken)
+    return prefixes
+
+
+def choose_measured(
+    flow: Flow,
+    samples: Sequence[Tensor],
+    noise: Mapping[str, float],
+    scores: Mapping[str, float],
+    budget: str,
+    together: bool,
+) -> tuple[list[FloatLinear], MeasuredLevel]:
+    """The linears to keep in float within `budget`, the best first, and what was measured to find them.
+
+    Args:
+        flow: without variants; two passes are made of it, for single candidates and for the best ones together.
+        samples: ids, each `[1, T]`.
+        noise: residual noise of every linear, in the order of the network.
+        scores: sensitivity scores, for the record.
+        together: linears that share an input are one candidate.
+
+    Raises:
+        ParameterError: the KL of the budget is not reached with all candidates that gain anything in float.
+    """
+    limit, picked = parse_budget(budget, len(noise)), most_promising(noise, together)
+    singles = replace(flow, variants=[(), *(tuple(names) for names in picked)])
+    kl = singles.measure(samples, "3 of 6, candidates through blocks")
+    candidates = order_by_gain(kl, noise)
+    gaining = prefixes_within(candidates, limit, kl[()])
+    prefixes = _measured_prefixes(flow, samples, gaining, list(noise))
+    best = _best([Prefix(0, 0, kl[()]), *prefixes], limit, budget)
+    measured = MeasuredLevel(
+        budget=budget,
+        samples=len(samples),
+        tokens=sum(sample.numel() for sample in samples),
+        groups=len(groups(list(noise), together)),
+        kl_int8=kl[()],
+        candidates=candidates,
+        prefixes=prefixes,
+        chosen=best.candidates,
+        kl_chosen=best.kl,
+    )
+    taken = gaining[best.candidates - 1] if best.candidates else []
+    return [linear for found in taken for linear in _float_linears(found, kl[()], scores)], measured
+
+
+def _measured_prefixes(
+    flow: Flow, samples: Sequence[Tensor], prefixes: Sequence[Sequence[Candidate]], order: Sequence[str]
+) -> list[Prefix]:
+    if not prefixes:
+        return []
+    members = [{name for candidate in prefix for name in candidate.names} for prefix in prefixes]
+    variants = [tuple(name for name in order if name in names) for names in members]
+    joint = replace(flow, results=Pass(flow.results.folder, "joint"), variants=variants)
+    kl = joint.measure(samples, "4 of 6, best candidates through blocks")
+    return [Prefix(size, len(variant), kl[variant]) for size, variant in enumerate(variants, start=1)]
+
+
+def _best(prefixes: Sequence[Prefix], budget: Budget, text: str) -> Prefix:
+    """The prefix of least KL, or the shortest one that reaches the budget's."""
+    least = min(prefixes, key=lambda prefix: prefix.kl)
+    if budget.kl is None:
+        return least
+    if least.kl > budget.kl:
+        raise ParameterError(
+            f'budget "{text}" is not met: all in int8 the KL is {prefixes[0].kl:.3g}, and the best measured choice, '
+            f"{least.linears} linears in float, reaches {least.kl:.3g}. Allow that much, or use another anti_outlier."
+        )
+    return next(prefix for prefix in prefixes if prefix.kl <= budget.kl)
+
+
+def _float_linears(candidate: Candidate, kl_int8: float, scores: Mapping[str, float]) -> list[FloatLinear]:
+    reason = f"measured: KL {kl_int8:.3g} -> {candidate.kl:.3g} when float"
+    if len(candidate.names) > 1:
+        reason += ", " + " and ".join(name.rpartition(".")[2] for name in candidate.names) + " together"
+    return [FloatLinear(name, scores[name], reason) for name in candidate.names]

@@ -1,0 +1,118 @@
+"""Pack a run: one archive with all that another machine needs to verify it, but the weights."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import telechat_kit
+from telechat_kit.comparison.run_data import RunData, read_run_data
+from telechat_kit.errors import DataError
+from telechat_kit.files import atomic_path, project_root, relative, resolve
+from telechat_kit.provenance import file_hash
+from telechat_kit.texts import PYDOC_TOPICS
+
+SCHEMA = "telechat-kit/pack/1"
+MANIFEST = "PACK.json"
+_PROJECT = ("telechat_kit", "notebooks", "params", "environment")
+_FILES = ("pyproject.toml", "README.md", "LICENSE", "Makefile")
+#: Parameters that name data
+_DATA = ("jsonl_path", "calibration_path", "text_path", "languages_path", "tasks_path")
+_SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
+
+
+def pack(run_folder: str | Path, target: Path) -> Path:
+    """Write the zip archive `target`: the run folder, code, notebooks, parameters and data, and a manifest.
+
+    Raises:
+        DataError: the folder holds no run, or a data file that the run names is gone.
+    """
+    folder = resolve(run_folder)
+    run = read_run_data(folder)
+    data, name = _data(run), f"results/{folder.name}"
+    files = dict(_contents(folder)) | {
+        place: path for places in data.values() for place, path in places.items()
+    }
+    rewritten = _with_places(name, run, data)
+    manifest = {
+        "schema": SCHEMA,
+        "kit": telechat_kit.__version__,
+        "run": name,
+        "weights": _weights(run),
+        "how": f"unpack, put the weights in place, then: make report PROFILE={name}/params.yaml, "
+        f"or: telechat-kit verify {name}",
+        "files": {place: _hash(rewritten.get(place), path) for place, path in files.items()},
+    }
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for place, path in files.items():
+            _add(archive, place, rewritten.get(place) or path.read_bytes())
+        _add(archive, MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    return target
+
+
+def _hash(content: bytes | None, path: Path) -> str:
+    return file_hash(path) if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _with_places(name: str, run: RunData, data: dict[str, dict[str, Path]]) -> dict[str, bytes]:
+    """Profile and state of the run, so that they find its data where the archive has them."""
+    if not run.state:
+        return {}
+    values = _moved(run, data)
+    profile = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+    state = json.dumps(run.state | {"parameters": values}, ensure_ascii=False, indent=2)
+    return {f"{name}/params.yaml": profile.encode(), f"{name}/run.json": f"{state}\n".encode()}
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """A member without the time of day: the same run packs to the same bytes."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.compress_type = zipfile.ZIP_DEFLATED
+    member.external_attr = 0o644 << 16
+    archive.writestr(member, content)
+
+
+def _contents(folder: Path) -> Iterator[tuple[str, Path]]:
+    root = project_root()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith("."):
+            yield f"results/{folder.name}/{path.relative_to(folder).as_posix()}", path
+    for name in _PROJECT:
+        for path in sorted((root / name).rglob("*")):
+            if path.is_file() and not _SKIPPED & set(path.parts) and path.suffix != ".so":
+                yield path.relative_to(root).as_posix(), path
+    for path in (root / name for name in _FILES):
+        if path.is_file():
+            yield path.name, path
+
+
+def _data(run: RunData) -> dict[str, dict[str, Path]]:
+    """Texts and task files that the parameters name outside `params/`: parameter -> name in the archive -> file."""
+    found = {}
+    for key in _DATA:
+        value = str(run.parameters.get(key) or "")
+        path = resolve(value)
+        if not value or value == PYDOC_TOPICS or relative(path).startswith("params/"):
+            continue
+        if not path.exists():
+            raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
+        files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+        found[key] = {f"data/{key}/{file.relative_to(path.parent).as_posix()}": file for file in files}
+    return found
+
+
+def _moved(run: RunData, data: dict[str, dict[str, Path]]) -> dict[str, Any]:
+    """The parameters of the run with the places that its data have in the archive."""
+    places = {key: f"data/{key}/{resolve(run.parameters[key]).name}" for key in data}
+    return run.parameters | places
+
+
+def _weights(run: RunData) -> dict[str, str]:
+    """Folder of the float weights and their hash: what the archive leaves out."""
+    if run.setup is None:
+        return {}
+    return {run.setup.checkpoint_path: run.setup.conditions.hashes.get("float_weights", "")}

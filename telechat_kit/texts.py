@@ -1,0 +1,214 @@
+"""Texts that the kit reads: where they come from, their tokens, and which blocks of them are used."""
+
+import hashlib
+import importlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.files import read_numbered_jsonl, relative, resolve
+
+#: The documentation topics that every CPython ships: a real English text of half a megabyte.
+PYDOC_TOPICS = "pydoc_data.topics"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and where it is from. `lines` are the pieces that belong together, one for a plain text.
+
+    `numbers` are those of the lines in their `.jsonl` file, from 1; a plain text has none.
+    """
+
+    source: str
+    lines: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the lines, each ended by a newline."""
+        return hashlib.sha256("".join(f"{line}\n" for line in self.lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens `start .. stop` of a text: one sample of a calibration or an evaluation."""
+
+    start: int
+    stop: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a `.jsonl` text as a sample: its number in the file, its ids, how many it has before a cut."""
+
+    number: int
+    ids: tuple[int, ...]
+    length: int
+
+
+def load_text(source: str) -> Text:
+    """The text named by a profile: `pydoc_data.topics`, a `.jsonl` file of `{"input": ...}` lines, or a text file."""
+    if source == PYDOC_TOPICS:
+        topics: dict[str, str] = importlib.import_module(PYDOC_TOPICS).topics
+        return Text(source, ("\n".join(topics[key] for key in sorted(topics)),))
+    path = resolve(source)
+    if path.suffix == ".jsonl":
+        rows = read_numbered_jsonl(path, "input")
+        return Text(relative(path), tuple(row["input"] for row in rows.values()), tuple(rows))
+    return Text(relative(path), (_read_plain(path),))
+
+
+def _read_plain(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f'{path} does not exist. Give a text or .jsonl file, or "{PYDOC_TOPICS}".') from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder. Give a text or .jsonl file.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it."
+        ) from error
+    if not text.strip():
+        raise DataError(f"{path} is empty. Give a text.")
+    return text
+
+
+def token_blocks(
+    tokenizer: Any, text: Text, length: int, count: int, seed: int, exclude: Sequence[tuple[int, int]] = ()
+) -> list[Block]:
+    """`count` blocks of `length` tokens of `text`, drawn by `seed` among those that touch no range of `exclude`.
+
+    The lines are joined by newlines and cut every `length` tokens. Blocks come in the order of the draw.
+
+    Raises:
+        DataError: the text is too short for so many blocks.
+        ParameterError: no blocks are asked for, or blocks of no tokens.
+    """
+    if length < 1 or count < 1:
+        raise ParameterError(f"{count} blocks of {length} tokens: both numbers must be at least 1.")
+    ids = text_ids(tokenizer, "\n".join(text.lines))
+    starts = [
+        start
+        for start in range(0, len(ids) - length + 1, length)
+        if all(start + length <= low or start >= high for low, high in exclude)
+    ]
+    if len(starts) < count:
+        raise DataError(
+            f"{text.source} gives {len(starts)} free blocks of {length} tokens ({len(ids)} tokens in all), "
+            f"{count} are asked for. Give a longer text, or ask for fewer or shorter blocks."
+        )
+    return [
+        Block(start, start + length, tuple(ids[start : start + length]))
+        for start in random.Random(seed).sample(starts, count)
+    ]
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text alone, without what a prompt begins or ends with."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def line_samples(
+    tokenizer: Any, text: Text, lines: str, *, chat: bool, tokens: int, count: int, seed: int
+) -> list[Line]:
+    """Some lines of a `.jsonl` text, each a sample of its own length.
+
+    Args:
+        lines: "seed": `count` lines drawn by `seed`, in the order of the draw; "all"; or their numbers in the
+            file, such as "3,17,20-25".
+        chat: as a question in the chat format of the model, up to where the answer begins; else as they are.
+        tokens: a longer line is cut to its first `tokens` ids.
+
+    Raises:
+        DataError: there are fewer lines, or one of them has no tokens; the message names file and line.
+        ParameterError: the text has no lines, or `lines` cannot be understood.
+    """
+    samples = []
+    for index in _chosen_lines(text, lines, count, seed):
+        number, line = text.numbers[index], text.lines[index]
+        ids = chat_ids(tokenizer, line) if chat else text_ids(tokenizer, line)
+        if not ids:
+            raise DataError(
+                f"{text.source}, line {number}: the text has no tokens. Correct or remove the line."
+            )
+        samples.append(Line(number, tuple(ids[:tokens]), len(ids)))
+    return samples
+
+
+def _chosen_lines(text: Text, lines: str, count: int, seed: int) -> list[int]:
+    """Indexes of the chosen lines."""
+    if not text.numbers:
+        raise ParameterError(
+            f'{text.source} is one text without lines of its own. Give a .jsonl file of {{"input": ...}} lines, '
+            "or use calibration_format: blocks."
+        )
+    if lines == "all":
+        return list(range(len(text.lines)))
+    if lines != "seed":
+        return [_line_index(text, number) for number in dict.fromkeys(_line_numbers(text, lines))]
+    if not 1 <= count <= len(text.lines):
+        raise DataError(
+            f"{text.source} has {len(text.lines)} lines, {count} are asked for. Ask for at least one and at most "
+            "as many as there are, or use calibration_lines: all."
+        )
+    return random.Random(seed).sample(range(len(text.lines)), count)
+
+
+def _line_numbers(text: Text, lines: str) -> Iterator[int]:
+    for part in lines.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise ParameterError(
+                f'calibration_lines "{lines}" is unknown at "{part}". Use seed, all, or line numbers such as 3,17,20-25.'
+            )
+        if last > text.numbers[-1]:
+            raise DataError(
+                f"{text.source} ends with line {text.numbers[-1]}, calibration_lines asks for line {last}."
+            )
+        yield from range(first, last + 1)
+
+
+def _line_index(text: Text, number: int) -> int:
+    if number not in text.numbers:
+        raise DataError(
+            f"{text.source}, line {number} is empty, but calibration_lines asks for it. Leave it out."
+        )
+    return text.numbers.index(number)
+
+
+def line_ranges(tokenizer: Any, text: Text, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the lines with these `numbers` stand in the ids of the joined text that `token_blocks` cuts.
+
+    Neighboring lines are one range. A range is a token wider on each side: one may reach over the end of a line.
+    """
+    chosen = [number in numbers for number in text.numbers]
+    ranges = []
+    for first, is_chosen in enumerate(chosen):
+        if is_chosen and not (first and chosen[first - 1]):
+            last = next((i for i in range(first, len(chosen)) if not chosen[i]), len(chosen))
+            before = "".join(f"{line}\n" for line in text.lines[:first])
+            start = len(text_ids(tokenizer, before)) if before else 0
+            stop = len(text_ids(tokenizer, before + "\n".join(text.lines[first:last])))
+            ranges.append((max(start - 1, 0), stop + 1))
+    return ranges
+
+
+def chat_ids(tokenizer: Any, question: str) -> list[int]:
+    """Prompt ids of one question in the chat format of the model, up to where the answer begins."""
+    turns = [{"role": "user", "content": question}]
+    return list(
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    )
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of equal ids from the start."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

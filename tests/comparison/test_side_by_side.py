@@ -1,0 +1,296 @@
+"""Runs side by side: conditions first, figures with the interval of their change, conditions for CI."""
+
+import json
+import shutil
+from collections.abc import Callable
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from telechat_kit.cli import cli
+from telechat_kit.comparison.alignment import BUNDLE, Tolerances, save_bundle
+from telechat_kit.comparison.run_data import read_run_data
+from telechat_kit.comparison.side_by_side import compare, not_aligned, parse_rule
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.inference.model_pair import Pair
+from telechat_kit.precision import evaluation_blocks
+from telechat_kit.reports.comparison_page import markdown, write_comparison
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def changed(run: Path, target: Path, name: str, change: Change) -> Path:
+    """A copy of a run with another record."""
+    shutil.copytree(run, target)
+    path = target / name
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return target
+
+
+def timed(run: Path, target: Path, factor: float) -> Path:
+    """A copy with quiet samples: a second and a little more for each repeat, W8A8 faster by `factor`."""
+    shutil.copytree(run, target)
+    rows = [json.loads(line) for line in (target / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["seconds"] = (1 + row["repeat"] / 100) / (factor if row["precision"] == "w8a8" else 1)
+    (target / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = target / "performance.json"
+    record = json.loads(path.read_text())
+    for case in record["cases"]:
+        speed = case["output_tokens"] * (factor if case["precision"] == "w8a8" else 1)
+        case["tokens_per_second"] |= {"value": speed / 1.01, "low": speed / 1.02, "high": speed}
+    path.write_text(json.dumps(record))
+    return target
+
+
+def test_a_run_beside_itself_differs_in_nothing(tiny_run: Path) -> None:
+    found = compare([str(tiny_run), str(tiny_run)])
+    assert found.differing == []
+    assert all(
+        change and change.ratio.value == pytest.approx(1) for row in found.figures for change in row.changes
+    )
+    assert not any(change and change.seen for row in found.figures for change in row.changes)
+
+
+def test_the_report_alone_is_as_good_as_the_folder(tiny_run: Path) -> None:
+    carried, folder = read_run_data(tiny_run / "report.html"), read_run_data(tiny_run)
+    assert carried.precision == folder.precision
+    assert carried.performance == folder.performance
+    assert carried.samples == folder.samples
+    assert len(carried.samples) == 12
+
+
+def test_conditions_that_differ_are_named_first(tiny_run: Path, tmp_path: Path) -> None:
+    def other(record: dict[str, Any]) -> None:
+        record["recipe"]["level"] = "L9"
+
+    found = compare([str(tiny_run), str(changed(tiny_run, tmp_path / "other", "quantize.json", other))])
+    assert [(row.name, row.values) for row in found.differing] == [("level", ["L2", "L9"])]
+    assert found.conditions[0].name == "level"
+    assert "1 conditions differ" in markdown(found)
+
+
+def test_speeds_are_compared_by_their_samples(tiny_run: Path, tmp_path: Path) -> None:
+    slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
+    found = compare([str(slow), str(fast)])
+    rows = {row.name: row.changes[0] for row in found.figures}
+    change = rows["tokens_per_second"]
+    assert change is not None
+    assert change.ratio.value == pytest.approx(1.5)
+    assert change.ratio.low > 1
+    assert change.seen
+    assert rows["tokens_per_second_float"] is not None
+    assert not rows["tokens_per_second_float"].seen
+
+
+def test_speeds_with_other_threads_are_not_compared_with_the_grids(tiny_run: Path, tmp_path: Path) -> None:
+    quiet, other = timed(tiny_run, tmp_path / "quiet", 1.0), timed(tiny_run, tmp_path / "other", 1.0)
+    path = other / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    by_threads = [row | {"threads": 1, "seconds": 100 * row["seconds"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *by_threads]))
+    changes = {row.name: row.changes[0] for row in compare([str(quiet), str(other)]).figures}
+    for name in ("tokens_per_second", "tokens_per_second_float"):
+        change = changes[name]
+        assert change is not None
+        assert change.ratio.value == pytest.approx(1)
+
+
+def test_precision_is_compared_sequence_by_sequence_where_both_read_the_same(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    def worse(record: dict[str, Any]) -> None:
+        found = record["divergence"]
+        for i, row in enumerate(found["by_sequence"]):
+            row[1] += 0.1 + 0.001 * i
+            row[2] *= 3
+        found["kl_mean"]["value"] *= 3
+        found["perplexity_w8a8"]["value"] *= 1.1
+
+    other = changed(tiny_run, tmp_path / "other", "precision.json", worse)
+    count = len(json.loads((tiny_run / "precision.json").read_text())["divergence"]["by_sequence"])
+    rows = {row.name: row.changes[0] for row in compare([str(tiny_run), str(other)]).figures}
+    kl, perplexity = rows["kl_mean"], rows["perplexity_w8a8"]
+    assert kl is not None and perplexity is not None
+    assert kl.basis == perplexity.basis == f"{count} sequences in pairs"
+    assert (kl.ratio.value, kl.ratio.low, kl.ratio.high) == pytest.approx((3, 3, 3))
+    assert perplexity.ratio.value == pytest.approx(exp(0.1 + 0.001 * (count - 1) / 2))
+    assert perplexity.ratio.low > 1.09
+
+    def elsewhere(record: dict[str, Any]) -> None:
+        worse(record)
+        record["text_sha256"] = "another text"
+
+    apart = changed(tiny_run, tmp_path / "apart", "precision.json", elsewhere)
+    rows = {row.name: row.changes[0] for row in compare([str(tiny_run), str(apart)]).figures}
+    assert rows["kl_mean"] is not None
+    assert "pairs" not in rows["kl_mean"].basis
+
+
+def test_the_published_table_stands_beside_a_run_that_timed_its_cases(tiny_run: Path, tmp_path: Path) -> None:
+    def guide_case(record: dict[str, Any]) -> None:
+        for case in record["cases"]:
+            case["input_tokens"], case["output_tokens"] = 100, 100
+
+    run = changed(tiny_run, tmp_path / "run", "performance.json", guide_case)
+    found = compare([str(run), "published:310P"])
+    assert [row.name for row in found.figures] == ["tokens_per_second[100/100]"]
+    assert found.figures[0].values[1] is not None
+    assert found.figures[0].values[1].estimate.value == 15
+    assert {"model", "device"} <= {row.name for row in found.differing}
+    with pytest.raises(DataError, match="no figure in common"):
+        compare([str(tiny_run), "published:A10"])
+    with pytest.raises(ParameterError, match="published:310P or published:A10"):
+        compare([str(tiny_run), "published:H100"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "broken"),
+    [
+        ("tokens_per_second < 0.95x", False),
+        ("tokens_per_second > 1.4x", True),
+        ("perplexity_ratio > 0.1", True),
+        ("kl_mean>=1.5x", False),
+        ("tokens_per_second[4/2] < 2.9", False),
+        ("tokens_per_second[4/2] > 2.9", True),
+    ],
+)
+def test_a_condition_is_judged_for_the_later_run(
+    tiny_run: Path, tmp_path: Path, rule: str, broken: bool
+) -> None:
+    slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
+    found = compare([str(slow), str(fast)])
+    said = parse_rule(rule).broken_by(found)
+    assert bool(said) is broken
+    assert all(text.endswith(f"fails on {rule}") for text in said)
+
+
+@pytest.mark.parametrize("text", ["tokens_per_second", "kl_mean < x", "< 3", "kl_mean < 1..2"])
+def test_what_is_no_condition_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ParameterError, match=r"is no condition.*tokens_per_second < 0\.95x"):
+        parse_rule(text)
+
+
+def test_a_figure_that_does_not_exist_is_an_error_and_no_pass(tiny_run: Path) -> None:
+    found = compare([str(tiny_run), str(tiny_run)])
+    with pytest.raises(ParameterError, match='Did you mean "tokens_per_second"'):
+        parse_rule("token_per_second < 1").broken_by(found)
+
+
+def test_the_page_opens_alone_and_says_what_differs(tiny_run: Path, tmp_path: Path) -> None:
+    slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
+    found = compare([str(slow), str(fast)])
+    page = write_comparison(found, tmp_path / "page.html").read_text()
+    assert "slow against fast" in page
+    assert "Changed more than chance explains: W8A8, geometric mean of the cases 1.50x." in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<html></html>", "carries no record of its run"),
+        ('<template id="telechat-kit-run">{</template>', "is damaged"),
+        (
+            '<template id="telechat-kit-run">{"schema": "telechat-kit/report/9"}</template>',
+            "Update telechat-kit",
+        ),
+    ],
+)
+def test_a_page_of_another_kind_damaged_or_of_a_newer_kit_is_told_apart(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "report.html").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_run_data(tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [("telechat-kit/precision/9", "of a newer kit: update"), ("nonsense", "Run the step again")],
+)
+def test_a_record_of_another_schema_is_refused_by_name(
+    tiny_run: Path, tmp_path: Path, schema: str, message: str
+) -> None:
+    run = changed(tiny_run, tmp_path / "run", "precision.json", lambda record: record.update(schema=schema))
+    with pytest.raises(DataError, match=rf"precision\.json has schema .*{message}"):
+        read_run_data(run)
+
+
+def test_the_command_prints_the_tables_and_fails_as_asked(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner  # noqa: PLC0415
+
+    table = tmp_path / "table.csv"
+    arguments = [
+        "compare",
+        str(tiny_run),
+        str(tiny_run),
+        "--csv",
+        str(table),
+        "--fail-if",
+        "perplexity_ratio > 0",
+    ]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 1
+    assert "0 conditions differ" in done.output
+    assert "perplexity_ratio is" in done.output
+    assert table.read_text().startswith("name,figure,")
+
+
+def with_bundle(run: Path, target: Path, precision: str, seed: int = 0) -> Path:
+    """A copy of a run that also kept what one of its models says of the text."""
+    shutil.copytree(run, target)
+    pair = Pair(run.parents[1] / "model", run.parent / "tiny-w8a8", "cpu")
+    blocks = evaluation_blocks(pair, "pydoc_data.topics", 40, 6, seed)
+    answers = {"float": [[5, 6]], "w8a8": [[5, 7]]}[precision]
+    texts = ["<b>bold</b>" if precision == "float" else "plain"]
+    save_bundle(
+        target / BUNDLE,
+        pair,
+        blocks,
+        precision=precision,
+        text="topics",
+        questions=["one"],
+        answers=answers,
+        answer_texts=texts,
+    )
+    return target
+
+
+def test_runs_that_kept_bundles_are_compared_position_by_position(
+    tiny_run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "all"
+    shutil.copytree(tiny_run.parent, root / "results")
+    shutil.copytree(tiny_folder, root / "model")
+    run = root / "results" / "tiny"
+    one, same = with_bundle(run, tmp_path / "one", "w8a8"), with_bundle(run, tmp_path / "same", "w8a8")
+    other, text = (
+        with_bundle(run, tmp_path / "other", "float"),
+        with_bundle(run, tmp_path / "text", "w8a8", 1),
+    )
+    assert not_aligned(compare([str(one), str(same)])) == []
+    found = compare([str(one), str(same), str(other), str(text), str(run)], Tolerances(kl_mean=1e-9))
+    assert [row.alignment.verdict if row.alignment else "refused" for row in found.bundles] == [
+        "aligned",
+        "not aligned",
+        "refused",
+        "refused",
+    ]
+    said = not_aligned(found)
+    assert said[0].startswith("other is not aligned with one: not aligned: KL ")
+    assert "do not hold the same text" in said[1]
+    assert "does not exist" in said[2]
+    assert "0 of 1 answers are equal, the first that differs is number 1, after 1 tokens" in markdown(found)
+    page = write_comparison(found, tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "<b>bold</b>" not in page
+    assert not_aligned(compare([str(tiny_run), str(tiny_run)])) == [
+        "no run holds a bundle. Run 03_precision with -p bundle w8a8."
+    ]

@@ -1,0 +1,263 @@
+"""The engine: the ids and logits of the network's modules, whatever the shape, and when it steps back."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from telechat_kit.backends.cpu_kernels import library
+from telechat_kit.backends.cpu_kernels.layout import LANES
+from telechat_kit.inference.engine import Engine, EngineRun, engine_for, unsuited
+from telechat_kit.inference.generation import generate, start_run
+from telechat_kit.inference.loading import load_model, prepare
+from telechat_kit.inference.network_run import NetworkRun
+from telechat_kit.model import TelechatForCausalLM
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
+from telechat_kit.model.w8a8 import linear_names
+from telechat_kit.quantization.formats.packing import pack_linear
+
+pytestmark = pytest.mark.skipif(library.library() is None, reason=library.description())
+
+
+@pytest.fixture(scope="module")
+def model(tiny_w8a8_folder: Path) -> TelechatForCausalLM:
+    return load_model(tiny_w8a8_folder, device="cpu")
+
+
+def random_model(repeat: int = 1, float_linears: tuple[str, ...] = (), **changes: Any) -> TelechatForCausalLM:
+    """A W8A8 model of random weights, `repeat` neighbouring heads with one key and value."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 300, "hidden_size": 96, "n_layer": 2, "n_head": 6, "ffn_hidden_size": 100}
+    config = TelechatConfig(**shape, training_seqlen=400, initializer_range=0.15, **changes)
+    model = TelechatForCausalLM(config).eval()
+    for name in linear_names(model):
+        linear = model.get_submodule(name)
+        if name.endswith("key_value"):
+            heads = linear.weight.data.view(6, -1, config.hidden_size)
+            heads.copy_(heads[::repeat].repeat_interleave(repeat, 0))
+        if name.endswith(float_linears):
+            other = FloatLinear(*linear.weight.shape[::-1], linear.bias is not None)
+            other.load_state_dict(linear.state_dict())
+            model.set_submodule(name, other)
+        else:
+            packed = pack_linear(linear.weight, linear.bias, torch.tensor([0.02]), torch.tensor([3.0]))
+            model.set_submodule(name, W8A8Linear(packed))
+    model.requires_grad_(False)
+    prepare(model)
+    return model
+
+
+def prompt(length: int, vocabulary: int = 262) -> list[int]:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(6, vocabulary, (length,), generator=generator).tolist()
+
+
+@torch.inference_mode()
+def assert_equal_runs(model: TelechatForCausalLM, length: int, new: int = 4) -> None:
+    """Engine and modules on the same ids: prefill, then steps. What is before the head is bit for bit the same."""
+    engine = engine_for(model)
+    assert engine is not None, unsuited(model)
+    fast, slow, step = engine.run(length + new), NetworkRun(model, length + new), prompt(length)
+    for _ in range(new):
+        logits, expected = fast.logits(step), slow.logits(step)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+        step = [int(expected.argmax())]
+    heads = slice(None, None, engine.shared.size)
+    slow_keys = slow.cache.slots[-1, 0, 0, heads, : slow.cache.length]
+    assert torch.equal(last_keys(fast, slow.cache.length), slow_keys)
+
+
+def last_keys(run: EngineRun, positions: int) -> torch.Tensor:
+    """Keys `[heads, positions, head_dim]` of the last block: they hold all that was computed before it."""
+    keys = run._slots[0, -1]
+    heads, _, dim = keys.shape
+    return keys.view(heads, -1, dim, LANES).transpose(2, 3).reshape(heads, -1, dim)[:, :positions]
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 63, 64, 65, 128, 129, 300])
+def test_logits_are_those_of_the_modules(model: TelechatForCausalLM, length: int) -> None:
+    assert_equal_runs(model, length)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_logits_are_those_of_the_modules_with_any_number_of_threads(
+    model: TelechatForCausalLM, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert_equal_runs(model, 150)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("post_layernorm", [False, True])
+@pytest.mark.parametrize("embed_layernorm", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_kind_of_telechat_is_covered(post_layernorm: bool, embed_layernorm: bool, tied: bool) -> None:
+    model = random_model(
+        apply_residual_connection_post_layernorm=post_layernorm,
+        embed_layernorm=embed_layernorm,
+        tie_word_embeddings=tied,
+    )
+    assert_equal_runs(model, 70)
+
+
+@pytest.mark.parametrize(
+    "float_linears",
+    [("query", "key_value"), ("dense",), ("gate_proj", "up_proj"), ("down_proj",), ("query", "gate_proj")],
+)
+def test_linears_kept_in_float_are_covered(float_linears: tuple[str, ...]) -> None:
+    assert_equal_runs(random_model(float_linears=float_linears), 70)
+    assert_equal_runs(random_model(repeat=3, float_linears=float_linears), 70)
+
+
+def test_norms_with_a_bias_are_covered() -> None:
+    model = random_model()
+    for block in model.transformer.h:
+        block.input_layernorm.bias = torch.nn.Parameter(torch.randn(96), requires_grad=False)
+    assert_equal_runs(model, 70)
+
+
+@pytest.mark.parametrize("repeat", [1, 2, 3, 6])
+def test_equal_heads_are_found_and_shared(repeat: int) -> None:
+    model = random_model(repeat=repeat)
+    engine = engine_for(model)
+    assert engine is not None
+    assert engine.shared.size == repeat
+    assert engine.kv_heads == 6 // repeat
+    assert_equal_runs(model, 140)
+
+
+@pytest.mark.parametrize("part", ["weight", "quant_bias"])
+def test_heads_that_differ_in_one_number_are_not_shared(part: str) -> None:
+    model = random_model(repeat=3)
+    getattr(model.transformer.h[1].self_attention.key_value, part).view(-1)[-1] += 1
+    assert Engine(model).shared.size == 1
+    assert_equal_runs(model, 40)
+
+
+def scale_values(linear: torch.nn.Module, powers_of_two: bool) -> None:
+    """Each value channel of every head by a factor of its own, in place, some turned."""
+    generator = torch.Generator().manual_seed(1)
+    factors = torch.rand(6, 2, 16, generator=generator) * 3 + 0.2
+    if powers_of_two:
+        factors = factors.log2().round().exp2()
+    signs = torch.randint(0, 2, (6, 2, 16), generator=generator) * 2 - 1
+    factors[:, 0], signs[:, 0] = 1, 1
+    if isinstance(linear, W8A8Linear):
+        linear.weight.view(12, -1, 16, 4).mul_(signs.view(12, 1, 16, 1))
+        linear.quant_bias.mul_(signs.flatten())
+        linear.deq_scale.mul_(factors.flatten())
+    else:
+        linear.weight.mul_((factors * signs).view(-1, 1))
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("repeat", [2, 3, 6])
+def test_values_scaled_apart_are_shared_bit_for_bit(repeat: int, length: int) -> None:
+    """As method best leaves repeated heads: one int8 row but for the sign, scales of their own."""
+    model = random_model(repeat=repeat)
+    for block in model.transformer.h:
+        scale_values(block.self_attention.key_value, powers_of_two=False)
+    engine = engine_for(model)
+    assert engine is not None
+    assert engine.shared.size == repeat
+    assert all(factors is not None and len(factors.unique()) > 90 for factors in engine.shared.factors)
+    assert_equal_runs(model, length)
+
+
+@pytest.mark.parametrize("powers_of_two", [True, False])
+def test_float_values_are_shared_where_that_is_exact(powers_of_two: bool) -> None:
+    model = random_model(repeat=3, float_linears=("key_value",))
+    for block in model.transformer.h:
+        scale_values(block.self_attention.key_value, powers_of_two)
+    assert Engine(model).shared.size == (3 if powers_of_two else 1)
+    assert_equal_runs(model, 140)
+
+
+def test_the_screened_head_chooses_what_the_float_head_chooses(model: TelechatForCausalLM) -> None:
+    screened, full = Engine(model), Engine(model, screened_head=False)
+    assert screened.read_bytes_per_token < full.read_bytes_per_token
+    runs = screened.run(200), full.run(200)
+    step = prompt(20)
+    for _ in range(180):
+        one, other = (run.best(step) for run in runs)
+        assert one == other
+        step = [one]
+
+
+def test_the_screened_head_finds_the_first_of_equal_logits() -> None:
+    model = random_model(tie_word_embeddings=False)
+    model.lm_head.weight[7:] = model.lm_head.weight[7]
+    assert all(Engine(model).run(20).best(prompt(9 + i)) <= 7 for i in range(5))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_generated_ids_are_those_of_transformers(model: TelechatForCausalLM, penalty: float) -> None:
+    ids = prompt(30)
+    expected = model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, 30),
+        max_new_tokens=150,
+        min_new_tokens=150,
+        do_sample=False,
+        repetition_penalty=penalty,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    assert generate(model, ids, 150, repetition_penalty=penalty).token_ids == expected[0, 30:].tolist()
+
+
+def test_the_time_of_decode_steps_is_told_by_phase(model: TelechatForCausalLM) -> None:
+    run = Engine(model).run(64)
+    run.best(prompt(10))
+    assert sum(run.profile().values()) == 0
+    start = time.perf_counter()
+    run.best([7])
+    assert 0 < sum(run.profile().values()) < time.perf_counter() - start
+    assert run.profile()["linears"] > 0
+
+
+def test_runs_past_the_trained_length_take_the_modules(model: TelechatForCausalLM) -> None:
+    assert model.config.training_seqlen == 512
+    assert not isinstance(start_run(model, 512), NetworkRun)
+    assert isinstance(start_run(model, 513), NetworkRun)
+
+
+def test_a_run_does_not_write_past_its_capacity(model: TelechatForCausalLM) -> None:
+    run = Engine(model).run(64)
+    run.best(prompt(64))
+    with pytest.raises(ValueError, match="64 \\+ 1 positions do not fit into 64"):
+        run.best([9])
+
+
+def test_what_the_engine_cannot_run_is_said(tiny_folder: Path, tiny_w8a8_folder: Path) -> None:
+    assert unsuited(load_model(tiny_folder, device="cpu")) == "no int8 linears"
+    half = load_model(tiny_w8a8_folder, device="cpu", dtype=torch.float16)
+    assert unsuited(half) == "float tensors not float32 on the CPU"
+    model = load_model(tiny_w8a8_folder, device="cpu")
+    assert unsuited(model) is None
+    hook = model.lm_head.register_forward_hook(lambda *_: None)
+    assert unsuited(model) == "hooks on modules"
+    hook.remove()
+    assert unsuited(model) is None
+    model.transformer.h[0].mlp.up_proj = torch.nn.Identity()
+    assert unsuited(model) == "linears of another kind, or not prepared"
+
+
+def test_head_sizes_that_are_no_whole_vectors_take_the_modules() -> None:
+    assert unsuited(random_model(n_embed=60)) == "head_dim no multiple of 16"
+
+
+def test_replaced_weights_are_noticed(tiny_w8a8_folder: Path) -> None:
+    model, ids = load_model(tiny_w8a8_folder, device="cpu"), prompt(20)
+    before = generate(model, ids, 10).token_ids
+    state = model.state_dict()
+    name = "transformer.h.3.self_attention.dense.weight"
+    model.load_state_dict({**state, name: -state[name]})
+    changed = generate(model, ids, 10).token_ids
+    model.load_state_dict(state)
+    assert changed != before
+    assert generate(model, ids, 10).token_ids == before

@@ -1,0 +1,271 @@
+"""Method best: splitting keeps the function, rounding and bias correction lower the error, all formats hold it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telechat_kit import load_model
+from telechat_kit.errors import CheckpointError, ParameterError
+from telechat_kit.files import read_json
+from telechat_kit.model import load_tokenizer
+from telechat_kit.model.repeated_heads import multiples, per_head, repeats
+from telechat_kit.model.rotary import Rotary
+from telechat_kit.model.weight_shards import Shards
+from telechat_kit.quantization import export, quantize
+from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.calibration.observers import fake_quantize_per_token
+from telechat_kit.quantization.calibration.passes import fold, smoothing_scales
+from telechat_kit.quantization.calibration.samples import random_samples
+from telechat_kit.quantization.formats.packing import fake_quantize_weight, weight_scale
+from telechat_kit.quantization.methods.balancing import balanced_scale
+from telechat_kit.quantization.methods.refinement import (
+    attention_watched,
+    correct_biases,
+    refine,
+    run_refined,
+    stream_energies,
+)
+from telechat_kit.quantization.methods.rounding import gptq_round
+from telechat_kit.quantization.methods.splitting import (
+    SPLIT_CHANNELS,
+    channel_copies,
+    copied_channels,
+    split_channels,
+)
+
+CPU = torch.device("cpu")
+IDS = torch.arange(40)[None] * 5 % 251 + 6
+
+
+@pytest.fixture
+def block(tiny_folder: Path) -> Block:
+    shards = Shards(tiny_folder)
+    return load_block(shards, 0, Rotary(shards.config), CPU)
+
+
+@pytest.fixture
+def states(tiny_folder: Path) -> list[torch.Tensor]:
+    shards = Shards(tiny_folder)
+    return embed(shards, [IDS, IDS.flip(1)], CPU)
+
+
+@pytest.fixture(scope="module")
+def best(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("best") / "w8a8"
+    quantize(tiny_folder, folder, level="L1", anti_outlier="best", samples=32, tokens=48, device="cpu")
+    return folder
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        return load_model(folder, "cpu")(IDS).logits
+
+
+def test_signs_keep_one_side_of_the_range_small() -> None:
+    low, high = torch.tensor([-8.0, -1.0, -0.5]), torch.tensor([2.0, 4.0, 1.0])
+    weights = [torch.ones(5, 3)]
+    scale = balanced_scale(low, high, weights, 1.0)
+    assert scale.sign().tolist() == [-1.0, 1.0, 1.0]
+    bounds = torch.stack([low / scale, high / scale])
+    assert -bounds.min() == pytest.approx(
+        0.25 * float(bounds.max())
+    )  # two of the channels have sides of 1 : 4
+
+    def rounding_error(scale: torch.Tensor) -> float:
+        span = torch.maximum(low / scale, high / scale).max() - torch.minimum(low / scale, high / scale).min()
+        return float(span.square() * scale.square().sum())
+
+    assert rounding_error(scale) < 0.5 * rounding_error(torch.maximum(high, -low))
+
+
+def test_signed_scales_keep_the_function(block: Block, states: list[torch.Tensor]) -> None:
+    before = block.run(states)
+    scales, _ = smoothing_scales(block, states, "best")
+    assert len(scales) == 4
+    assert all(bool((scale < 0).any() and (scale > 0).any()) for scale in scales.values())
+    fold(block, scales)
+    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=1e-6, atol=1e-5)
+
+
+def test_random_tokens_are_of_the_samples_shapes_and_of_the_seed() -> None:
+    samples = [torch.zeros(1, 300, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64)]
+    first, again, other = (random_samples(samples, 50, seed) for seed in (0, 0, 1))
+    assert [ids.shape for ids in first] == [ids.shape for ids in samples]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert (int(first[0].min()), int(first[0].max())) == (0, 49)
+
+
+def test_ranges_hold_random_tokens_as_well(tiny_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the same words again and again\n" * 60, encoding="utf-8")
+    widths = []
+    for ingredients in ("none", "random_tokens"):
+        record = quantize(tiny_folder, tmp_path / ingredients, level="L0", anti_outlier="best", samples=2, tokens=48,
+                          ingredients=ingredients, calibration=str(text), device="cpu")  # fmt: skip
+        unscaled = [linear for linear in record.linears if linear.name.endswith(("dense", "down_proj"))]
+        widths.append(torch.tensor([(linear.high or 0.0) - (linear.low or 0.0) for linear in unscaled]))
+    assert bool((widths[1] > 1.01 * widths[0]).all())
+
+
+def test_the_noisiest_linears_stay_in_float(tiny_folder: Path, tmp_path: Path) -> None:
+    all_int8 = quantize(tiny_folder, tmp_path / "l0", level="L0", anti_outlier="best", samples=2, tokens=48)
+    exits = [linear for linear in all_int8.linears if linear.name.endswith(("dense", "down_proj"))]
+    noisiest = max(exits, key=lambda linear: linear.residual_noise or 0.0).name
+    record = quantize(tiny_folder, tmp_path / "l1", level="L1", anti_outlier="best", samples=2, tokens=48)
+    assert record.float_linears[0].name == noisiest
+    assert "rank 1 of 24 by int8 noise in the residual stream" in record.float_linears[0].reason
+
+
+def test_copies_go_to_the_channel_that_sets_the_step_of_the_rows() -> None:
+    weight = torch.tensor([[1.0, 8.0, 1.0], [1.0, -6.0, 2.0]])
+    assert channel_copies(weight, 0).tolist() == [1, 1, 1]
+    assert channel_copies(weight, 2).tolist() == [1, 3, 1]
+
+
+def test_splitting_keeps_the_function_and_lowers_the_steps(block: Block, states: list[torch.Tensor]) -> None:
+    down = block.parameter("transformer.h.0.mlp.down_proj.weight")
+    down.data[:, 3] *= 40
+    before, step = block.run(states), weight_scale(down.data)
+    channels = split_channels(block, 16)
+    wide = block.parameter("transformer.h.0.mlp.down_proj.weight").data
+    assert wide.shape[1] == down.shape[1] + 16
+    assert (channels == 3).sum() > 8
+    torch.testing.assert_close(torch.cat(block.run(states)), torch.cat(before), rtol=1e-6, atol=1e-5)
+    assert weight_scale(wide).mean() < 0.5 * step.mean()
+    gate = block.parameter("transformer.h.0.mlp.gate_proj.weight").data
+    assert torch.equal(copied_channels(gate, down.shape[1]), channels)
+
+
+def test_a_width_that_splitting_does_not_explain_is_refused() -> None:
+    with pytest.raises(
+        CheckpointError, match="has 4 rows, the float checkpoint 3: not by splitting channels"
+    ):
+        copied_channels(torch.eye(4), 3)
+
+
+def test_rounding_with_calibration_is_to_the_nearest_where_inputs_are_independent() -> None:
+    weight = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
+    scale = weight_scale(weight)
+    assert torch.equal(gptq_round(weight, scale, torch.eye(200)), torch.round(weight / scale).to(torch.int8))
+
+
+def test_rounding_with_calibration_lowers_the_error_where_they_are_not() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(8, 160, generator=generator)
+    x = torch.randn(1000, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
+    scale = weight_scale(weight)
+    rounded = gptq_round(weight, scale, x.T @ x / len(x))
+    assert rounded.abs().max() <= 127
+
+    def error(values: torch.Tensor) -> float:
+        return float((x @ (values * scale - weight).T).square().mean())
+
+    assert error(rounded.float()) < 0.2 * error(torch.round(weight / scale))
+
+
+def test_the_mean_error_of_the_exits_is_corrected(block: Block, states: list[torch.Tensor]) -> None:
+    exact = torch.cat(block.run(states), dim=1)
+    name = "transformer.h.0.mlp.down_proj"
+
+    def skewed(x: torch.Tensor) -> torch.Tensor:  # an input quantizer with an error that does not average out
+        return fake_quantize_per_token(x) + 0.02
+
+    with attention_watched(block) as mixed:
+        energies = stream_energies(block, states, mixed, block.run(states))
+    found = refine(block, states, energies, {name: skewed}, rounding=False, bias=True)
+    assert list(found.biases) == [name]
+    uncorrected = torch.cat(run_refined(block, states, {name: skewed}, found), dim=1)
+    correct_biases(block, found)
+    after = torch.cat(run_refined(block, states, {name: skewed}, found), dim=1)
+
+    def mean_error(result: torch.Tensor) -> float:
+        energy = exact.square().sum(-1, keepdim=True)
+        return float(((result - exact) / energy).mean(dim=1).norm())
+
+    assert mean_error(after) < 0.02 * mean_error(uncorrected)
+
+
+def test_best_widens_the_feed_forward_and_stays_close_to_float(tiny_folder: Path, best: Path) -> None:
+    width = read_json(tiny_folder / "config.json")["ffn_hidden_size"]
+    assert read_json(best / "config.json")["ffn_hidden_size"] == width + SPLIT_CHANNELS
+    exact, found = logits(tiny_folder), logits(best)
+    assert (found - exact).norm() < 0.35 * exact.norm()  # random weights: m4 reaches 0.23 with as many tokens
+
+
+@pytest.mark.parametrize("form", ["ascendV1", "compressed-tensors", "safetensors"])
+def test_every_format_holds_it(best: Path, tmp_path: Path, form: str) -> None:
+    export(best, tmp_path / form, form)
+    assert torch.equal(logits(tmp_path / form), logits(best))
+
+
+def test_it_takes_dynamic_activations(tiny_folder: Path, tmp_path: Path) -> None:
+    record = quantize(tiny_folder, tmp_path / "w8a8", level="L0", anti_outlier="best", activations="dynamic",
+                      samples=16, tokens=48, device="cpu")  # fmt: skip
+    assert {linear.kind for linear in record.linears} == {"W8A8_DYNAMIC"}
+    exact = logits(tiny_folder)
+    assert (logits(tmp_path / "w8a8") - exact).norm() < 0.1 * exact.norm()
+
+
+def test_without_ingredients_only_norms_are_smoothed(tiny_folder: Path, tmp_path: Path) -> None:
+    record = quantize(
+        tiny_folder, tmp_path / "a", anti_outlier="best", ingredients="none", samples=2, tokens=48
+    )
+    assert (record.recipe.ingredients, record.recipe.split_channels) == ([], 0)
+    with pytest.raises(ParameterError, match='ingredient "salt" is unknown'):
+        quantize(
+            tiny_folder, tmp_path / "b", anti_outlier="best", ingredients="bias, salt", samples=2, tokens=48
+        )
+
+
+def test_equal_values_scaled_apart_round_alike(block: Block, states: list[torch.Tensor]) -> None:
+    name = "transformer.h.0.self_attention.key_value"
+    weight = block.parameter(f"{name}.weight").data
+    heads = per_head(weight, 4)
+    heads.copy_(heads[:1].expand_as(heads).clone())
+    heads[:, 1] = (
+        torch.cat([torch.tensor([127.0]), torch.arange(63) % 100 + 0.5]) / 64
+    )  # halfway between steps
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.rand(4, 16, 1, generator=generator) * 3 + 0.2
+    heads[:, 1] *= factors * (torch.randint(0, 2, factors.shape, generator=generator) * 2 - 1)
+    nearest = per_head(fake_quantize_weight(weight) / weight_scale(weight), 4)[:, 1].round().abs()
+    assert not (nearest == nearest[:1]).all()
+    with attention_watched(block) as mixed:
+        energies = stream_energies(block, states, mixed, block.run(states))
+    found = refine(
+        block, states, energies, {name: fake_quantize_per_token}, rounding=True, bias=False, alike=True
+    )
+    values = per_head(found.weights[name], 4)[:, 1]
+    assert (values.abs() == values[:1].abs()).all()
+    assert (values[:, :, 0].sign() == heads[:, 1, :, 0].sign()).all()
+
+
+def grouped_heads_checkpoint(source: Path, folder: Path) -> Path:
+    """`source` with keys and values of two heads in every block, each of them for two neighbouring heads."""
+    model = load_model(source, "cpu")
+    for block in model.transformer.h:
+        heads = block.self_attention.key_value.weight.data.view(2, 2, -1)
+        heads.copy_(heads[:, :1].expand_as(heads).clone())
+    model.save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+    return folder
+
+
+def test_heads_with_one_key_and_value_keep_one_int8_weight(tiny_folder: Path, tmp_path: Path) -> None:
+    """Though every head has scales of its own for the columns of dense: who runs the model can share them."""
+    source = grouped_heads_checkpoint(tiny_folder, tmp_path / "float")
+    options = {"level": "L0", "anti_outlier": "best", "samples": 32, "tokens": 48, "device": "cpu"}
+    quantize(source, tmp_path / "w8a8", **options)
+    (path,) = (tmp_path / "w8a8").glob("*.safetensors")
+    tensors, scaled_apart = load_file(path), 0
+    for block in range(4):
+        name = f"h.{block}.self_attention.key_value"
+        keys, values = per_head(tensors[f"{name}.weight"].int(), 4).unbind(1)
+        assert repeats(keys)[0] == 2
+        assert multiples(values.double(), 2) is not None
+        scale = per_head(tensors[f"{name}.weight_scale"], 4)[:, 1]
+        scaled_apart += int((scale[0] != scale[1]).sum())
+    assert scaled_apart > 0

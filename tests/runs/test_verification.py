@@ -1,0 +1,148 @@
+"""Verify and pack: what a run was made from, and whether its figures come out again."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from telechat_kit.comparison.run_data import read_run_data
+from telechat_kit.errors import DataError
+from telechat_kit.runs.archive import pack
+from telechat_kit.runs.verification import check_origins, judge, made_again, repeat_run, verify
+from telechat_kit.runs.verification_tables import origins_frame, summary, verdicts_frame
+
+
+def verdicts(run: Path) -> dict[str, str]:
+    return {origin.name: origin.verdict for origin in check_origins(read_run_data(run))}
+
+
+def test_weights_tokenizers_and_texts_are_checked_by_hash(tiny_run: Path) -> None:
+    found = verdicts(tiny_run)
+    assert {"float weights", "w8a8 weights", "float tokenizer", "evaluation text", "calibration text"} <= set(
+        found
+    )
+    assert set(found.values()) <= {"same", "differs"}
+    assert verify(tiny_run, repeat=False).good
+
+
+def test_changed_and_lost_weights_are_told_apart(tiny_run: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(tiny_run.parent, tmp_path / "all"))
+    weights = moved / "tiny-w8a8" / "quant_model_weight_w8a8.safetensors"
+    for name in ("quantize.json", "precision.json", "performance.json"):
+        path = moved / "tiny" / name
+        path.write_text(
+            path.read_text().replace(str(tiny_run.parent / "tiny-w8a8"), str(moved / "tiny-w8a8"))
+        )
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert verdicts(moved / "tiny")["w8a8 weights"] == "changed"
+    assert not verify(moved / "tiny", repeat=False).good
+    shutil.rmtree(moved / "tiny-w8a8")
+    assert verdicts(moved / "tiny")["w8a8 weights"] == "not readable"
+
+
+def test_a_file_changed_after_the_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    state = {"parameters": {}, "steps": [{"name": "03_precision", "left": {"precision.json": "0" * 64}}]}
+    (run / "run.json").write_text(json.dumps(state))
+    assert verdicts(run)["file precision.json"] == "changed"
+
+
+def test_figures_are_reproduced_within_their_interval_or_not(tiny_run: Path) -> None:
+    run = read_run_data(tiny_run)
+    assert run.precision is not None
+    assert run.quantize is not None
+    found = run.precision.divergence
+    ratio, kl = found.perplexity_ratio, found.kl_mean
+    other = replace(
+        run,
+        precision=replace(
+            run.precision,
+            divergence=replace(
+                found,
+                perplexity_ratio=replace(ratio, value=(ratio.low + ratio.high) / 2),
+                kl_mean=replace(kl, value=kl.high * 2),
+            ),
+        ),
+        quantize=replace(run.quantize, w8a8_bytes=1, seconds=99.0),
+    )
+    said = {verdict.name: verdict.verdict for verdict in judge(run, other)}
+    assert said["perplexity_float"] == "reproduced"
+    assert said["perplexity_ratio"] == "within its interval"
+    assert said["kl_mean"] == "not reproduced"
+    assert said["w8a8_bytes"] == "not reproduced"
+    assert said["quantize_seconds"] == "no interval"
+
+
+def test_a_run_that_does_not_tell_its_parameters_cannot_be_repeated(tiny_run: Path) -> None:
+    with pytest.raises(DataError, match=r"does not tell its parameters.*--hashes-only"):
+        repeat_run(read_run_data(tiny_run))
+
+
+def test_the_tables_show_both_sides(tiny_run: Path) -> None:
+    found = verify(tiny_run, repeat=False)
+    assert list(origins_frame(found).columns) == ["made from", "recorded", "here", "verdict"]
+    assert verdicts_frame(found).empty
+    assert "hashes are the same" in summary(found)
+
+
+def test_weights_that_are_gone_are_judged_by_those_made_again(tiny_run: Path, tmp_path: Path) -> None:
+    run = read_run_data(Path(shutil.copytree(tiny_run, tmp_path / "run")))
+    assert run.quantize is not None
+    gone = replace(run, quantize=replace(run.quantize, quant_path=str(tmp_path / "gone")))
+    origins = list(check_origins(gone))
+    lost = [origin.name for origin in origins if origin.verdict == "not readable"]
+    assert lost == ["w8a8 weights", "w8a8 tokenizer"]
+    again = {origin.name: origin.verdict for origin in made_again(origins, gone, run)}
+    assert again["w8a8 weights, made again"] == "same"
+    other = replace(run.quantize.conditions, hashes={"w8a8_weights": "0" * 64, "w8a8_tokenizer": "0" * 64})
+    changed = replace(run, quantize=replace(run.quantize, conditions=other))
+    again = {origin.name: origin.verdict for origin in made_again(origins, gone, changed)}
+    assert again["w8a8 weights, made again"] == "changed"
+
+
+def test_data_from_elsewhere_is_packed_and_found_where_the_archive_has_it(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    lines = tmp_path / "mine.txt"
+    lines.write_text("some text")
+    parameters = {"text_path": str(lines), "jsonl_path": "params/data/questions.jsonl", "run_folder": "x"}
+    (run / "run.json").write_text(json.dumps({"parameters": parameters, "steps": []}))
+    (run / "params.yaml").write_text(yaml.safe_dump(parameters))
+    with zipfile.ZipFile(pack(run, tmp_path / "a.zip")) as archive:
+        assert archive.read("data/text_path/mine.txt") == b"some text"
+        assert "params/data/questions.jsonl" in archive.namelist()
+        moved = parameters | {"text_path": "data/text_path/mine.txt"}
+        assert yaml.safe_load(archive.read("results/run/params.yaml")) == moved
+        assert json.loads(archive.read("results/run/run.json"))["parameters"] == moved
+        manifest = json.loads(archive.read("PACK.json"))
+        state = archive.read("results/run/run.json")
+    assert manifest["files"]["results/run/run.json"] == hashlib.sha256(state).hexdigest()
+    lines.unlink()
+    with pytest.raises(DataError, match=r"mine\.txt, the text_path of the run, is gone"):
+        pack(run, tmp_path / "a.zip")
+
+
+def test_a_pack_holds_all_but_the_weights_and_packs_to_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
+    first, second = pack(tiny_run, tmp_path / "a.zip"), pack(tiny_run, tmp_path / "b.zip")
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
+        names = set(archive.namelist())
+        manifest = json.loads(archive.read("PACK.json"))
+    assert {
+        "results/tiny/report.html",
+        "results/tiny/samples.jsonl",
+        "notebooks/03_precision.ipynb",
+        "telechat_kit/runs/verification.py",
+        "environment/versions.yaml",
+        "pyproject.toml",
+    } <= names
+    assert not any(name.endswith((".safetensors", ".pyc")) for name in names)
+    assert set(manifest["files"]) == names - {"PACK.json"}
+    assert all(len(value) == 64 for value in manifest["weights"].values())
