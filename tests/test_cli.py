@@ -1,6 +1,7 @@
 """The command line as a user meets it: help with examples, and wrong input told in one line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import telechat_kit
-from telechat_kit.cli import cli, main
+from telechat_kit.cli import cli, main, result_commands, weight_commands
+from telechat_kit.comparison.alignment import Tolerances
 from telechat_kit.files import sha256
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
+from telechat_kit.quantization.formats import conversion
 from telechat_kit.runs.profile import all_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +33,49 @@ def call(
         main()
     said = capsys.readouterr()
     return int(ended.value.code or 0), said.out, said.err
+
+
+#: Seconds each, or hundreds of MB: a command imports them when it calls what needs them
+HEAVY = {"torch", "transformers", "numpy", "pandas", "matplotlib", "papermill", "nbconvert"}
+LOADED = """
+import sys
+from telechat_kit.cli import main
+sys.argv[0] = "telechat-kit"
+try:
+    main()
+finally:
+    print("\\nloaded:", *sorted(set(sys.modules) & set("{}".split())), file=sys.stderr)
+"""
+
+
+def loaded_by(*arguments: str, environment: dict[str, str] | None = None) -> list[str]:
+    """Which of the heavy packages a command has imported when it ends."""
+    command = [sys.executable, "-c", LOADED.format(" ".join(HEAVY)), *arguments]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | (environment or {}), check=False
+    )
+    return ended.stderr.rsplit("loaded:", 1)[1].split()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["compare", "--help"], ["runn"], ["run"]])
+def test_help_and_typing_errors_load_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded_by(*arguments) == []
+
+
+def test_completion_loads_nothing_heavy() -> None:
+    asked = {"_TELECHAT_KIT_COMPLETE": "bash_complete", "COMP_WORDS": "telechat-kit ex", "COMP_CWORD": "1"}
+    assert loaded_by(environment=asked) == []
+
+
+def test_a_command_that_works_loads_what_it_needs() -> None:
+    """Else the tests above would show nothing."""
+    assert "papermill" in loaded_by("params")
+
+
+def test_choices_and_defaults_of_the_commands_are_those_of_the_verbs() -> None:
+    assert weight_commands.FORMATS == conversion.FORMATS
+    tolerances = (result_commands.KL_TOLERANCE, result_commands.AGREEMENT_TOLERANCE)
+    assert tolerances == (Tolerances.kl_mean, Tolerances.top1_agreement)
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))

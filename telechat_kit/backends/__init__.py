@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import cpu, cuda, npu
+from telechat_kit.backends.npu.torch_npu_guard import guard_torch_npu
 from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
 
 DEVICES = ("cpu", "cuda", "npu")
+
+guard_torch_npu()
 
 
 class Backend(Protocol):

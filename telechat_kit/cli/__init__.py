@@ -1,4 +1,8 @@
-"""`telechat-kit`: the command line. Each command calls one verb and says what it left."""
+"""`telechat-kit`: the command line. Each command calls one verb and says what it left.
+
+Commands import what they call when they are called: help, completion and a typing error need neither torch nor
+transformers.
+"""
 
 import sys
 

@@ -6,15 +6,16 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from telechat_kit import environment
-from telechat_kit.environment import Check
 from telechat_kit.errors import DataError
 from telechat_kit.files import resolve
-from telechat_kit.model.hashes import FolderHashes, folder_hashes
-from telechat_kit.runs.profile import default_values, load_profile
+
+if TYPE_CHECKING:
+    from telechat_kit.environment import Check
+    from telechat_kit.model.hashes import FolderHashes
 
 CHECK_SCHEMA = "telechat-kit/check/1"
 HASH_SCHEMA = "telechat-kit/hash/1"
@@ -44,6 +45,9 @@ def check(profile: Path | None, device: str | None, as_json: bool) -> None:
       telechat-kit check --profile params/telechat-7b-310p.yaml
       telechat-kit check --device npu:0 --json
     """
+    from telechat_kit import environment
+    from telechat_kit.runs.profile import default_values, load_profile
+
     values = default_values("01_setup")
     if profile is not None:
         values |= load_profile(profile).for_notebook("01_setup")
@@ -54,7 +58,7 @@ def check(profile: Path | None, device: str | None, as_json: bool) -> None:
     sys.exit(1 if environment.to_do(rows) else 0)
 
 
-def as_table(checks: Sequence[Check]) -> str:
+def as_table(checks: Sequence["Check"]) -> str:
     """The table as text: a row a check, what to do on a line below it, a sentence at the end."""
     lines = [*_cells(_TITLES), *_cells(["-" * width for width in _WIDTHS])]
     for row in checks:
@@ -62,9 +66,15 @@ def as_table(checks: Sequence[Check]) -> str:
         if row.advice:
             wrapped = textwrap.wrap(row.advice, 98, break_long_words=False, break_on_hyphens=False)
             lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(wrapped)]
-    count = len(environment.to_do(checks))
+    count = _to_do(checks)
     end = f"{count} row{'s' if count > 1 else ''} must be put right." if count else "Nothing must be done."
     return "\n".join([*lines, "", end])
+
+
+def _to_do(checks: Sequence["Check"]) -> int:
+    from telechat_kit.environment import to_do
+
+    return len(to_do(checks))
 
 
 def _cells(row: Sequence[str]) -> list[str]:
@@ -82,10 +92,10 @@ def _cells(row: Sequence[str]) -> list[str]:
     return lines
 
 
-def as_json_object(checks: Sequence[Check], device: str) -> str:
+def as_json_object(checks: Sequence["Check"], device: str) -> str:
     """The rows for machines: `schema`, `device` as asked for, `to_do` (how many rows), `checks`."""
     rows = [asdict(row) for row in checks]
-    count = len(environment.to_do(checks))
+    count = _to_do(checks)
     report = {"schema": CHECK_SCHEMA, "device": device, "to_do": count, "checks": rows}
     return json.dumps(report, ensure_ascii=False, indent=2)
 
@@ -101,6 +111,8 @@ def hash_folder(folder: Path, as_json: bool) -> None:
       telechat-kit hash models/telechat-7b
       telechat-kit hash models/telechat-7b --json
     """
+    from telechat_kit.model.hashes import folder_hashes
+
     target = folder if folder.is_dir() else resolve(folder)
     if not target.is_dir():
         raise DataError(f"folder {folder} does not exist. Correct the path.")
@@ -111,7 +123,7 @@ def hash_folder(folder: Path, as_json: bool) -> None:
         click.echo(_hash_table(found))
 
 
-def _hash_table(found: FolderHashes) -> str:
+def _hash_table(found: "FolderHashes") -> str:
     lines = [f"{'bytes':>15}  {'sha256':64}  file"]
     lines += [f"{file.bytes:15,}  {file.sha256}  {file.name}" for file in found.files]
     lines += [f"{'weights':>15}  {found.weights or 'no whole checkpoint: ' + found.problem}"]

@@ -5,20 +5,10 @@ from pathlib import Path
 
 import click
 
-from telechat_kit.comparison.alignment import Tolerances
-from telechat_kit.comparison.side_by_side import compare as compare_runs
-from telechat_kit.comparison.side_by_side import not_aligned, parse_rule
 from telechat_kit.files import relative, resolve, write_text
-from telechat_kit.reports.comparison_page import (
-    conditions_frame,
-    figures_frame,
-    markdown,
-    markdown_table,
-    write_comparison,
-)
-from telechat_kit.runs.archive import pack as pack_run
-from telechat_kit.runs.verification import verify as verify_run
-from telechat_kit.runs.verification_tables import origins_frame, summary, verdicts_frame
+
+#: Those of `comparison.alignment`, which is imported when runs are compared
+KL_TOLERANCE, AGREEMENT_TOLERANCE = 0.001, 0.98
 
 
 @click.command()
@@ -31,14 +21,14 @@ from telechat_kit.runs.verification_tables import origins_frame, summary, verdic
 @click.option(
     "--kl-tolerance",
     type=float,
-    default=Tolerances.kl_mean,
+    default=KL_TOLERANCE,
     show_default=True,
     help="Aligned runs: most nats per token between them, where both kept a bundle.",
 )
 @click.option(
     "--agreement-tolerance",
     type=float,
-    default=Tolerances.top1_agreement,
+    default=AGREEMENT_TOLERANCE,
     show_default=True,
     help="Aligned runs: least share of positions with the same most likely token.",
 )
@@ -72,6 +62,16 @@ def compare(
     Exit codes:
       0 done, 1 a --fail-if condition is met or a run not aligned, 2 wrong input.
     """
+    from telechat_kit.comparison.alignment import Tolerances
+    from telechat_kit.comparison.side_by_side import compare as compare_runs
+    from telechat_kit.comparison.side_by_side import not_aligned, parse_rule
+    from telechat_kit.reports.comparison_page import (
+        conditions_frame,
+        figures_frame,
+        markdown,
+        write_comparison,
+    )
+
     parsed = [parse_rule(text) for text in rules]
     found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
     broken = [text for rule in parsed for text in rule.broken_by(found)]
@@ -109,6 +109,10 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
     Exit codes:
       0 verified, 1 a hash or a figure is another, 2 wrong input.
     """
+    from telechat_kit.reports.comparison_page import markdown_table
+    from telechat_kit.runs.verification import verify as verify_run
+    from telechat_kit.runs.verification_tables import origins_frame, summary, verdicts_frame
+
     found = verify_run(place, steps, repeat=not hashes_only)
     click.echo(f"## {found.name}\n\n{markdown_table(origins_frame(found))}")
     if found.verdicts:
@@ -135,5 +139,7 @@ def pack(folder: Path, output: Path | None) -> None:
     Example:
       telechat-kit pack results/demo -o demo.zip
     """
+    from telechat_kit.runs.archive import pack as pack_run
+
     path = resolve(folder)
     click.echo(relative(pack_run(path, resolve(output) if output else path.with_name(f"{path.name}.zip"))))

@@ -2,17 +2,17 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
-from telechat_kit.reports.notebook_page import export_notebook
-from telechat_kit.runs.execution import Outcome, run_profile
-from telechat_kit.runs.many import profile_jobs, run_jobs
-from telechat_kit.runs.plan import Selection, find_step, plan
-from telechat_kit.runs.profile import Profile, all_parameters, load_profile
-from telechat_kit.runs.state import STEPS, load_state
+
+if TYPE_CHECKING:
+    from telechat_kit.runs.execution import Outcome
+    from telechat_kit.runs.plan import Selection
+    from telechat_kit.runs.profile import Profile
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -69,6 +69,11 @@ def run(
       4 another run is at work in the folder, 130 interrupted, 143 ended by SIGTERM.
       Of several runs the highest.
     """
+    from telechat_kit.runs.execution import run_profile
+    from telechat_kit.runs.many import profile_jobs, run_jobs
+    from telechat_kit.runs.plan import Selection
+    from telechat_kit.runs.profile import load_profile
+
     selection, limits = Selection(only, start, fresh), parse_timeouts(timeouts)
     selection.steps()
     if dry_run:
@@ -83,6 +88,9 @@ def run(
 
 def parse_timeouts(texts: tuple[str, ...]) -> dict[str, float]:
     """`600` or `04=600` words as seconds by step name; one for a step overrides one for all."""
+    from telechat_kit.runs.plan import find_step
+    from telechat_kit.runs.state import STEPS
+
     limits: dict[str, float] = {}
     for text in sorted(texts, key=lambda text: "=" in text):
         name, _, seconds = text.rpartition("=")
@@ -105,14 +113,17 @@ def _as_options(
     return words + [word for text in timeouts for word in ("--timeout", text)]
 
 
-def _say_plan(profile: Profile, selection: Selection) -> None:
+def _say_plan(profile: "Profile", selection: "Selection") -> None:
+    from telechat_kit.runs.plan import plan
+    from telechat_kit.runs.state import load_state
+
     folder = resolve(profile.run_folder)
     click.echo(f"{relative(profile.path)} -> {relative(folder)}")
     for decision in plan(profile, folder, load_state(folder), selection):
         click.echo(f"  {decision.step.name:<14}  {decision.action:<7}  {decision.reason}")
 
 
-def _say_outcome(outcome: Outcome) -> None:
+def _say_outcome(outcome: "Outcome") -> None:
     if outcome.stopped is None:
         report = outcome.folder / "report.html"
         click.echo(relative(report if report.exists() else outcome.folder))
@@ -135,6 +146,8 @@ def params() -> None:
     Example:
       telechat-kit params
     """
+    from telechat_kit.runs.profile import all_parameters
+
     for parameter in all_parameters().values():
         click.echo(f"{parameter.name}: {parameter.type_name} = {parameter.default}")
         click.echo(f"    {parameter.help}  [{', '.join(parameter.notebooks)}]")
@@ -150,4 +163,6 @@ def html(notebook: Path, page: Path | None) -> None:
     Example:
       telechat-kit html out.ipynb
     """
+    from telechat_kit.reports.notebook_page import export_notebook
+
     click.echo(export_notebook(notebook, page or notebook.with_suffix(".html")))

@@ -6,9 +6,6 @@ from pathlib import Path
 import click
 
 from telechat_kit.files import relative, resolve
-from telechat_kit.reports.index_page import write_index
-from telechat_kit.reports.sweep_page import write_sweep
-from telechat_kit.runs.sweep import describe, folders, load_sweep, run_sweep
 
 
 @click.command()
@@ -36,6 +33,9 @@ def sweep(path: Path, jobs: int, ray: bool, fresh: bool, dry_run: bool) -> None:
     Exit codes:
       as of `telechat-kit run`, the highest of all runs.
     """
+    from telechat_kit.reports.sweep_page import write_sweep
+    from telechat_kit.runs.sweep import describe, folders, load_sweep, run_sweep
+
     wanted = load_sweep(path)
     if dry_run:
         click.echo(describe(wanted))
@@ -54,4 +54,6 @@ def index(results: Path) -> None:
     Example:
       telechat-kit index results
     """
+    from telechat_kit.reports.index_page import write_index
+
     click.echo(relative(write_index(resolve(results))))

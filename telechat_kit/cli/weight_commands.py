@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from telechat_kit.files import relative
-from telechat_kit.quantization.formats.conversion import FORMATS
-from telechat_kit.quantization.formats.conversion import export as export_folder
+
+#: Those of `quantization.formats.conversion`, which is imported when one is written
+FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
 
 
 @click.command()
@@ -32,6 +33,8 @@ def export(folder: Path, target: Path, form: str, model_path: Path | None) -> No
       telechat-kit export build/demo-w8a8 build/demo-ascend --format ascendV1
       telechat-kit export build/demo-w8a8 build/demo-npy --format numpy --model-path build/demo
     """
+    from telechat_kit.quantization.formats.conversion import export as export_folder
+
     record = export_folder(folder.absolute(), target.absolute(), form, model_path and model_path.absolute())
     click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
     for note in record.notes:

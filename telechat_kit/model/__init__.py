@@ -1,5 +1,8 @@
 """TeleChat for torch and transformers: configuration, network, tokenizers, checkpoints, the demo model."""
 
+# a broken torch_npu is put aside before transformers looks for one
+import telechat_kit.backends  # noqa: F401  # isort: skip
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from telechat_kit.model.configuration import TelechatConfig
@@ -21,3 +24,6 @@ def register() -> None:
     AutoModel.register(TelechatConfig, TelechatModel, exist_ok=True)
     AutoModelForCausalLM.register(TelechatConfig, TelechatForCausalLM, exist_ok=True)
     register_tokenizers(TelechatConfig)
+
+
+register()

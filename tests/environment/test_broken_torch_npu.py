@@ -16,13 +16,14 @@ REASON = "libhccl.so: cannot open shared object file: No such file or directory"
 #: the command, which starts a process of its own to import torch_npu
 QUESTIONS = """
 import telechat_kit, torch  # the kit first: it keeps torch from failing
-from telechat_kit import npu_import
+import transformers  # looks for torch_npu too
+from telechat_kit.backends.npu import torch_npu_guard
 from telechat_kit.backends import resolve_device
 from telechat_kit.cli import main
 from telechat_kit.errors import DeviceError
 
 print(torch.ones(2).sum().item())
-print(npu_import.failure)
+print(torch_npu_guard.failure)
 try:
     resolve_device("npu:0")
 except DeviceError as error:
