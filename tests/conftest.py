@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from telechat_kit.environment import check_setup
+from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.tiny import build_tiny
 from telechat_kit.performance.measurement import measure_performance
@@ -78,3 +79,9 @@ def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     write_report(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder: Path, tiny_w8a8_folder: Path) -> Pair:
+    """Float and W8A8 form of the tiny model."""
+    return Pair(tiny_folder, tiny_w8a8_folder, "cpu")

@@ -25,8 +25,8 @@ ON_NPU = """
 import json, sys
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import KitError
-from telechat_kit.generation import generate
-from telechat_kit.model import load_model
+from telechat_kit.inference.generation import generate
+from telechat_kit.inference.loading import load_model
 
 prompt, ids = json.loads(sys.argv[1]), {}
 try:

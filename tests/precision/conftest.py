@@ -4,13 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from telechat_kit.inference.model_pair import Pair
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_folder: Path, tiny_w8a8_folder: Path) -> Pair:
-    return Pair(tiny_folder, tiny_w8a8_folder, "cpu")
-
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
