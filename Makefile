@@ -21,10 +21,11 @@ test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a ti
 kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py
 
-lint: $(VENV)/.installed-dev  ## style, types, notebooks without outputs
+lint: $(VENV)/.installed-dev  ## style, types, arrows between packages, notebooks without outputs
 	$(BIN)/ruff check telechat_kit tests benchmarks notebooks
 	$(BIN)/ruff format --check telechat_kit tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 format: $(VENV)/.installed-dev  ## format code, strip outputs from the notebooks
