@@ -33,7 +33,13 @@ from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, pars
 from telechat_kit.quantization.methods.smoothing import METHODS
 from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
-from telechat_kit.quantization.recipe import RANDOM_TOKENS, SPLITTING, LinearRecord, Recipe, parse_ingredients
+from telechat_kit.quantization.recipe import (
+    RANDOM_TOKENS,
+    SPLITTING,
+    AppliedRecipe,
+    LinearRecord,
+    parse_ingredients,
+)
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 
@@ -53,7 +59,7 @@ class QuantizeRecord:
     schema: str
     checkpoint_path: str
     quant_path: str
-    recipe: Recipe | None
+    recipe: AppliedRecipe | None
     linears: list[LinearRecord]
     float_linears: list[FloatLinear]
     calibration_tokens: int
@@ -130,7 +136,7 @@ def quantize(
     # both refuse what cannot be before files are hashed
     asked = _measured_by(source, level, budget, budget_samples, len(chosen.ids))
     asked |= _made_of(anti_outlier, ingredients, activations, len(tokenizer))
-    recipe = Recipe(
+    recipe = AppliedRecipe(
         level=level, anti_outlier=anti_outlier, act_method=act_method, group_fallback=group_fallback, seed=seed,
         source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source), activations=activations,
         **asked, **chosen.recipe(),
@@ -168,7 +174,7 @@ def _record(
     target: Path,
     linears: list[LinearRecord],
     float_linears: list[FloatLinear],
-    recipe: Recipe | None,
+    recipe: AppliedRecipe | None,
     start: float,
     device: torch.device,
 ) -> QuantizeRecord:
@@ -190,7 +196,7 @@ def _record(
 
 
 def _quantize(
-    shards: Shards, target: Path, samples: Sequence[Tensor], recipe: Recipe, device: torch.device
+    shards: Shards, target: Path, samples: Sequence[Tensor], recipe: AppliedRecipe, device: torch.device
 ) -> Quantized:
     """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
     folder = partial_folder(target)
@@ -212,7 +218,7 @@ def _quantize(
     return quantized
 
 
-def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
+def _details(recipe: AppliedRecipe, quantized: Quantized) -> dict[str, Any]:
     """What the checkpoint's own `quantize.json` says."""
     return {
         "schema": SCHEMA,
@@ -224,12 +230,12 @@ def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
     }
 
 
-def recipe_hash(recipe: Recipe) -> str:
+def recipe_hash(recipe: AppliedRecipe) -> str:
     """One hash for all that a recipe says: source, calibration and choices."""
     return combined_hash([json.dumps(asdict(recipe), sort_keys=True)])
 
 
-def _work_key(shards: Shards, recipe: Recipe, device: torch.device) -> str:
+def _work_key(shards: Shards, recipe: AppliedRecipe, device: torch.device) -> str:
     """What must be equal for finished blocks to be kept: recipe, source, arithmetic."""
     config = file_hash(shards.folder / "config.json")
     return combined_hash([recipe_hash(recipe), config, code_hash(), torch.__version__, device.type])
@@ -260,7 +266,7 @@ def _check_request(
 
 
 def _measured_by(source: Path, level: str, budget: str, budget_samples: int, samples: int) -> dict[str, Any]:
-    """The fields of a `Recipe` that level auto measures by; a budget that it cannot work with is refused."""
+    """The fields of a `AppliedRecipe` that level auto measures by; a budget that it cannot work with is refused."""
     if level != AUTO:
         return {}
     parse_budget(budget, len(model_linear_names(read_config(source))))
@@ -270,7 +276,7 @@ def _measured_by(source: Path, level: str, budget: str, budget_samples: int, sam
 
 
 def _made_of(method: str, ingredients: str, activations: str, vocabulary: int) -> dict[str, Any]:
-    """The fields of a `Recipe` that say what method best is made of; the other methods have no such choice."""
+    """The fields of a `AppliedRecipe` that say what method best is made of; the other methods have no such choice."""
     if method != BEST:
         return {}
     used = parse_ingredients(ingredients, activations)

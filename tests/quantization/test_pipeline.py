@@ -17,7 +17,7 @@ from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization import int8_linear, quantize
 from telechat_kit.quantization.blocks import load_block
 from telechat_kit.quantization.calibration.passes import fold, sensitivity, smoothing_scales
-from telechat_kit.quantization.recipe import Recipe
+from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "quantization"
@@ -53,8 +53,8 @@ def packed_linears(result: Quantized, blocks: int) -> dict[str, dict[str, torch.
     return {name: parts for name, parts in packed.items() if "quant_bias" in parts}
 
 
-def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool = False) -> Recipe:
-    return Recipe(level, anti_outlier, act_method, group_fallback, "golden", "", [], 0, "", "")
+def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool = False) -> AppliedRecipe:
+    return AppliedRecipe(level, anti_outlier, act_method, group_fallback, "golden", "", [], 0, "", "")
 
 
 @pytest.mark.parametrize("name", PIPELINES)
