@@ -40,6 +40,7 @@ from telechat_kit.quantization.recipe import (
     LinearRecord,
     parse_ingredients,
 )
+from telechat_kit.quantization.request import Calibration, Recipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 
@@ -76,46 +77,18 @@ class QuantizeRecord:
 def quantize(
     checkpoint_path: str | Path,
     quant_path: str | Path,
+    recipe: Recipe = Recipe(),
+    calibration: Calibration = Calibration(),
     *,
-    level: str = "L5",
-    budget: str = "5 linears",
-    budget_samples: int = 4,
-    anti_outlier: str = "m1",
-    ingredients: str = "all",
-    act_method: int = 1,
-    activations: str = "static",
-    group_fallback: bool = True,
-    calibration: str = "pydoc_data.topics",
-    calibration_format: str = "blocks",
-    calibration_lines: str = "seed",
-    samples: int = 16,
-    tokens: int = 512,
-    seed: int = 0,
     device: str = "auto",
     given_weights: bool = False,
 ) -> QuantizeRecord:
     """Quantize the float checkpoint folder `checkpoint_path` into the W8A8 folder `quant_path`.
 
     Args:
-        level: which linears stay in float. "L0", "L5" ...: so many of the most sensitive ones; names and shell
-            patterns separated by commas: these; "auto": those that `budget` buys.
-        budget: of level "auto", met by measuring: "5 linears" keeps at most so many in float, those that lower the
-            KL from float most; "KL 0.02" as few as reach that KL (nats per token).
-        budget_samples: calibration samples, the first ones, that level "auto" measures on.
-        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
-            "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
-            "best" (the kit's own: the same groups with other exponents, and what `ingredients` says).
-        ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above), signs
-            (one side of each range kept small), random_tokens (ranges hold what they reach too), splitting (of
-            feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
-        act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
-        activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
-            each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
-        group_fallback: linears that read the same input stay in float together.
-        calibration: a text file, a jsonl file, or "pydoc_data.topics".
-        calibration_format: "blocks" of the joined text, the "lines" of a jsonl file, or those as "chat" prompts.
-        calibration_lines: which lines: "seed" draws `samples` of them, "all", or numbers such as "3,17,20-25".
-        samples, tokens: number of calibration samples drawn by `seed`, and (largest) number of tokens in each.
+        recipe: how: what stays in float, how outliers are suppressed, what the activations' ranges are.
+        calibration: on which text.
+        device: that the passes over the network run on.
         given_weights: `quant_path` holds W8A8 weights already: `check_given_weights` instead of quantizing.
 
     Raises:
@@ -127,22 +100,24 @@ def quantize(
     start = time.perf_counter()
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
-    context = _check_request(source, target, level, anti_outlier, act_method, activations).training_seqlen
+    context = _check_request(source, target, recipe).training_seqlen
     tokenizer = load_tokenizer(source)
     chosen = calibration_set(
-        tokenizer, calibration, format=calibration_format, lines=calibration_lines,
-        samples=samples, tokens=tokens, seed=seed, context=context,
+        tokenizer, calibration.source,
+        format=calibration.calibration_format, lines=calibration.calibration_lines,
+        samples=calibration.calibration_samples, tokens=calibration.calibration_tokens,
+        seed=calibration.seed, context=context,
     )  # fmt: skip
     # both refuse what cannot be before files are hashed
-    asked = _measured_by(source, level, budget, budget_samples, len(chosen.ids))
-    asked |= _made_of(anti_outlier, ingredients, activations, len(tokenizer))
-    recipe = AppliedRecipe(
-        level=level, anti_outlier=anti_outlier, act_method=act_method, group_fallback=group_fallback, seed=seed,
-        source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source), activations=activations,
+    asked = _measured_by(source, recipe, len(chosen.ids)) | _made_of(recipe, len(tokenizer))
+    applied = AppliedRecipe(
+        level=recipe.level, anti_outlier=recipe.anti_outlier, act_method=recipe.act_method,
+        group_fallback=recipe.group_fallback, activations=recipe.activations, seed=calibration.seed,
+        source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source),
         **asked, **chosen.recipe(),
     )  # fmt: skip
-    quantized = _quantize(Shards(source), target, chosen.tensors(), recipe, torch_device)
-    record = _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
+    quantized = _quantize(Shards(source), target, chosen.tensors(), applied, torch_device)
+    record = _record(source, target, quantized.linears, quantized.float_linears, applied, start, torch_device)
     return replace(record, measured=quantized.measured)
 
 
@@ -241,9 +216,7 @@ def _work_key(shards: Shards, recipe: AppliedRecipe, device: torch.device) -> st
     return combined_hash([recipe_hash(recipe), config, code_hash(), torch.__version__, device.type])
 
 
-def _check_request(
-    source: Path, target: Path, level: str, anti_outlier: str, act_method: int, activations: str
-) -> TelechatConfig:
+def _check_request(source: Path, target: Path, recipe: Recipe) -> TelechatConfig:
     """The configuration; what cannot work is refused before the minutes of loading and calibration."""
     config = read_config(source)
     weight_files(source)
@@ -255,31 +228,34 @@ def _check_request(
         )
     if target.exists() and not description_path(target) and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
-    check_level(level, model_linear_names(config))
-    make_observer(act_method)
-    if activations not in ACTIVATIONS:
-        raise ParameterError(f'activations "{activations}" is unknown. Use one of {", ".join(ACTIVATIONS)}.')
-    if anti_outlier not in ("none", *METHODS, BEST):
+    check_level(recipe.level, model_linear_names(config))
+    make_observer(recipe.act_method)
+    if recipe.activations not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ParameterError(f'activations "{recipe.activations}" is unknown. Use one of {known}.')
+    if recipe.anti_outlier not in ("none", *METHODS, BEST):
         known = ", ".join(("none", *METHODS, BEST))
-        raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')
+        raise ParameterError(f'anti_outlier "{recipe.anti_outlier}" is unknown. Use one of {known}.')
     return config
 
 
-def _measured_by(source: Path, level: str, budget: str, budget_samples: int, samples: int) -> dict[str, Any]:
-    """The fields of a `AppliedRecipe` that level auto measures by; a budget that it cannot work with is refused."""
-    if level != AUTO:
+def _measured_by(source: Path, recipe: Recipe, samples: int) -> dict[str, Any]:
+    """The fields of an `AppliedRecipe` that level auto measures by; a budget that it cannot work with is refused."""
+    if recipe.level != AUTO:
         return {}
-    parse_budget(budget, len(model_linear_names(read_config(source))))
-    if budget_samples < 1:
-        raise ParameterError(f"budget_samples {budget_samples}: level auto measures on at least 1 sample.")
-    return {"budget": budget, "budget_samples": min(budget_samples, samples)}
+    parse_budget(recipe.budget, len(model_linear_names(read_config(source))))
+    if recipe.budget_samples < 1:
+        raise ParameterError(
+            f"budget_samples {recipe.budget_samples}: level auto measures on at least 1 sample."
+        )
+    return {"budget": recipe.budget, "budget_samples": min(recipe.budget_samples, samples)}
 
 
-def _made_of(method: str, ingredients: str, activations: str, vocabulary: int) -> dict[str, Any]:
-    """The fields of a `AppliedRecipe` that say what method best is made of; the other methods have no such choice."""
-    if method != BEST:
+def _made_of(recipe: Recipe, vocabulary: int) -> dict[str, Any]:
+    """The fields of an `AppliedRecipe` that say what method best is made of; the other methods have no such choice."""
+    if recipe.anti_outlier != BEST:
         return {}
-    used = parse_ingredients(ingredients, activations)
+    used = parse_ingredients(recipe.ingredients, recipe.activations)
     return {
         "ingredients": used,
         "split_channels": SPLIT_CHANNELS if SPLITTING in used else 0,
