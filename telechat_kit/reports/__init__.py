@@ -1,5 +1,6 @@
 """Charts, tables and self-contained HTML pages from the records of a run."""
 
+from telechat_kit.files import written
 from telechat_kit.reports import (
     charts,
     performance_charts,
@@ -22,4 +23,5 @@ __all__ = [
     "tables",
     "verdict",
     "write_report",
+    "written",
 ]
