@@ -7,7 +7,9 @@ from telechat_kit.reports import (
     performance_tables,
     precision_charts,
     precision_tables,
+    quantization_charts,
     tables,
+    thread_views,
 )
 from telechat_kit.reports.page import PAGES, consistency_note, read_run, verdict, write_report
 
@@ -19,8 +21,10 @@ __all__ = [
     "performance_tables",
     "precision_charts",
     "precision_tables",
+    "quantization_charts",
     "read_run",
     "tables",
+    "thread_views",
     "verdict",
     "write_report",
     "written",

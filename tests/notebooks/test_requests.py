@@ -10,10 +10,20 @@ from typing import Any
 import nbformat
 import pytest
 
-from telechat_kit.performance.cases import Grid
-from telechat_kit.performance.measurement import measure_performance
-from telechat_kit.precision import Evaluation, measure_precision
-from telechat_kit.quantization import Calibration, Recipe, quantize
+from telechat_kit import (
+    Calibration,
+    Evaluation,
+    Grid,
+    Recipe,
+    check,
+    check_alignment,
+    check_setup,
+    make_embedded,
+    measure_performance,
+    measure_precision,
+    quantize,
+    write_report,
+)
 from telechat_kit.runs.profile import declared_parameters, default_values, notebook_path
 
 REQUESTS = {
@@ -21,18 +31,23 @@ REQUESTS = {
     "03_precision": (Evaluation,),
     "04_performance": (Grid,),
 }
-VERBS: dict[str, Callable[..., Any]] = {
-    "02_quantize": quantize,
-    "03_precision": measure_precision,
-    "04_performance": measure_performance,
-}
+VERBS: list[tuple[str, Callable[..., Any]]] = [
+    ("01_setup", make_embedded),
+    ("01_setup", check),
+    ("01_setup", check_setup),
+    ("02_quantize", quantize),
+    ("03_precision", measure_precision),
+    ("03_precision", check_alignment),
+    ("04_performance", measure_performance),
+    ("05_report", write_report),
+]
 #: Fields that no notebook sets
 BESIDE = {"answers"}
 
 each_request = pytest.mark.parametrize(
     ("notebook", "kind"), [(name, kind) for name, kinds in REQUESTS.items() for kind in kinds]
 )
-each_verb = pytest.mark.parametrize("notebook", VERBS)
+each_verb = pytest.mark.parametrize(("notebook", "verb"), VERBS)
 
 
 def declared(notebook: str) -> dict[str, str]:
@@ -47,15 +62,15 @@ def test_defaults_are_those_of_the_notebook(notebook: str, kind: type) -> None:
     assert ours == {name: given.get(name) for name in ours}
 
 
+#: A run folder is the notebooks' to name; a checkpoint that is there needs no embedded model
 @each_verb
-def test_keywords_of_a_verb_have_the_defaults_of_the_notebook(notebook: str) -> None:
-    given, found = default_values(notebook), inspect.signature(VERBS[notebook]).parameters
-    keywords = {name: p.default for name, p in found.items() if p.kind is p.KEYWORD_ONLY}
-    assert set(keywords) <= set(given)
-    del given["run_folder"]  # a verb has none of its own
-    assert {name: keywords[name] for name in keywords if name in given} == {
-        name: given[name] for name in keywords if name in given
+def test_a_verb_has_the_defaults_of_the_notebook(notebook: str, verb: Callable[..., Any]) -> None:
+    given, found = default_values(notebook), inspect.signature(verb).parameters
+    shared = set(given) & set(found) - {"run_folder", "embedded_model"}
+    ours = {
+        name: found[name].default for name in shared if found[name].default is not inspect.Parameter.empty
     }
+    assert ours == {name: given[name] for name in ours}
 
 
 @each_request
@@ -94,10 +109,13 @@ def test_a_cell_hands_every_parameter_to_the_field_of_its_name(notebook: str, ki
 
 
 @each_verb
-def test_a_cell_hands_every_other_parameter_to_the_keyword_of_its_name(notebook: str) -> None:
-    verb = VERBS[notebook]
+def test_a_cell_hands_every_other_parameter_to_the_keyword_of_its_name(
+    notebook: str, verb: Callable[..., Any]
+) -> None:
     (call,) = calls(code_of(notebook), verb)
-    assert handed(call, verb) == {name: name for name in inspect.signature(verb).parameters}
+    found = handed(call, verb)
+    assert found == {name: name for name in found}
+    assert set(inspect.signature(verb).parameters) & set(declared(notebook)) <= set(found)
 
 
 @pytest.mark.parametrize(
