@@ -132,6 +132,11 @@ def check_alignment(
     Raises:
         DataError: a bundle is missing or damaged, or the two are of different texts or tokenizers.
         ParameterError: tolerances that nothing can meet or miss.
+
+    Example:
+        >>> alignment = check_alignment("results/tiny", "results/tiny")
+        >>> alignment.kl_mean.value
+        0.0
     """
     if not compare_with:
         return None

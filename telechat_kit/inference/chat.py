@@ -29,6 +29,12 @@ def generate(
     Raises:
         DataError: tokenizer and weights do not belong together, or `max_new_tokens` is smaller than 1.
         DeviceError: the device ran out of memory.
+
+    Example:
+        >>> pieces = []
+        >>> answer = generate(model, tokenizer, "What is 1 + 1?", 8, on_text=pieces.append)
+        >>> answer == "".join(pieces)
+        True
     """
     ids: list[int] = []
     told = ""

@@ -44,6 +44,11 @@ class Grid:
         repeats: timed runs of each case and precision.
         check_tokens: ids behind each prompt compared with generate() of transformers; 0: none.
         text_path: text that is read: a text file, a .jsonl file or pydoc_data.topics. Its first tokens are the prompts.
+
+    Example:
+        >>> grid = Grid([4, 16], [2], repeats=1)
+        >>> grid.batch_sizes
+        (1,)
     """
 
     input_lengths: Sequence[int] = (10, 100, 500)

@@ -59,6 +59,11 @@ class Evaluation:
         answer_batch: lines answered at a time: more is faster on NPU and GPU, 1 is exactly reproducible. Above 1
             choices may fall otherwise where two tokens are nearly tied.
         answers: lines of `jsonl_path` that are answered, the first ones; None: all.
+
+    Example:
+        >>> evaluation = Evaluation(text_sequences=4, text_tokens=32, languages_path="", source_sequences=0, answers=1)
+        >>> evaluation.repetition_penalty
+        1.03
     """
 
     jsonl_path: str | Path = "params/data/questions.jsonl"
@@ -96,6 +101,13 @@ def measure_precision(
 
     Raises:
         CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
+
+    Example:
+        >>> measured = measure_precision(
+        ...     "models/tiny", "models/tiny-w8a8", evaluation, bundle="w8a8", run_folder="results/tiny", device="cpu"
+        ... )
+        >>> measured.divergence.sequences, len(measured.answers)
+        (4, 1)
     """
     read_jsonl(resolve(evaluation.jsonl_path), "input")
     questions = load_questions(evaluation.tasks_path) if evaluation.tasks_path else []
@@ -107,8 +119,8 @@ def measure_precision(
         pair, evaluation.text_path, evaluation.text_tokens, evaluation.text_sequences, evaluation.seed
     )
     answered = answer_lines(
-        pair, evaluation.jsonl_path, evaluation.max_new_tokens, evaluation.repetition_penalty, evaluation.answers, run_folder,
-        evaluation.answer_batch,
+        pair, evaluation.jsonl_path, evaluation.max_new_tokens, evaluation.repetition_penalty,
+        evaluation.answers, run_folder, evaluation.answer_batch,
     )  # fmt: skip
     if bundle and run_folder is not None:
         _save_bundle(pair, blocks, Path(run_folder) / BUNDLE, bundle, evaluation.text_path, answered)

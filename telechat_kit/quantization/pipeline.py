@@ -94,6 +94,11 @@ def quantize(
     Raises:
         CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
         KitError: another process is quantizing into `quant_path`.
+
+    Example:
+        >>> quantized = quantize("models/tiny", "models/tiny-w8a8", recipe, calibration, device="cpu")
+        >>> len(quantized.linears), quantized.w8a8_bytes < quantized.float_bytes
+        (24, True)
     """
     if given_weights:
         return check_given_weights(checkpoint_path, quant_path, device=device)

@@ -24,6 +24,11 @@ class Recipe:
         activations: static: one range for a linear; dynamic: one scale for each token. Ranges are found by
             calibration, scales while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
         group_fallback: linears that read the same input stay in float together.
+
+    Example:
+        >>> recipe = Recipe("L2", anti_outlier="m1")
+        >>> recipe.activations
+        'static'
     """
 
     level: str = "L5"
@@ -50,6 +55,11 @@ class Calibration:
         calibration_samples: number of calibration samples drawn by seed.
         calibration_tokens: tokens in each calibration sample, at most.
         seed: draws calibration samples and evaluation sequences. Random tokens of `best` as well.
+
+    Example:
+        >>> calibration = Calibration(calibration_samples=2, calibration_tokens=32)
+        >>> calibration.source
+        'pydoc_data.topics'
     """
 
     calibration_path: str | Path = "pydoc_data.topics"

@@ -25,8 +25,8 @@ RECIPE = Recipe("L3", anti_outlier="m2")
 AUTO = Recipe("auto", "3 linears", budget_samples=2, anti_outlier="m1")
 CALIBRATION = Calibration(calibration_samples=6, calibration_tokens=48)
 
-#: Quantizes argv[1] into argv[2] with the recipe and the calibration argv[4], tells every file that is finished, and dies just before
-#: argv[3] is
+#: Quantizes argv[1] into argv[2] with the recipe and the calibration of argv[4], tells every file that is finished,
+#: and dies just before argv[3] is
 PROCESS = """
 import json, os, signal, sys
 from pathlib import Path
