@@ -14,7 +14,7 @@ import click
 
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks, measure_divergence
-from telechat_kit.quantization import quantize
+from telechat_kit.quantization import Recipe, quantize
 
 METHODS = ("none", "m1", "m2", "m3", "m4", "best")
 WAYS = (("L0", "static"), ("L5", "static"), ("L0", "dynamic"))
@@ -50,7 +50,11 @@ def main(checkpoint_path: Path, ingredients: bool, only: tuple[str, ...]) -> Non
 def _row(source: Path, method: str, used: str, level: str, activations: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "w8a8"
-        quantize(source, folder, level=level, anti_outlier=method, ingredients=used, activations=activations)
+        quantize(
+            source,
+            folder,
+            Recipe(level=level, anti_outlier=method, ingredients=used, activations=activations),
+        )
         pair = Pair(source, folder)
         found = measure_divergence(pair, evaluation_blocks(pair, "pydoc_data.topics", 512, 16, 0))
     kl = found.kl_mean

@@ -9,7 +9,7 @@ import click
 
 from telechat_kit.backends import cpu
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.quantization import quantize
+from telechat_kit.quantization import Calibration, Recipe, quantize
 
 
 @click.command()
@@ -28,10 +28,8 @@ def main(
     record = quantize(
         checkpoint_path.resolve(),
         quant_path.resolve(),
-        level=level,
-        anti_outlier=anti_outlier,
-        samples=samples,
-        tokens=tokens,
+        Recipe(level=level, anti_outlier=anti_outlier),
+        Calibration(calibration_samples=samples, calibration_tokens=tokens),
         device="cpu",
     )
     blocks, hidden = shards.config.n_layer, shards.config.hidden_size

@@ -13,8 +13,27 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
+    from telechat_kit.comparison.alignment import check_alignment as check_alignment
+    from telechat_kit.comparison.side_by_side import compare as compare
+    from telechat_kit.environment.checkpoint_checks import make_embedded as make_embedded
+    from telechat_kit.environment.setup import check as check
+    from telechat_kit.environment.setup import check_setup as check_setup
+    from telechat_kit.inference.chat import generate as generate
     from telechat_kit.inference.loading import load_model as load_model
+    from telechat_kit.inference.memory import fits as fits
     from telechat_kit.model import load_tokenizer as load_tokenizer
+    from telechat_kit.performance.cases import Grid as Grid
+    from telechat_kit.performance.measurement import measure_performance as measure_performance
+    from telechat_kit.precision.answers import write_answers as write_answers
+    from telechat_kit.precision.evaluation import Evaluation as Evaluation
+    from telechat_kit.precision.evaluation import measure_precision as measure_precision
+    from telechat_kit.quantization.formats.conversion import export as export
+    from telechat_kit.quantization.pipeline import quantize as quantize
+    from telechat_kit.quantization.request import Calibration as Calibration
+    from telechat_kit.quantization.request import Recipe as Recipe
+    from telechat_kit.records import write_record as write_record
+    from telechat_kit.reports.page import write_report as write_report
+    from telechat_kit.runs.verification import verify as verify
 
 # torch would import an installed torch_npu by itself and fail as a whole if CANN is missing
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
@@ -25,8 +44,27 @@ __version__ = "0.1.0"
 
 #: Where each name of the face is defined
 _HOMES = {
+    "Calibration": "telechat_kit.quantization.request",
+    "Evaluation": "telechat_kit.precision.evaluation",
+    "Grid": "telechat_kit.performance.cases",
+    "Recipe": "telechat_kit.quantization.request",
+    "check": "telechat_kit.environment.setup",
+    "check_alignment": "telechat_kit.comparison.alignment",
+    "check_setup": "telechat_kit.environment.setup",
+    "compare": "telechat_kit.comparison.side_by_side",
+    "export": "telechat_kit.quantization.formats.conversion",
+    "fits": "telechat_kit.inference.memory",
+    "generate": "telechat_kit.inference.chat",
     "load_model": "telechat_kit.inference.loading",
     "load_tokenizer": "telechat_kit.model",
+    "make_embedded": "telechat_kit.environment.checkpoint_checks",
+    "measure_performance": "telechat_kit.performance.measurement",
+    "measure_precision": "telechat_kit.precision.evaluation",
+    "quantize": "telechat_kit.quantization.pipeline",
+    "verify": "telechat_kit.runs.verification",
+    "write_answers": "telechat_kit.precision.answers",
+    "write_record": "telechat_kit.records",
+    "write_report": "telechat_kit.reports.page",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605  (a list of names, sorted)

@@ -39,6 +39,11 @@ def relative(path: str | Path) -> str:
     return str(path.relative_to(project_root())) if path.is_relative_to(project_root()) else str(path)
 
 
+def written(*paths: Path) -> None:
+    """Say where files were written, as the project knows them: the last cell of a notebook."""
+    print("written:", *map(relative, paths))
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the system has against writing `path`, as a `KitError` that says what to do."""

@@ -29,7 +29,12 @@ def record_path(run_folder: str | Path, schema: str) -> Path:
 
 
 def write_record(run_folder: str | Path, record: Record) -> Path:
-    """Write a record into its run folder, whole or not at all. Infinite and missing numbers become null."""
+    """Write a record into its run folder, whole or not at all. Infinite and missing numbers become null.
+
+    Example:
+        >>> [write_record("results/tiny", record).name for record in (setup, quantized, measured, timed)]
+        ['setup.json', 'quantize.json', 'precision.json', 'performance.json']
+    """
     return write_json(record_path(run_folder, record.schema), finite(asdict(record)))
 
 

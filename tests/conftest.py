@@ -16,9 +16,10 @@ from telechat_kit.environment import check_setup
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.tiny import build_tiny
+from telechat_kit.performance.cases import Grid
 from telechat_kit.performance.measurement import measure_performance
-from telechat_kit.precision import measure_precision
-from telechat_kit.quantization import quantize
+from telechat_kit.precision import Evaluation, measure_precision
+from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.records import write_record
 from telechat_kit.reports import write_report
 
@@ -36,7 +37,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_w8a8_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """W8A8 form of `tiny_folder`: all linears int8, outliers suppressed."""
     folder = tmp_path_factory.mktemp("quantized") / "tiny-w8a8"
-    quantize(tiny_folder, folder, level="L0", anti_outlier="m2", samples=4, tokens=64, device="cpu")
+    quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L0", anti_outlier="m2"),
+        Calibration(calibration_samples=4, calibration_tokens=64),
+        device="cpu",
+    )
     return folder
 
 
@@ -53,7 +60,13 @@ def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run folder as the five notebooks leave it, made by their verbs: four records, samples, report.html."""
     folder = tmp_path_factory.mktemp("results") / "tiny"
     weights = folder.parent / "tiny-w8a8"
-    record = quantize(tiny_folder, weights, level="L2", anti_outlier="m1", samples=4, tokens=64, device="cpu")
+    record = quantize(
+        tiny_folder,
+        weights,
+        Recipe(level="L2", anti_outlier="m1"),
+        Calibration(calibration_samples=4, calibration_tokens=64),
+        device="cpu",
+    )
     questions = folder.parent / "questions.jsonl"
     questions.write_text(
         '{"input": "How are you?"}\n{"input": "<script>alert(1)</script>"}\n', encoding="utf-8"
@@ -63,18 +76,23 @@ def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     write_record(
         folder,
         measure_precision(
-            tiny_folder, weights, questions, sequences=4, tokens=64, max_new_tokens=8, device="cpu"
+            tiny_folder,
+            weights,
+            Evaluation(
+                questions,
+                text_sequences=4,
+                text_tokens=64,
+                max_new_tokens=8,
+                languages_path="",
+                source_sequences=0,
+            ),
+            device="cpu",
         ),
     )
     write_record(
         folder,
         measure_performance(
-            tiny_folder,
-            weights,
-            folder / "samples.jsonl",
-            input_lengths=[4, 16],
-            output_lengths=[2],
-            device="cpu",
+            tiny_folder, weights, Grid([4, 16], [2], check_tokens=0), run_folder=folder, device="cpu"
         ),
     )
     write_report(folder)

@@ -55,6 +55,18 @@ def test_a_file_in_the_place_of_a_folder_is_one_clear_error(tmp_path: Path) -> N
         pass
 
 
+def test_what_was_written_is_said_as_the_project_knows_it(
+    project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(project / "params")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "b.json"
+    files.written(project / "results" / "a.json", elsewhere)
+    assert capsys.readouterr().out == f"written: results/a.json {elsewhere}\n"
+
+
 def test_writing_makes_the_folders_above(tmp_path: Path) -> None:
     path = files.write_text(tmp_path / "a" / "b" / "c.txt", "电信")
     assert path.read_text(encoding="utf-8") == "电信"

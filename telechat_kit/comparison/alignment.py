@@ -19,6 +19,7 @@ __all__ = [
     "Difference",
     "DifferingAnswer",
     "Tolerances",
+    "check_alignment",
     "compare_bundles",
     "save_bundle",
 ]
@@ -112,6 +113,34 @@ def compare_bundles(first: str | Path, second: str | Path, tolerances: Tolerance
         first_differing_answer=_first_differing(a.meta, b.meta, answers),
         differences=differences,
     )
+
+
+def check_alignment(
+    run_folder: str | Path,
+    compare_with: str | Path,
+    kl_tolerance: float = Tolerances.kl_mean,
+    agreement_tolerance: float = Tolerances.top1_agreement,
+) -> Alignment | None:
+    """Whether a run is aligned with one elsewhere, by `compare_bundles`; None where there is none to compare with.
+
+    Args:
+        run_folder: of this run, which has written its bundle.
+        compare_with: bundle of the other run, file or run folder; empty: none.
+        kl_tolerance: largest mean KL between aligned runs, nats per token.
+        agreement_tolerance: least share of positions with the same most likely token in aligned runs.
+
+    Raises:
+        DataError: a bundle is missing or damaged, or the two are of different texts or tokenizers.
+        ParameterError: tolerances that nothing can meet or miss.
+
+    Example:
+        >>> alignment = check_alignment("results/tiny", "results/tiny")
+        >>> alignment.kl_mean.value
+        0.0
+    """
+    if not compare_with:
+        return None
+    return compare_bundles(run_folder, compare_with, Tolerances(kl_tolerance, agreement_tolerance))
 
 
 def _check_same_text(a: Bundle, b: Bundle) -> None:

@@ -7,7 +7,7 @@ from telechat_kit.comparison.run_data import RunData
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
-from telechat_kit.quantization.streaming import Recipe
+from telechat_kit.quantization.recipe import AppliedRecipe
 
 
 def run_conditions(run: RunData) -> dict[str, str]:
@@ -39,7 +39,7 @@ def _shared(used: Conditions) -> Iterator[tuple[str, str]]:
     yield "code", used.code
 
 
-def _recipe(used: Recipe) -> Iterator[tuple[str, str]]:
+def _recipe(used: AppliedRecipe) -> Iterator[tuple[str, str]]:
     yield "level", used.level
     yield "outlier suppression", used.anti_outlier
     yield "activation range", str(used.act_method)

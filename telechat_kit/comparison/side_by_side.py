@@ -95,6 +95,11 @@ def compare(places: Sequence[str], tolerances: Tolerances | None = None) -> Comp
     Raises:
         DataError: a place holds no run, or a damaged one.
         ParameterError: no such column of the published table.
+
+    Example:
+        >>> comparison = compare(["results/tiny", "results/tiny/report.html"])
+        >>> [row.name for row in comparison.differing]
+        []
     """
     sides = _short_names([_side(place) for place in places])
     found = list(dict.fromkeys(name for side in sides for name in side.figures))

@@ -31,6 +31,11 @@ def make_embedded(checkpoint_path: str | Path, embedded_model: str = "") -> Path
 
     Raises:
         ParameterError: no embedded model has that name.
+
+    Example:
+        >>> folder = make_embedded("models/tiny", "tiny-random")
+        >>> folder.name
+        'tiny'
     """
     folder = resolve(checkpoint_path)
     if embedded_model and embedded_model not in EMBEDDED_MODELS:

@@ -53,6 +53,11 @@ def check(
 
     Raises:
         DeviceError: `device` is no name of a device.
+
+    Example:
+        >>> checks = check("models/tiny", "results/tiny", device="cpu")
+        >>> [row.verdict for row in checks if row.component == "weights"]
+        ['ok']
     """
     probe, folder = probe or Probe(), resolve(checkpoint_path)
     kind, indices = _devices(device)
@@ -77,6 +82,11 @@ def check_setup(
 
     Raises:
         CheckpointError, DeviceError: there is no checkpoint or no device to describe.
+
+    Example:
+        >>> setup = check_setup("models/tiny", "results/tiny", device="cpu")
+        >>> setup.architecture["blocks"]
+        4
     """
     folder, target = resolve(checkpoint_path), resolve_device(device)
     config, size = read_config(folder), weights_bytes(folder)

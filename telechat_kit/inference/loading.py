@@ -38,6 +38,11 @@ def load_model(
     Raises:
         CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
         DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
+
+    Example:
+        >>> model = load_model("models/tiny-w8a8", "cpu")
+        >>> model.config.n_layer
+        4
     """
     folder, beside = resolve(folder), None if model_path is None else resolve(model_path)
     if len(devices := split_devices(device)) > 1:

@@ -123,6 +123,10 @@ def fits(card: DataSheet = SHEETS[0], devices: Sequence[int] = (1, 2)) -> list[F
     """The published models in float16 and W8A8 on `card`, batch 1; the longest context ends at the trained length.
 
     The limit is that of an empty cache, from the card's bandwidth; a longer context and the sums over devices lower it.
+
+    Example:
+        >>> [(row.model, row.precision, row.devices) for row in fits() if row.largest_context == 0]
+        [('TeleChat-12B', 'float16', 1)]
     """
     return [
         _fit(name, precision, card, count)

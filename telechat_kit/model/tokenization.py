@@ -21,6 +21,7 @@ from transformers.models.auto import tokenization_auto
 from transformers.utils import cached_file
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.files import resolve
 
 USER, BOT, END = "<_user>", "<_bot>", "<_end>"
 BOT_ROLES = ("assistant", "bot")  # "bot" is the name in the published history
@@ -227,8 +228,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         CheckpointError: the folder, its config.json or its tokenizer file is not there.
+
+    Example:
+        >>> tokenizer = load_tokenizer("models/tiny-w8a8")
+        >>> len(tokenizer)
+        262
     """
-    folder = Path(folder)
+    folder = resolve(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder. Correct the path, or put the checkpoint there.")
     for names in (("config.json",), ("tokenizer.model", "tokenizer.json")):

@@ -8,6 +8,9 @@ from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.generation import Generation
 from telechat_kit.model.configuration import TelechatConfig
 
+#: The guide's grid: batch 1, every input length with every output length
+GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
+
 
 class Case(NamedTuple):
     """Tokens of a prompt, tokens generated behind it, and copies of the prompt at a time."""
@@ -27,27 +30,66 @@ class SkippedCase:
     batch: int = 1
 
 
-def grid(
-    input_lengths: Sequence[int],
-    output_lengths: Sequence[int],
-    context: int,
-    batch_sizes: Sequence[int] = (1,),
-) -> list[Case]:
-    """All cases, batch by batch, or a `ParameterError` that names the first impossible length or batch size."""
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ParameterError(f"batch_sizes is {list(batch_sizes)}: name at least one, each 1 or more.")
-    cases = [Case(i, o, batch) for batch in batch_sizes for i in input_lengths for o in output_lengths]
-    for i, o, _ in cases:
-        if i < 1 or o < 1 or i + o > context:
+@dataclass(frozen=True)
+class Grid:
+    """Which cases are timed and how often, by the names of the parameters of `04_performance`.
+
+    Lists become tuples. The guide's 25 cases are `Grid(GUIDE_LENGTHS, GUIDE_LENGTHS)`.
+
+    Attributes:
+        input_lengths: tokens in the prompt.
+        output_lengths: tokens to generate.
+        batch_sizes: copies of the prompt that go through the model at once.
+        thread_counts: CPU threads that one case is timed with as well; empty: none.
+        repeats: timed runs of each case and precision.
+        check_tokens: ids behind each prompt compared with generate() of transformers; 0: none.
+        text_path: text that is read: a text file, a .jsonl file or pydoc_data.topics. Its first tokens are the prompts.
+
+    Example:
+        >>> grid = Grid([4, 16], [2], repeats=1)
+        >>> grid.batch_sizes
+        (1,)
+    """
+
+    input_lengths: Sequence[int] = (10, 100, 500)
+    output_lengths: Sequence[int] = (10, 50)
+    batch_sizes: Sequence[int] = (1,)
+    thread_counts: Sequence[int] = ()
+    repeats: int = 3
+    check_tokens: int = 16
+    text_path: str = "pydoc_data.topics"
+
+    def __post_init__(self) -> None:
+        for name in ("input_lengths", "output_lengths", "batch_sizes", "thread_counts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def cases(self, context: int) -> list[Case]:
+        """All cases, batch by batch, for a model of that context in tokens.
+
+        Raises:
+            ParameterError: there is none, or one is impossible; the first such length or batch size is named.
+        """
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ParameterError(
-                f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
-                f"{context}, the context of the model. Change input_lengths or output_lengths."
+                f"batch_sizes is {list(self.batch_sizes)}: name at least one, each 1 or more."
             )
-    if not cases:
-        raise ParameterError(
-            "input_lengths and output_lengths give no case. Name at least one length in each."
-        )
-    return cases
+        cases = [
+            Case(i, o, batch)
+            for batch in self.batch_sizes
+            for i in self.input_lengths
+            for o in self.output_lengths
+        ]
+        for i, o, _ in cases:
+            if i < 1 or o < 1 or i + o > context:
+                raise ParameterError(
+                    f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
+                    f"{context}, the context of the model. Change input_lengths or output_lengths."
+                )
+        if not cases:
+            raise ParameterError(
+                "input_lengths and output_lengths give no case. Name at least one length in each."
+            )
+        return cases
 
 
 def case_bytes(config: TelechatConfig, case: Case, float_bytes: int) -> int:

@@ -9,12 +9,12 @@ import torch
 
 from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.files import relative
+from telechat_kit.files import relative, resolve
 from telechat_kit.inference.generation import generate, generate_copies
 from telechat_kit.inference.graph import require_graph
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.performance.cases import Case, SkippedCase, duration, estimated_seconds, fitting, grid
+from telechat_kit.performance.cases import Case, Grid, SkippedCase, duration, estimated_seconds, fitting
 from telechat_kit.performance.energy import energy_reader
 from telechat_kit.performance.id_checks import IdCheck, check_ids
 from telechat_kit.performance.roofline import ModelSize, Peaks, higher, measure_peaks, model_size
@@ -32,8 +32,6 @@ from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
 
 SCHEMA = "telechat-kit/performance/1"
-#: The guide's grid: batch 1, every input length with every output length
-GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
 WARM_UP = 8
 
@@ -122,48 +120,59 @@ class _Timed:
 def measure_performance(
     model_path: str | Path,
     quant_path: str | Path,
-    samples_path: Path,
+    grid: Grid = Grid(),
     *,
-    input_lengths: Sequence[int] = GUIDE_LENGTHS,
-    output_lengths: Sequence[int] = GUIDE_LENGTHS,
-    batch_sizes: Sequence[int] = (1,),
-    repeats: int = 3,
-    text: str = "pydoc_data.topics",
-    check_tokens: int = 0,
+    run_folder: str | Path,
     memory: str = "auto",
     graph: str = "none",
-    thread_counts: Sequence[int] = (),
     device: str = "auto",
 ) -> PerformanceRecord:
-    """Time every case `repeats` times in float and W8A8, and keep each sample in `samples_path`.
+    """Time every case of `grid` in float and W8A8, and keep each sample in `samples.jsonl` of `run_folder`.
 
     Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
-    before the other is loaded. Prompts are the first tokens of `text`; stop tokens are ignored, so that a case
-    generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit
+    before the other is loaded. Prompts are the first tokens of the grid's text; stop tokens are ignored, so that a
+    case generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit
     into memory are named and left out. Behind each prompt up to `check_tokens` ids of W8A8 are compared with those of
     `generate()` of transformers on the same model. What an interrupted run of the same work has timed is not timed
-    again. `graph` is that of `generate`. One case (`thread_scaling.scaling_case`) is timed behind the grid with each of
-    `thread_counts` CPU threads too; counts above what the process may use are named and left out.
+    again. One case (`thread_scaling.scaling_case`) is timed behind the grid with each of `thread_counts` CPU threads
+    too; counts above what the process may use are named and left out.
+
+    Args:
+        grid: lengths, batch sizes, thread counts and repeats.
+        run_folder: where the samples are kept.
+        memory: "both" models at once, "one" after the other, or "auto".
+        graph: "none", or "capture" for a graph of the device, as in `inference.generation`.
+        device: that both models run on.
+
+    Raises:
+        CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
+
+    Example:
+        >>> timed = measure_performance("models/tiny", "models/tiny-w8a8", grid, run_folder="results/tiny")
+        2 cases, 1 times in 2 precisions: about ...
+        >>> len(timed.cases)
+        4
     """
-    _check_request(graph, device, batch_sizes, repeats)
-    threads = plan_threads(thread_counts, device)
+    _check_request(grid, graph, device)
+    threads = plan_threads(grid.thread_counts, device)
     pair = Pair(model_path, quant_path, device, memory)
-    cases = grid(input_lengths, output_lengths, pair.configs["float"].training_seqlen, batch_sizes)
-    prompt = _prompt(pair, text, max(input_lengths))
+    cases = grid.cases(pair.configs["float"].training_seqlen)
+    prompt = _prompt(pair, grid.text_path, max(grid.input_lengths))
     conditions = pair.conditions()
-    journal = Journal(samples_path, _work_key(conditions, graph, prompt))
+    journal = Journal(resolve(run_folder) / "samples.jsonl", _work_key(conditions, graph, prompt))
     peaks = measure_peaks(pair.device)
-    timing = Timing(prompt, repeats, journal, graph, energy_reader(device))
+    timing = Timing(prompt, grid.repeats, journal, graph, energy_reader(device))
     work, found = _Work(timing, threads), _Timed()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
             cases = _take_turns(models, cases, work, found)
             if "w8a8" in models:
-                found.id_checks = check_ids(models["w8a8"], prompt, journal.answers("w8a8"), check_tokens)
+                answers = journal.answers("w8a8")
+                found.id_checks = check_ids(models["w8a8"], prompt, answers, grid.check_tokens)
     journal.publish()
     peaks = higher(peaks, measure_peaks(pair.device))
-    return _record(pair, min(batch_sizes), conditions, peaks, work, found)
+    return _record(pair, min(grid.batch_sizes), conditions, peaks, work, found)
 
 
 def _record(
@@ -196,13 +205,13 @@ def _record(
     )
 
 
-def _check_request(graph: str, device: str, batch_sizes: Sequence[int], repeats: int) -> None:
+def _check_request(grid: Grid, graph: str, device: str) -> None:
     """Refuse what cannot be timed before anything is loaded."""
     require_graph(graph, shared=len(split_devices(device)) > 1)
-    if graph != "none" and max(batch_sizes, default=1) > 1:
+    if graph != "none" and max(grid.batch_sizes, default=1) > 1:
         raise ParameterError(f'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.')
-    if repeats < 1:
-        raise ParameterError(f"repeats is {repeats}: every case must be timed at least once.")
+    if grid.repeats < 1:
+        raise ParameterError(f"repeats is {grid.repeats}: every case must be timed at least once.")
 
 
 def _work_key(conditions: Conditions, graph: str, prompt: list[int]) -> str:

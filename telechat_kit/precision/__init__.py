@@ -7,7 +7,7 @@ intervals); `basis` and `sources` look inside; `answers` and `tasks` ask; `measu
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks
 from telechat_kit.precision.answers import Answer, answer_lines, write_answers
 from telechat_kit.precision.divergence import Divergence, Group, measure_divergence, measure_languages
-from telechat_kit.precision.evaluation import SCHEMA, PrecisionRecord, measure_precision
+from telechat_kit.precision.evaluation import SCHEMA, Evaluation, PrecisionRecord, measure_precision
 from telechat_kit.precision.positions import CHUNK
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, measure_tasks
@@ -17,6 +17,7 @@ __all__ = [
     "SCHEMA",
     "Answer",
     "Divergence",
+    "Evaluation",
     "Group",
     "Pair",
     "PrecisionRecord",

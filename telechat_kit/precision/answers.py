@@ -180,7 +180,12 @@ def _side_by_side(pair: Pair, question: str, first: list[int], second: list[int]
 
 
 def write_answers(run_folder: str | Path, answers: Sequence[Answer]) -> list[Path]:
-    """`answers.jsonl` with both answers, and the guide's `{"input", "infer"}` lines, one file for each model."""
+    """`answers.jsonl` with both answers, and the guide's `{"input", "infer"}` lines, one file for each model.
+
+    Example:
+        >>> [path.name for path in write_answers("results/tiny", measured.answers)]
+        ['answers.jsonl', 'infer_float.jsonl', 'infer_w8a8.jsonl']
+    """
     folder = resolve(run_folder)
     rows: dict[str, list[dict[str, Any]]] = {
         "answers.jsonl": [asdict(answer) for answer in answers],

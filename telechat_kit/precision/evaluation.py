@@ -41,66 +41,105 @@ class PrecisionRecord:
     conditions: Conditions
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What both models read and are asked, by the names of the parameters of `03_precision`.
+
+    Attributes:
+        jsonl_path: {"input": ...} lines. Both models answer them, at most `answers` of them.
+        text_path: text that is read: a text file, a .jsonl file or pydoc_data.topics.
+        text_sequences: number of sequences drawn from the text.
+        text_tokens: tokens in each sequence.
+        languages_path: Chinese and English lines for the figures by language; empty: none.
+        source_sequences: sequences on which the sources of the loss are looked for; 0: none.
+        tasks_path: multiple-choice questions: a .jsonl file, a folder of C-Eval, CMMLU or MMLU; empty: none.
+        seed: draws calibration samples and evaluation sequences.
+        max_new_tokens: longest answer in tokens.
+        repetition_penalty: above 1 makes repeated tokens less likely.
+        answer_batch: lines answered at a time: more is faster on NPU and GPU, 1 is exactly reproducible. Above 1
+            choices may fall otherwise where two tokens are nearly tied.
+        answers: lines of `jsonl_path` that are answered, the first ones; None: all.
+
+    Example:
+        >>> evaluation = Evaluation(text_sequences=4, text_tokens=32, languages_path="", source_sequences=0, answers=1)
+        >>> evaluation.repetition_penalty
+        1.03
+    """
+
+    jsonl_path: str | Path = "params/data/questions.jsonl"
+    text_path: str = "pydoc_data.topics"
+    text_sequences: int = 16
+    text_tokens: int = 512
+    languages_path: str = "params/data/texts-zh-en.jsonl"
+    source_sequences: int = 8
+    tasks_path: str = ""
+    seed: int = 0
+    max_new_tokens: int = 64
+    repetition_penalty: float = 1.03
+    answer_batch: int = 1
+    answers: int | None = None
+
+
 def measure_precision(
     model_path: str | Path,
     quant_path: str | Path,
-    jsonl_path: str | Path,
+    evaluation: Evaluation = Evaluation(),
     *,
-    text: str = "pydoc_data.topics",
-    sequences: int = 16,
-    tokens: int = 512,
-    seed: int = 0,
-    max_new_tokens: int = 64,
-    repetition_penalty: float = 1.03,
-    answers: int | None = None,
-    answer_batch: int = 1,
-    languages: str = "",
-    source_sequences: int = 0,
-    tasks: str = "",
-    bundle: str = "",
     memory: str = "auto",
+    bundle: str = "",
     device: str = "auto",
     run_folder: str | Path | None = None,
 ) -> PrecisionRecord:
     """Compare the float folder `model_path` with the W8A8 folder `quant_path`.
 
     Args:
-        jsonl_path: `{"input": ...}` lines; the first `answers` of them are answered (None: all).
-        text: evaluation text; `sequences` blocks of `tokens` tokens are drawn from it by `seed`.
-        answer_batch: lines answered at a time; above 1 choices may fall otherwise where two tokens are nearly tied.
-        languages: a text in Chinese and English whose figures are told by language; "" for none.
-        source_sequences: sequences on which the sources of the loss are looked for; 0 for none.
-        tasks: multiple-choice questions for lm-evaluation-harness, a file or folder; "" for none.
-        bundle: "float" or "w8a8": that model's bundle is written into `run_folder`; "" for none.
+        evaluation: the texts, questions and tasks.
         memory: "both" models at once, "one" after the other, or "auto".
+        bundle: "float" or "w8a8": that model's bundle is written into `run_folder`; "" for none.
+        device: that both models run on.
         run_folder: where answers are kept while they are made, and where the bundle goes.
+
+    Raises:
+        CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
+
+    Example:
+        >>> measured = measure_precision(
+        ...     "models/tiny", "models/tiny-w8a8", evaluation, bundle="w8a8", run_folder="results/tiny", device="cpu"
+        ... )
+        >>> measured.divergence.sequences, len(measured.answers)
+        (4, 1)
     """
-    read_jsonl(resolve(jsonl_path), "input")
-    questions = load_questions(tasks) if tasks else []
+    read_jsonl(resolve(evaluation.jsonl_path), "input")
+    questions = load_questions(evaluation.tasks_path) if evaluation.tasks_path else []
     if questions:
         require_harness()
-    _check_request(bundle, run_folder, source_sequences, device)
+    _check_request(bundle, run_folder, evaluation.source_sequences, device)
     pair = Pair(model_path, quant_path, device, memory)
-    blocks = evaluation_blocks(pair, text, tokens, sequences, seed)
-    answered = answer_lines(
-        pair, jsonl_path, max_new_tokens, repetition_penalty, answers, run_folder, answer_batch
+    blocks = evaluation_blocks(
+        pair, evaluation.text_path, evaluation.text_tokens, evaluation.text_sequences, evaluation.seed
     )
+    answered = answer_lines(
+        pair, evaluation.jsonl_path, evaluation.max_new_tokens, evaluation.repetition_penalty,
+        evaluation.answers, run_folder, evaluation.answer_batch,
+    )  # fmt: skip
     if bundle and run_folder is not None:
-        _save_bundle(pair, blocks, Path(run_folder) / BUNDLE, bundle, text, answered)
+        _save_bundle(pair, blocks, Path(run_folder) / BUNDLE, bundle, evaluation.text_path, answered)
     return PrecisionRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
-        text_source=text,
-        text_sha256=load_text(text).sha256,
+        text_source=evaluation.text_path,
+        text_sha256=load_text(evaluation.text_path).sha256,
         blocks=[(block.start, block.stop) for block in blocks],
-        seed=seed,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens,
+        seed=evaluation.seed,
+        repetition_penalty=evaluation.repetition_penalty,
+        max_new_tokens=evaluation.max_new_tokens,
         divergence=measure_divergence(pair, blocks),
-        languages_source=languages,
-        languages=measure_languages(pair, languages) if languages else [],
-        sources=measure_sources(pair, blocks, source_sequences) if source_sequences else None,
+        languages_source=evaluation.languages_path,
+        languages=measure_languages(pair, evaluation.languages_path) if evaluation.languages_path else [],
+        sources=measure_sources(pair, blocks, evaluation.source_sequences)
+        if evaluation.source_sequences
+        else None,
         answers=answered,
         tasks=measure_tasks(pair, questions) if questions else [],
         conditions=pair.conditions(),

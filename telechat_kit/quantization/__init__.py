@@ -6,10 +6,13 @@ from telechat_kit.quantization.formats.conversion import ExportRecord, export
 from telechat_kit.quantization.formats.packing import int8_linear, pack_linear, quantize_weight
 from telechat_kit.quantization.methods.smoothing import smoothing_scale
 from telechat_kit.quantization.pipeline import QuantizeRecord, check_given_weights, quantize
+from telechat_kit.quantization.request import Calibration, Recipe
 
 __all__ = [
+    "Calibration",
     "ExportRecord",
     "QuantizeRecord",
+    "Recipe",
     "activation_range",
     "check_given_weights",
     "export",

@@ -33,7 +33,14 @@ from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, pars
 from telechat_kit.quantization.methods.smoothing import METHODS
 from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
-from telechat_kit.quantization.recipe import RANDOM_TOKENS, SPLITTING, LinearRecord, Recipe, parse_ingredients
+from telechat_kit.quantization.recipe import (
+    RANDOM_TOKENS,
+    SPLITTING,
+    AppliedRecipe,
+    LinearRecord,
+    parse_ingredients,
+)
+from telechat_kit.quantization.request import Calibration, Recipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 
@@ -53,7 +60,7 @@ class QuantizeRecord:
     schema: str
     checkpoint_path: str
     quant_path: str
-    recipe: Recipe | None
+    recipe: AppliedRecipe | None
     linears: list[LinearRecord]
     float_linears: list[FloatLinear]
     calibration_tokens: int
@@ -70,73 +77,52 @@ class QuantizeRecord:
 def quantize(
     checkpoint_path: str | Path,
     quant_path: str | Path,
+    recipe: Recipe = Recipe(),
+    calibration: Calibration = Calibration(),
     *,
-    level: str = "L5",
-    budget: str = "5 linears",
-    budget_samples: int = 4,
-    anti_outlier: str = "m1",
-    ingredients: str = "all",
-    act_method: int = 1,
-    activations: str = "static",
-    group_fallback: bool = True,
-    calibration: str = "pydoc_data.topics",
-    calibration_format: str = "blocks",
-    calibration_lines: str = "seed",
-    samples: int = 16,
-    tokens: int = 512,
-    seed: int = 0,
     device: str = "auto",
     given_weights: bool = False,
 ) -> QuantizeRecord:
     """Quantize the float checkpoint folder `checkpoint_path` into the W8A8 folder `quant_path`.
 
     Args:
-        level: which linears stay in float. "L0", "L5" ...: so many of the most sensitive ones; names and shell
-            patterns separated by commas: these; "auto": those that `budget` buys.
-        budget: of level "auto", met by measuring: "5 linears" keeps at most so many in float, those that lower the
-            KL from float most; "KL 0.02" as few as reach that KL (nats per token).
-        budget_samples: calibration samples, the first ones, that level "auto" measures on.
-        anti_outlier: "none", "m1" (SmoothQuant), "m2" (outlier suppression with threshold search), "m3" (AWQ),
-            "m4" (SmoothQuant, exponent 0.9, up_proj -> down_proj and value -> dense smoothed too), or
-            "best" (the kit's own: the same groups with other exponents, and what `ingredients` says).
-        ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above), signs
-            (one side of each range kept small), random_tokens (ranges hold what they reach too), splitting (of
-            feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
-        act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
-        activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
-            each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
-        group_fallback: linears that read the same input stay in float together.
-        calibration: a text file, a jsonl file, or "pydoc_data.topics".
-        calibration_format: "blocks" of the joined text, the "lines" of a jsonl file, or those as "chat" prompts.
-        calibration_lines: which lines: "seed" draws `samples` of them, "all", or numbers such as "3,17,20-25".
-        samples, tokens: number of calibration samples drawn by `seed`, and (largest) number of tokens in each.
+        recipe: how: what stays in float, how outliers are suppressed, what the activations' ranges are.
+        calibration: on which text.
+        device: that the passes over the network run on.
         given_weights: `quant_path` holds W8A8 weights already: `check_given_weights` instead of quantizing.
 
     Raises:
         CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
         KitError: another process is quantizing into `quant_path`.
+
+    Example:
+        >>> quantized = quantize("models/tiny", "models/tiny-w8a8", recipe, calibration, device="cpu")
+        >>> len(quantized.linears), quantized.w8a8_bytes < quantized.float_bytes
+        (24, True)
     """
     if given_weights:
         return check_given_weights(checkpoint_path, quant_path, device=device)
     start = time.perf_counter()
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
-    context = _check_request(source, target, level, anti_outlier, act_method, activations).training_seqlen
+    context = _check_request(source, target, recipe).training_seqlen
     tokenizer = load_tokenizer(source)
     chosen = calibration_set(
-        tokenizer, calibration, format=calibration_format, lines=calibration_lines,
-        samples=samples, tokens=tokens, seed=seed, context=context,
+        tokenizer, calibration.source,
+        format=calibration.calibration_format, lines=calibration.calibration_lines,
+        samples=calibration.calibration_samples, tokens=calibration.calibration_tokens,
+        seed=calibration.seed, context=context,
     )  # fmt: skip
     # both refuse what cannot be before files are hashed
-    asked = _measured_by(source, level, budget, budget_samples, len(chosen.ids))
-    asked |= _made_of(anti_outlier, ingredients, activations, len(tokenizer))
-    recipe = Recipe(
-        level=level, anti_outlier=anti_outlier, act_method=act_method, group_fallback=group_fallback, seed=seed,
-        source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source), activations=activations,
+    asked = _measured_by(source, recipe, len(chosen.ids)) | _made_of(recipe, len(tokenizer))
+    applied = AppliedRecipe(
+        level=recipe.level, anti_outlier=recipe.anti_outlier, act_method=recipe.act_method,
+        group_fallback=recipe.group_fallback, activations=recipe.activations, seed=calibration.seed,
+        source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source),
         **asked, **chosen.recipe(),
     )  # fmt: skip
-    quantized = _quantize(Shards(source), target, chosen.tensors(), recipe, torch_device)
-    record = _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
+    quantized = _quantize(Shards(source), target, chosen.tensors(), applied, torch_device)
+    record = _record(source, target, quantized.linears, quantized.float_linears, applied, start, torch_device)
     return replace(record, measured=quantized.measured)
 
 
@@ -168,7 +154,7 @@ def _record(
     target: Path,
     linears: list[LinearRecord],
     float_linears: list[FloatLinear],
-    recipe: Recipe | None,
+    recipe: AppliedRecipe | None,
     start: float,
     device: torch.device,
 ) -> QuantizeRecord:
@@ -190,7 +176,7 @@ def _record(
 
 
 def _quantize(
-    shards: Shards, target: Path, samples: Sequence[Tensor], recipe: Recipe, device: torch.device
+    shards: Shards, target: Path, samples: Sequence[Tensor], recipe: AppliedRecipe, device: torch.device
 ) -> Quantized:
     """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
     folder = partial_folder(target)
@@ -212,7 +198,7 @@ def _quantize(
     return quantized
 
 
-def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
+def _details(recipe: AppliedRecipe, quantized: Quantized) -> dict[str, Any]:
     """What the checkpoint's own `quantize.json` says."""
     return {
         "schema": SCHEMA,
@@ -224,20 +210,18 @@ def _details(recipe: Recipe, quantized: Quantized) -> dict[str, Any]:
     }
 
 
-def recipe_hash(recipe: Recipe) -> str:
+def recipe_hash(recipe: AppliedRecipe) -> str:
     """One hash for all that a recipe says: source, calibration and choices."""
     return combined_hash([json.dumps(asdict(recipe), sort_keys=True)])
 
 
-def _work_key(shards: Shards, recipe: Recipe, device: torch.device) -> str:
+def _work_key(shards: Shards, recipe: AppliedRecipe, device: torch.device) -> str:
     """What must be equal for finished blocks to be kept: recipe, source, arithmetic."""
     config = file_hash(shards.folder / "config.json")
     return combined_hash([recipe_hash(recipe), config, code_hash(), torch.__version__, device.type])
 
 
-def _check_request(
-    source: Path, target: Path, level: str, anti_outlier: str, act_method: int, activations: str
-) -> TelechatConfig:
+def _check_request(source: Path, target: Path, recipe: Recipe) -> TelechatConfig:
     """The configuration; what cannot work is refused before the minutes of loading and calibration."""
     config = read_config(source)
     weight_files(source)
@@ -249,31 +233,34 @@ def _check_request(
         )
     if target.exists() and not description_path(target) and any(target.iterdir()):
         raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
-    check_level(level, model_linear_names(config))
-    make_observer(act_method)
-    if activations not in ACTIVATIONS:
-        raise ParameterError(f'activations "{activations}" is unknown. Use one of {", ".join(ACTIVATIONS)}.')
-    if anti_outlier not in ("none", *METHODS, BEST):
+    check_level(recipe.level, model_linear_names(config))
+    make_observer(recipe.act_method)
+    if recipe.activations not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ParameterError(f'activations "{recipe.activations}" is unknown. Use one of {known}.')
+    if recipe.anti_outlier not in ("none", *METHODS, BEST):
         known = ", ".join(("none", *METHODS, BEST))
-        raise ParameterError(f'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.')
+        raise ParameterError(f'anti_outlier "{recipe.anti_outlier}" is unknown. Use one of {known}.')
     return config
 
 
-def _measured_by(source: Path, level: str, budget: str, budget_samples: int, samples: int) -> dict[str, Any]:
-    """The fields of a `Recipe` that level auto measures by; a budget that it cannot work with is refused."""
-    if level != AUTO:
+def _measured_by(source: Path, recipe: Recipe, samples: int) -> dict[str, Any]:
+    """The fields of an `AppliedRecipe` that level auto measures by; a budget that it cannot work with is refused."""
+    if recipe.level != AUTO:
         return {}
-    parse_budget(budget, len(model_linear_names(read_config(source))))
-    if budget_samples < 1:
-        raise ParameterError(f"budget_samples {budget_samples}: level auto measures on at least 1 sample.")
-    return {"budget": budget, "budget_samples": min(budget_samples, samples)}
+    parse_budget(recipe.budget, len(model_linear_names(read_config(source))))
+    if recipe.budget_samples < 1:
+        raise ParameterError(
+            f"budget_samples {recipe.budget_samples}: level auto measures on at least 1 sample."
+        )
+    return {"budget": recipe.budget, "budget_samples": min(recipe.budget_samples, samples)}
 
 
-def _made_of(method: str, ingredients: str, activations: str, vocabulary: int) -> dict[str, Any]:
-    """The fields of a `Recipe` that say what method best is made of; the other methods have no such choice."""
-    if method != BEST:
+def _made_of(recipe: Recipe, vocabulary: int) -> dict[str, Any]:
+    """The fields of an `AppliedRecipe` that say what method best is made of; the other methods have no such choice."""
+    if recipe.anti_outlier != BEST:
         return {}
-    used = parse_ingredients(ingredients, activations)
+    used = parse_ingredients(recipe.ingredients, recipe.activations)
     return {
         "ingredients": used,
         "split_channels": SPLIT_CHANNELS if SPLITTING in used else 0,

@@ -1,4 +1,4 @@
-"""What a quantization is asked for, and what it says of each linear."""
+"""How a checkpoint was quantized, and what is said of each linear."""
 
 from dataclasses import dataclass, field, replace
 
@@ -45,7 +45,7 @@ def parse_ingredients(text: str, activations: str = "static") -> list[str]:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AppliedRecipe:
     """How a checkpoint was quantized. Equal recipes on equal weights give equal files.
 
     `calibration_blocks` are the ranges of the text's joined tokens that calibration has seen.
@@ -101,7 +101,7 @@ class Recipe:
         return not REFINEMENTS.isdisjoint(self.ingredients)
 
     @property
-    def unrefined(self) -> "Recipe":
+    def unrefined(self) -> "AppliedRecipe":
         """The same without what refines blocks after calibration."""
         return replace(self, ingredients=[name for name in self.ingredients if name not in REFINEMENTS])
 

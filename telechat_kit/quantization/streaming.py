@@ -50,7 +50,7 @@ from telechat_kit.quantization.methods.refinement import (
 )
 from telechat_kit.quantization.methods.splitting import split_channels
 from telechat_kit.quantization.partial import Pass
-from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, LinearRecord, Recipe
+from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, AppliedRecipe, LinearRecord
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Quantized:
 
 
 def quantize_blocks(
-    shards: Shards, samples: Sequence[Tensor], recipe: Recipe, folder: Path, device: torch.device
+    shards: Shards, samples: Sequence[Tensor], recipe: AppliedRecipe, folder: Path, device: torch.device
 ) -> Quantized:
     """Quantize every block on `samples` (ids `[1, T]`), each written to the work `folder` when it is finished.
 
@@ -101,7 +101,7 @@ def quantize_blocks(
     return Quantized(blocks, linears, float_linears, measured)
 
 
-def _passes(recipe: Recipe) -> int:
+def _passes(recipe: AppliedRecipe) -> int:
     """Passes over the blocks: level auto measures in four more, a choice by noise needs a quantization at L0."""
     if recipe.level == AUTO:
         return 6
@@ -111,7 +111,7 @@ def _passes(recipe: Recipe) -> int:
 def _choose(
     at_l0: "_Quantizer",
     samples: Sequence[Tensor],
-    recipe: Recipe,
+    recipe: AppliedRecipe,
     scores: Mapping[str, float],
     noise: Mapping[str, float],
 ) -> tuple[list[FloatLinear], MeasuredLevel | None]:
@@ -152,7 +152,7 @@ class _Analyzer:
     """First pass: smoothing scales and sensitivity scores of a block, from the states of the float network."""
 
     shards: Shards
-    recipe: Recipe
+    recipe: AppliedRecipe
     results: Pass
     device: torch.device
 
@@ -174,7 +174,7 @@ class _Quantizer:
     """
 
     shards: Shards
-    recipe: Recipe
+    recipe: AppliedRecipe
     analysis: Pass
     float_linears: Collection[str]
     results: Pass

@@ -1,12 +1,15 @@
 """Charts, tables and self-contained HTML pages from the records of a run."""
 
+from telechat_kit.files import written
 from telechat_kit.reports import (
     charts,
     performance_charts,
     performance_tables,
     precision_charts,
     precision_tables,
+    quantization_charts,
     tables,
+    thread_views,
 )
 from telechat_kit.reports.page import PAGES, consistency_note, read_run, verdict, write_report
 
@@ -18,8 +21,11 @@ __all__ = [
     "performance_tables",
     "precision_charts",
     "precision_tables",
+    "quantization_charts",
     "read_run",
     "tables",
+    "thread_views",
     "verdict",
     "write_report",
+    "written",
 ]

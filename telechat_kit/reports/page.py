@@ -107,6 +107,10 @@ def write_report(run_folder: str | Path, language: str = "en") -> Path:
     Raises:
         ParameterError: another language.
         DataError: a record is missing or damaged.
+
+    Example:
+        >>> write_report("results/tiny").name
+        'report.html'
     """
     if language not in LANGUAGES:
         raise ParameterError(f'language "{language}" is unknown. Use {" or ".join(LANGUAGES)}.')

@@ -13,7 +13,7 @@ from telechat_kit.performance.measurement import PUBLISHED, PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.quantization.recipe import Recipe
+from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
 
 #: The row of `fits` for which the guide publishes a speed
@@ -110,7 +110,7 @@ def recipe(record: QuantizeRecord) -> Styler:
     return styled(pd.DataFrame(rows, columns=["recipe", record.quant_path]))
 
 
-def _activations(used: Recipe) -> str:
+def _activations(used: AppliedRecipe) -> str:
     if used.activations == "dynamic":
         return "dynamic, one scale for each token"
     return f"static, {({1: 'min-max', 2: 'histogram', 3: 'automatic'})[used.act_method]} range"
@@ -123,7 +123,7 @@ def calibration(record: QuantizeRecord) -> Styler:
     return styled(pd.DataFrame(rows, columns=["calibration", "value"]))
 
 
-def _samples(used: Recipe) -> list[tuple[str, str]]:
+def _samples(used: AppliedRecipe) -> list[tuple[str, str]]:
     lengths = used.calibration_sample_tokens
     forms = {
         "blocks": "blocks of the joined text",

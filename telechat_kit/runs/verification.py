@@ -71,6 +71,11 @@ def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) ->
 
     Raises:
         DataError: no run there, or one that does not tell its parameters.
+
+    Example:
+        >>> verification = verify("results/tiny", repeat=False)
+        >>> verification.good
+        True
     """
     run = read_run_data(place)
     origins, verdicts = list(check_origins(run)), []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from telechat_kit.backends import cpu
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.int8_linears import DynamicW8A8Linear
-from telechat_kit.quantization import quantize
+from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.quantization.formats.packing import dynamic_int8_linear, pack_dynamic_linear
 
 
@@ -95,7 +95,12 @@ class ReferenceLinear(nn.Module):
 
 
 def test_a_whole_dynamic_model_equals_one_of_reference_linears(tiny_folder: Path, tmp_path: Path) -> None:
-    quantize(tiny_folder, tmp_path / "w8a8", level="L0", activations="dynamic", samples=2, tokens=48)
+    quantize(
+        tiny_folder,
+        tmp_path / "w8a8",
+        Recipe(level="L0", anti_outlier="m1", activations="dynamic"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     model, reference = (load_model(tmp_path / "w8a8", device="cpu") for _ in range(2))
     replaced = [name for name, module in reference.named_modules() if isinstance(module, DynamicW8A8Linear)]
     for name in replaced:

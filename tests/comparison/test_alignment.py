@@ -8,7 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from telechat_kit.comparison.alignment import BUNDLE, Tolerances, compare_bundles, save_bundle
+from telechat_kit.comparison.alignment import (
+    BUNDLE,
+    Tolerances,
+    check_alignment,
+    compare_bundles,
+    save_bundle,
+)
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks, measure_divergence
@@ -53,6 +59,14 @@ def changed(
     details = {**read_bundle(source).meta, **meta}
     save_file(values, target, metadata={"telechat-kit": json.dumps(details)})
     return target
+
+
+def test_a_run_is_compared_with_another_only_if_there_is_one(w8a8: Path) -> None:
+    assert check_alignment(w8a8.parent, "") is None
+    assert check_alignment(w8a8.parent, w8a8) == compare_bundles(w8a8, w8a8)
+    found = check_alignment(w8a8.parent, w8a8, 0.5, 0.25)
+    assert found is not None
+    assert found.tolerances == Tolerances(0.5, 0.25)
 
 
 def test_a_run_is_aligned_with_itself_given_as_file_or_folder(w8a8: Path) -> None:

@@ -95,12 +95,12 @@ def test_a_cpu_has_no_graphs(model: TelechatForCausalLM) -> None:
 
 def test_an_unknown_graph_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r'graph "torchair" is unknown. Use one of none, capture'):
-        measure_performance(tmp_path, tmp_path, tmp_path / "samples.jsonl", graph="torchair")
+        measure_performance(tmp_path, tmp_path, run_folder=tmp_path, graph="torchair")
 
 
 def test_a_graph_of_a_shared_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"several share the model here"):
-        measure_performance(tmp_path, tmp_path, tmp_path / "s.jsonl", graph="capture", device="npu:0,npu:1")
+        measure_performance(tmp_path, tmp_path, run_folder=tmp_path, graph="capture", device="npu:0,npu:1")
 
 
 def test_a_graph_ends_at_the_trained_length(model: TelechatForCausalLM) -> None:

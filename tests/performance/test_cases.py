@@ -1,21 +1,42 @@
 """What can be timed and how long it takes, before anything runs."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.generation import Generation
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.performance.cases import Case, case_bytes, duration, estimated_seconds, fitting, grid
-from telechat_kit.performance.measurement import GUIDE_LENGTHS
+from telechat_kit.performance.cases import (
+    GUIDE_LENGTHS,
+    Case,
+    Grid,
+    case_bytes,
+    duration,
+    estimated_seconds,
+    fitting,
+)
 
 SMALL = TelechatConfig(vocab_size=16, hidden_size=32, n_layer=1, n_head=2, ffn_hidden_size=48)
 
 
 def test_the_grid_is_every_input_with_every_output() -> None:
-    assert grid([10, 20], [1, 2], 100) == [Case(10, 1), Case(10, 2), Case(20, 1), Case(20, 2)]
-    assert len(grid(GUIDE_LENGTHS, GUIDE_LENGTHS, 4096)) == 25
-    assert grid([60], [40], 100) == [Case(60, 40)]
-    assert grid([10, 20], [1], 100, [1, 4]) == [(10, 1, 1), (20, 1, 1), (10, 1, 4), (20, 1, 4)]
+    assert Grid([10, 20], [1, 2]).cases(100) == [Case(10, 1), Case(10, 2), Case(20, 1), Case(20, 2)]
+    assert Grid([60], [40]).cases(100) == [Case(60, 40)]
+    assert Grid([10, 20], [1], [1, 4]).cases(100) == [(10, 1, 1), (20, 1, 1), (10, 1, 4), (20, 1, 4)]
+
+
+def test_the_guides_grid_has_25_cases() -> None:
+    assert GUIDE_LENGTHS == (10, 100, 500, 1000, 2000)
+    assert len(Grid(GUIDE_LENGTHS, GUIDE_LENGTHS).cases(4096)) == 25
+
+
+def test_a_grid_keeps_tuples_and_cannot_be_changed() -> None:
+    grid = Grid([10], [5], thread_counts=[1, 2])
+    assert (grid.input_lengths, grid.batch_sizes, grid.thread_counts) == ((10,), (1,), (1, 2))
+    assert grid == Grid((10,), (5,), (1,), (1, 2))
+    with pytest.raises(FrozenInstanceError):
+        grid.repeats = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -30,13 +51,13 @@ def test_the_grid_is_every_input_with_every_output() -> None:
 )
 def test_an_impossible_grid_names_the_case(inputs: list[int], outputs: list[int], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        grid(inputs, outputs, 100)
+        Grid(inputs, outputs).cases(100)
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [4, -1]])
 def test_an_impossible_batch_size_is_refused(sizes: list[int]) -> None:
     with pytest.raises(ParameterError, match=r"batch_sizes is .*: name at least one, each 1 or more"):
-        grid([10], [5], 100, sizes)
+        Grid([10], [5], sizes).cases(100)
 
 
 def test_a_case_needs_its_cache_and_the_widest_activations_of_its_prompt() -> None:

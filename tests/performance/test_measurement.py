@@ -1,7 +1,7 @@
 """Timed cases on the tiny model: exact token counts, samples as they come, arithmetic, and the published table."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from telechat_kit.inference.loading import load_model
 from telechat_kit.model.folder import read_config
 from telechat_kit.model.hashes import weights_hash
 from telechat_kit.performance import energy
-from telechat_kit.performance.cases import Case, case_bytes
+from telechat_kit.performance.cases import Case, Grid, case_bytes
 from telechat_kit.performance.id_checks import check_ids
 from telechat_kit.performance.measurement import (
-    GUIDE_LENGTHS,
     PUBLISHED,
     SCHEMA,
     PerformanceRecord,
@@ -43,11 +42,8 @@ def run(
     record = measure_performance(
         tiny_folder,
         tiny_w8a8_folder,
-        path,
-        input_lengths=[3, 7],
-        output_lengths=[1, 4],
-        repeats=2,
-        check_tokens=3,
+        Grid([3, 7], [1, 4], repeats=2, check_tokens=3),
+        run_folder=path.parent,
         device="cpu",
     )
     return record, path
@@ -56,10 +52,12 @@ def run(
 def test_where_both_models_do_not_fit_one_is_timed_after_the_other(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
 ) -> None:
-    lengths = {"input_lengths": [3, 5], "output_lengths": [2], "repeats": 2, "device": "cpu"}
-    path = tmp_path / "samples.jsonl"
-    record = measure_performance(tiny_folder, tiny_w8a8_folder, path, memory="one", **lengths)  # type: ignore[arg-type]
-    found = [(s.precision, s.repeat, s.input_tokens) for s in read_samples(path)]
+    grid = Grid([3, 5], [2], repeats=2, check_tokens=0)
+    record = measure_performance(
+        tiny_folder, tiny_w8a8_folder, grid, run_folder=tmp_path, memory="one", device="cpu"
+    )
+    samples = read_samples(tmp_path / "samples.jsonl")
+    found = [(s.precision, s.repeat, s.input_tokens) for s in samples]
     assert found == [(name, r, i) for name in ("float", "w8a8") for r in (0, 1) for i in (3, 5)]
     assert [size.precision for size in record.sizes] == ["float", "w8a8"]
     assert not record.in_turn
@@ -113,12 +111,8 @@ def test_batches_are_timed_with_exact_counts_beside_batch_1(
     record = measure_performance(
         tiny_folder,
         tiny_w8a8_folder,
-        path,
-        input_lengths=[3],
-        output_lengths=[1, 4],
-        batch_sizes=[3, 1],
-        repeats=1,
-        check_tokens=4,
+        Grid([3], [1, 4], batch_sizes=[3, 1], repeats=1, check_tokens=4),
+        run_folder=path.parent,
         device="cpu",
     )
     found = [(s.batch, s.output_tokens) for s in read_samples(path) if s.precision == "float"]
@@ -179,10 +173,8 @@ def test_a_case_without_memory_is_left_out_and_recorded_and_the_others_run(
     record = measure_performance(
         tiny_folder,
         tiny_w8a8_folder,
-        path,
-        input_lengths=[3, 300],
-        output_lengths=[4],
-        repeats=1,
+        Grid([3, 300], [4], repeats=1, check_tokens=0),
+        run_folder=path.parent,
         device="cpu",
     )
     assert {(case.input_tokens, case.output_tokens) for case in record.cases} == {(3, 4)}
@@ -208,12 +200,7 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
     monkeypatch.setattr("telechat_kit.performance.timed_runs.generate", generate_or_break)
     with pytest.raises(KeyboardInterrupt):
         measure_performance(
-            tiny_folder,
-            tiny_w8a8_folder,
-            tmp_path / "samples.jsonl",
-            input_lengths=[3],
-            output_lengths=[2],
-            device="cpu",
+            tiny_folder, tiny_w8a8_folder, Grid([3], [2], check_tokens=0), run_folder=tmp_path, device="cpu"
         )
     assert on_disk == [0, 1, 2, 3]
     assert not (tmp_path / "samples.jsonl").exists()
@@ -235,11 +222,8 @@ def test_a_broken_off_measurement_goes_on_behind_its_last_run(
         return measure_performance(
             tiny_folder,
             tiny_w8a8_folder,
-            tmp_path / "samples.jsonl",
-            input_lengths=[3],
-            output_lengths=[2],
-            repeats=repeats,
-            check_tokens=2,
+            Grid([3], [2], repeats=repeats, check_tokens=2),
+            run_folder=tmp_path,
             device="cpu",
         )
 
@@ -280,7 +264,11 @@ def test_energy_of_the_package_stands_in_samples_cases_and_record(
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
     monkeypatch.setattr("telechat_kit.performance.timed_runs.generate", generate_with_a_joule)
     record = measure_performance(
-        tiny_folder, tiny_w8a8_folder, path, input_lengths=[3], output_lengths=[4], repeats=2, device="cpu"
+        tiny_folder,
+        tiny_w8a8_folder,
+        Grid([3], [4], repeats=2, check_tokens=0),
+        run_folder=path.parent,
+        device="cpu",
     )
     assert record.energy_basis == "the counter of 1 CPU package (RAPL)"
     assert [sample.joules for sample in read_samples(path)] == [1.0] * 4
@@ -301,25 +289,22 @@ def test_runs_of_other_work_are_not_taken_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("grid", "graph", "error", "message"),
     [
-        ({"input_lengths": [600], "output_lengths": [1]}, ParameterError, "512, the context of the model"),
-        ({"input_lengths": [], "output_lengths": [1]}, ParameterError, "give no case"),
-        ({"repeats": 0}, ParameterError, "at least once"),
-        ({"batch_sizes": [1, 0]}, ParameterError, "batch_sizes is"),
-        ({"batch_sizes": [2], "graph": "capture"}, ParameterError, "runs one sequence"),
-        (
-            {"input_lengths": [300], "output_lengths": [1]},
-            DataError,
-            "has 50 tokens, the longest case needs 300",
-        ),
+        (Grid([600], [1]), "none", ParameterError, "512, the context of the model"),
+        (Grid([], [1]), "none", ParameterError, "give no case"),
+        (Grid(repeats=0), "none", ParameterError, "at least once"),
+        (Grid(batch_sizes=[1, 0]), "none", ParameterError, r"batch_sizes is \[1, 0\]"),
+        (Grid(batch_sizes=[2]), "capture", ParameterError, "runs one sequence"),
+        (Grid([300], [1]), "none", DataError, "has 50 tokens, the longest case needs 300"),
     ],
 )
 def test_a_case_that_cannot_be_run_leaves_earlier_samples_untouched(
     tiny_folder: Path,
     tiny_w8a8_folder: Path,
     tmp_path: Path,
-    options: dict[str, list[int]],
+    grid: Grid,
+    graph: str,
     error: type[Exception],
     message: str,
 ) -> None:
@@ -327,7 +312,14 @@ def test_a_case_that_cannot_be_run_leaves_earlier_samples_untouched(
     text.write_text("x" * 50)
     path.write_text("earlier")
     with pytest.raises(error, match=message):
-        measure_performance(tiny_folder, tiny_w8a8_folder, path, text=str(text), device="cpu", **options)
+        measure_performance(
+            tiny_folder,
+            tiny_w8a8_folder,
+            replace(grid, text_path=str(text)),
+            run_folder=tmp_path,
+            graph=graph,
+            device="cpu",
+        )
     assert path.read_text() == "earlier"
 
 
@@ -339,4 +331,3 @@ def test_the_published_table_is_that_of_the_guide() -> None:
         (2000, 100): (11, 19),
         (None, None): (13, 18),
     }
-    assert GUIDE_LENGTHS == (10, 100, 500, 1000, 2000)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from telechat_kit.errors import ParameterError
 from telechat_kit.inference.generation import Generation, generate
 from telechat_kit.performance import thread_scaling
-from telechat_kit.performance.cases import Case
+from telechat_kit.performance.cases import Case, Grid
 from telechat_kit.performance.measurement import SCHEMA, PerformanceRecord, measure_performance
 from telechat_kit.performance.thread_scaling import cpu_threads, longest_seconds, plan_threads, scaling_case
 from telechat_kit.performance.timed_samples import (
@@ -25,9 +26,11 @@ from telechat_kit.performance.timed_samples import (
 from telechat_kit.records import read_record, write_record
 
 
-def measure(folder: Path, weights: Path, path: Path, **options: Any) -> PerformanceRecord:
-    small = {"input_lengths": [3, 5], "output_lengths": [1, 4], "repeats": 2, "device": "cpu"}
-    return measure_performance(folder, weights, path, **small | options)
+def measure(
+    folder: Path, weights: Path, run_folder: Path, memory: str = "auto", device: str = "cpu", **changes: Any
+) -> PerformanceRecord:
+    grid = replace(Grid([3, 5], [1, 4], repeats=2, check_tokens=0), **changes)
+    return measure_performance(folder, weights, grid, run_folder=run_folder, memory=memory, device=device)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,7 +46,7 @@ def run(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PerformanceRecord, Path]:
     path = tmp_path_factory.mktemp("threads") / "samples.jsonl"
-    return measure(tiny_folder, tiny_w8a8_folder, path, thread_counts=[2, 1, 64], check_tokens=2), path
+    return measure(tiny_folder, tiny_w8a8_folder, path.parent, thread_counts=[2, 1, 64], check_tokens=2), path
 
 
 def test_one_case_is_timed_behind_the_grid_with_counts_and_models_in_turn(
@@ -99,12 +102,12 @@ def test_a_broken_off_scaling_goes_on_behind_its_last_run(
     options = {"input_lengths": [3], "output_lengths": [4], "repeats": 1, "thread_counts": [1, 2]}
     monkeypatch.setattr("telechat_kit.performance.timed_runs.generate", generate_or_break)
     with pytest.raises(KeyboardInterrupt):
-        measure(tiny_folder, tiny_w8a8_folder, path, **options)
+        measure(tiny_folder, tiny_w8a8_folder, path.parent, **options)
     assert seen == [1] * 6 + [2] * 2  # grid; then two calls a run, the first of which wakes the threads
     assert torch.get_num_threads() == 1
     kept = [json.loads(line)["sample"]["threads"] for line in partial_samples(path).read_text().splitlines()]
     assert kept == [None, None, 1, 1]
-    record = measure(tiny_folder, tiny_w8a8_folder, path, **options)
+    record = measure(tiny_folder, tiny_w8a8_folder, path.parent, **options)
     assert record.resumed == 4
     assert [s.threads for s in read_samples(path)] == [None, None, 1, 1, 2, 2]
 
@@ -113,7 +116,7 @@ def test_where_one_model_is_in_memory_at_a_time_both_are_timed_by_threads(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "samples.jsonl"
-    measure(tiny_folder, tiny_w8a8_folder, path, thread_counts=[1], repeats=1, memory="one")
+    measure(tiny_folder, tiny_w8a8_folder, path.parent, thread_counts=[1], repeats=1, memory="one")
     found = [(s.precision, s.threads) for s in read_samples(path)]
     assert found == [(name, n) for name in ("float", "w8a8") for n in (None, None, None, None, 1)]
     said = "input 3, output 4 tokens with 1 threads, 1 times in 1 precisions: at most about"
@@ -124,12 +127,12 @@ def test_a_machine_without_the_threads_asked_for_still_measures_the_grid(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "samples.jsonl"
-    record = measure(tiny_folder, tiny_w8a8_folder, path, thread_counts=[3, 4], repeats=1)
+    record = measure(tiny_folder, tiny_w8a8_folder, path.parent, thread_counts=[3, 4], repeats=1)
     assert record.threads is not None
     assert (record.threads.results, record.threads.left_out) == ([], [3, 4])
     assert len(record.cases) == 8
     assert "left out: 3, 4 threads: the process may use 2 of the machine's CPUs" in capsys.readouterr().out
-    assert measure(tiny_folder, tiny_w8a8_folder, path, repeats=1).threads is None
+    assert measure(tiny_folder, tiny_w8a8_folder, path.parent, repeats=1).threads is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_counts_that_cannot_be_timed_are_refused_before_anything_is_loaded(
 ) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(ParameterError, match=message):
-        measure(nowhere, nowhere, tmp_path / "samples.jsonl", thread_counts=counts, device=device)
+        measure(nowhere, nowhere, tmp_path, thread_counts=counts, device=device)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "npu:0", "cpu,cpu"])

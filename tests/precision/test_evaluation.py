@@ -6,7 +6,7 @@ import pytest
 
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
-from telechat_kit.precision import SCHEMA, PrecisionRecord, evaluation_blocks, measure_precision
+from telechat_kit.precision import SCHEMA, Evaluation, PrecisionRecord, evaluation_blocks, measure_precision
 from telechat_kit.records import read_record, write_record
 
 TOPICS = "pydoc_data.topics"
@@ -16,7 +16,11 @@ def test_a_malformed_question_is_found_before_the_models_are_loaded(tmp_path: Pa
     path = tmp_path / "questions.jsonl"
     path.write_text('{"input": "a"}\n{"question": "b"}\n')
     with pytest.raises(DataError, match=r"questions\.jsonl, line 2"):
-        measure_precision(tmp_path / "no model", tmp_path / "no model", path)
+        measure_precision(
+            tmp_path / "no model",
+            tmp_path / "no model",
+            Evaluation(path, languages_path="", source_sequences=0),
+        )
 
 
 def test_the_record_says_what_was_measured_and_comes_back_equal(
@@ -25,12 +29,16 @@ def test_the_record_says_what_was_measured_and_comes_back_equal(
     record = measure_precision(
         pair.float_folder,
         pair.w8a8_folder,
-        questions,
-        sequences=3,
-        tokens=16,
-        max_new_tokens=3,
-        seed=4,
-        answers=1,
+        Evaluation(
+            questions,
+            text_sequences=3,
+            text_tokens=16,
+            max_new_tokens=3,
+            seed=4,
+            answers=1,
+            languages_path="",
+            source_sequences=0,
+        ),
     )
     assert len(record.answers) == 1
     assert record.blocks == [(b.start, b.stop) for b in evaluation_blocks(pair, TOPICS, 16, 3, seed=4)]
@@ -47,4 +55,10 @@ def test_the_record_says_what_was_measured_and_comes_back_equal(
 
 def test_a_bundle_is_asked_for_by_the_name_of_a_model(pair: Pair, questions: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r'bundle "int8" is unknown. Use float or w8a8'):
-        measure_precision(pair.float_folder, pair.w8a8_folder, questions, bundle="int8", run_folder=tmp_path)
+        measure_precision(
+            pair.float_folder,
+            pair.w8a8_folder,
+            Evaluation(questions, languages_path="", source_sequences=0),
+            bundle="int8",
+            run_folder=tmp_path,
+        )

@@ -12,7 +12,7 @@ from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.precision import measure_divergence, measure_sources
 from telechat_kit.precision.channel_scales import block_bases, dense_weight, split_alike
-from telechat_kit.quantization import quantize
+from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.quantization.blocks import Block as QuantBlock
 from telechat_kit.quantization.blocks import load_block
 from telechat_kit.texts import Block
@@ -27,7 +27,13 @@ def blocks(count: int, length: int) -> list[Block]:
 def smoothed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Norms, up_proj and values smoothed, channels split, some linears kept in float: every change of channels that the kit makes."""
     folder = tmp_path_factory.mktemp("best") / "w8a8"
-    quantize(tiny_folder, folder, level="L2", anti_outlier="best", samples=4, tokens=64, device="cpu")
+    quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L2", anti_outlier="best"),
+        Calibration(calibration_samples=4, calibration_tokens=64),
+        device="cpu",
+    )
     return Pair(tiny_folder, folder, "cpu")
 
 

@@ -14,10 +14,10 @@ from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.quantization import int8_linear, quantize
+from telechat_kit.quantization import Calibration, Recipe, int8_linear, quantize
 from telechat_kit.quantization.blocks import load_block
 from telechat_kit.quantization.calibration.passes import fold, sensitivity, smoothing_scales
-from telechat_kit.quantization.recipe import Recipe
+from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "quantization"
@@ -53,8 +53,8 @@ def packed_linears(result: Quantized, blocks: int) -> dict[str, dict[str, torch.
     return {name: parts for name, parts in packed.items() if "quant_bias" in parts}
 
 
-def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool = False) -> Recipe:
-    return Recipe(level, anti_outlier, act_method, group_fallback, "golden", "", [], 0, "", "")
+def recipe(anti_outlier: str, act_method: int, level: str, group_fallback: bool = False) -> AppliedRecipe:
+    return AppliedRecipe(level, anti_outlier, act_method, group_fallback, "golden", "", [], 0, "", "")
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -101,7 +101,12 @@ def close_to_saved(part: str, ours: torch.Tensor, saved: torch.Tensor) -> None:
 @pytest.fixture(scope="module")
 def quantized(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantized") / "w8a8"
-    quantize(tiny_folder, folder, level="L2", samples=4, tokens=48)
+    quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L2", anti_outlier="m1"),
+        Calibration(calibration_samples=4, calibration_tokens=48),
+    )
     return folder
 
 
@@ -149,7 +154,12 @@ def test_w8a8_stays_near_the_float_model(quantized: Path, tiny_folder: Path) -> 
 def test_other_methods_stay_near_the_float_model(
     method: str, samples: int, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    quantize(tiny_folder, tmp_path / "w8a8", level="L2", anti_outlier=method, samples=samples, tokens=48)
+    quantize(
+        tiny_folder,
+        tmp_path / "w8a8",
+        Recipe(level="L2", anti_outlier=method),
+        Calibration(calibration_samples=samples, calibration_tokens=48),
+    )
     ids = torch.arange(6, 70)[None]
     with torch.inference_mode():
         ours, float_logits = (
@@ -176,7 +186,12 @@ def test_m3_scales_by_the_first_sample_alone(tmp_path: Path) -> None:
 
 def test_equal_inputs_give_equal_bytes(quantized: Path, tiny_folder: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    quantize(tiny_folder, again, level="L2", samples=4, tokens=48)
+    quantize(
+        tiny_folder,
+        again,
+        Recipe(level="L2", anti_outlier="m1"),
+        Calibration(calibration_samples=4, calibration_tokens=48),
+    )
     for path in quantized.iterdir():
         assert (
             hashlib.sha256(path.read_bytes()).digest()
@@ -201,35 +216,58 @@ def test_linears_that_share_an_input_stay_in_float_together(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("recipe", "error", "message"),
     [
-        ({"level": "5"}, ParameterError, 'level "5" is unknown'),
-        ({"level": "L25"}, ParameterError, "the model has 24"),
-        ({"anti_outlier": "m9"}, ParameterError, "m9"),
-        ({"act_method": 4}, ParameterError, "4"),
-        ({"samples": 10**6}, DataError, "free blocks of 48 tokens"),
-        ({"checkpoint_path": "nowhere"}, CheckpointError, "nowhere does not exist"),
+        (Recipe(level="5"), ParameterError, 'level "5" is unknown'),
+        (Recipe(level="L25"), ParameterError, "the model has 24"),
+        (Recipe(anti_outlier="m9"), ParameterError, "m9"),
+        (Recipe(act_method=4), ParameterError, "4"),
     ],
 )
-def test_bad_input_is_named_and_leaves_nothing(
-    change: dict[str, object], error: type[Exception], message: str, tiny_folder: Path, tmp_path: Path
+def test_a_bad_recipe_is_named_and_leaves_nothing(
+    recipe: Recipe, error: type[Exception], message: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    options = {"checkpoint_path": tiny_folder, "samples": 2, "tokens": 48} | change
     with pytest.raises(error, match=message):
-        quantize(quant_path=tmp_path / "w8a8", **options)  # type: ignore[arg-type]
+        quantize(
+            tiny_folder, tmp_path / "w8a8", recipe, Calibration(calibration_samples=2, calibration_tokens=48)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_text_or_no_checkpoint_is_named_and_leaves_nothing(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="free blocks of 48 tokens"):
+        quantize(
+            tiny_folder,
+            tmp_path / "w8a8",
+            calibration=Calibration(calibration_samples=10**6, calibration_tokens=48),
+        )
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        quantize("nowhere", tmp_path / "w8a8")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_quantized_folder_is_refused_as_float(quantized: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="quantized already"):
-        quantize(quantized, tmp_path / "w8a8", samples=2, tokens=48)
+        quantize(
+            quantized,
+            tmp_path / "w8a8",
+            Recipe(anti_outlier="m1"),
+            Calibration(calibration_samples=2, calibration_tokens=48),
+        )
 
 
 def test_a_folder_with_other_files_is_not_overwritten(tiny_folder: Path, tmp_path: Path) -> None:
     precious = tmp_path / "thesis.txt"
     precious.write_text("years of work")
     with pytest.raises(CheckpointError, match="holds other files"):
-        quantize(tiny_folder, tmp_path, samples=2, tokens=48)
+        quantize(
+            tiny_folder,
+            tmp_path,
+            Recipe(anti_outlier="m1"),
+            Calibration(calibration_samples=2, calibration_tokens=48),
+        )
     assert precious.read_text() == "years of work"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,20 +17,21 @@ from safetensors.torch import load_file
 from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError, KitError
 from telechat_kit.files import LOCK, OWNER, working_in
-from telechat_kit.quantization import blocks, quantize
+from telechat_kit.quantization import Calibration, Recipe, blocks, quantize
 from telechat_kit.quantization.partial import partial_folder
 
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
-OPTIONS = {"level": "L3", "anti_outlier": "m2", "samples": 6, "tokens": 48}
-AUTO = {"level": "auto", "budget": "3 linears", "budget_samples": 2, "samples": 6, "tokens": 48}
+RECIPE = Recipe("L3", anti_outlier="m2")
+AUTO = Recipe("auto", "3 linears", budget_samples=2, anti_outlier="m1")
+CALIBRATION = Calibration(calibration_samples=6, calibration_tokens=48)
 
-#: Quantizes argv[1] into argv[2] with the options argv[4], tells every file that is finished, and dies just before
-#: argv[3] is
+#: Quantizes argv[1] into argv[2] with the recipe and the calibration of argv[4], tells every file that is finished,
+#: and dies just before argv[3] is
 PROCESS = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from telechat_kit.quantization import quantize
+from telechat_kit.quantization import Calibration, Recipe, quantize
 
 def renaming(event, arguments):
     if event == "os.rename":
@@ -40,15 +42,17 @@ def renaming(event, arguments):
 
 torch.set_num_threads(1)
 sys.addaudithook(renaming)
-quantize(sys.argv[1], sys.argv[2], **json.loads(sys.argv[4]))
+recipe, calibration = json.loads(sys.argv[4])
+quantize(sys.argv[1], sys.argv[2], Recipe(**recipe), Calibration(**calibration))
 """
 
 
 def quantize_in_a_process(
-    source: Path, target: Path, die_before: str = "", options: dict[str, object] = OPTIONS
+    source: Path, target: Path, die_before: str = "", recipe: Recipe = RECIPE
 ) -> tuple[int, list[str]]:
     """Exit code, and the names of the files that were finished, in this order."""
-    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before, json.dumps(options)]
+    command = [sys.executable, "-c", PROCESS, str(source), str(target), die_before]
+    command += [json.dumps([asdict(recipe), asdict(CALIBRATION)])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.split()
 
@@ -61,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def unbroken(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a quantization that nothing interrupts."""
     folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
-    quantize(tiny_folder, folder, **OPTIONS)  # type: ignore[arg-type]
+    quantize(tiny_folder, folder, RECIPE, CALIBRATION)
     return contents(folder)
 
 
@@ -69,7 +73,7 @@ def unbroken(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def unbroken_auto(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The same at level auto."""
     folder = tmp_path_factory.mktemp("unbroken") / "w8a8"
-    quantize(tiny_folder, folder, **AUTO)  # type: ignore[arg-type]
+    quantize(tiny_folder, folder, AUTO, CALIBRATION)
     return contents(folder)
 
 
@@ -115,7 +119,7 @@ def test_level_auto_resumes_in_the_middle_of_measuring(
     code, finished = quantize_in_a_process(source, target, die_before, AUTO)
     assert code == -signal.SIGKILL
     assert {"trial-003.safetensors", "candidates-001.safetensors"} <= set(finished)
-    code, again = quantize_in_a_process(source, target, options=AUTO)
+    code, again = quantize_in_a_process(source, target, recipe=AUTO)
     assert code == 0
     parts = {name for name in finished if name.endswith("safetensors") and "states" not in name}
     assert not parts & set(again)
@@ -133,7 +137,7 @@ def interrupt(source: Path, target: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(blocks, "track", track)
-        quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+        quantize(source, target, RECIPE, CALIBRATION)
     assert (partial_folder(target) / "block-001.safetensors").is_file()
 
 
@@ -141,7 +145,7 @@ def interrupt(source: Path, target: Path) -> None:
 def test_other_work_is_begun_anew(change: str, source: Path, tmp_path: Path) -> None:
     target, expected = tmp_path / "w8a8", tmp_path / "expected"
     interrupt(source, target)
-    options = OPTIONS | ({"seed": 1} if change == "recipe" else {})
+    calibration = replace(CALIBRATION, seed=1) if change == "recipe" else CALIBRATION
     if change == "weights":
         tensors = load_model(source).state_dict()
         torch.save({name: value * 1.5 for name, value in tensors.items()}, source / "pytorch_model.bin")
@@ -149,8 +153,8 @@ def test_other_work_is_begun_anew(change: str, source: Path, tmp_path: Path) -> 
     if change == "config":
         config = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 0.1}))
-    quantize(source, target, **options)  # type: ignore[arg-type]
-    quantize(source, expected, **options)  # type: ignore[arg-type]
+    quantize(source, target, RECIPE, calibration)
+    quantize(source, expected, RECIPE, calibration)
     assert contents(target) == contents(expected)
 
 
@@ -158,11 +162,16 @@ def test_an_existing_w8a8_folder_stays_until_the_new_one_is_whole(
     source: Path, tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     target = tmp_path / "w8a8"
-    quantize(source, target, level="L0", samples=2, tokens=48)
+    quantize(
+        source,
+        target,
+        Recipe(level="L0", anti_outlier="m1"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     before = contents(target)
     interrupt(source, target)
     assert contents(target) == before
-    quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    quantize(source, target, RECIPE, CALIBRATION)
     assert contents(target) == unbroken
 
 
@@ -190,7 +199,12 @@ def test_16_bit_bin_shards_keep_their_dtype_in_the_float_parts(
     dtype: torch.dtype, tiny_folder: Path, tmp_path: Path
 ) -> None:
     source, target = as_bin_shards(tiny_folder, tmp_path / "float", dtype), tmp_path / "w8a8"
-    quantize(source, target, level="L2", samples=4, tokens=48)
+    quantize(
+        source,
+        target,
+        Recipe(level="L2", anti_outlier="m1"),
+        Calibration(calibration_samples=4, calibration_tokens=48),
+    )
     tensors, kinds = (
         load_file(target / WEIGHTS),
         json.loads((target / "quant_model_description_w8a8.json").read_text()),
@@ -216,7 +230,7 @@ def test_float32_bin_shards_give_the_weights_of_safetensors(
     tiny_folder: Path, tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     source, target = as_bin_shards(tiny_folder, tmp_path / "float", torch.float32), tmp_path / "w8a8"
-    quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    quantize(source, target, RECIPE, CALIBRATION)
     assert contents(target)[WEIGHTS] == unbroken[WEIGHTS]
 
 
@@ -234,7 +248,12 @@ def test_weights_that_are_not_finite_are_named_before_any_work(
     (source / "model.safetensors").unlink()
     monkeypatch.setattr(blocks, "load_block", None)
     with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin: {name} holds NaN or infinite values"):
-        quantize(source, tmp_path / "w8a8", samples=2, tokens=48)
+        quantize(
+            source,
+            tmp_path / "w8a8",
+            Recipe(anti_outlier="m1"),
+            Calibration(calibration_samples=2, calibration_tokens=48),
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -244,7 +263,7 @@ def test_two_processes_cannot_work_on_one_folder(source: Path, tmp_path: Path) -
         code, finished = quantize_in_a_process(source, target)
         assert (code, finished) == (1, [])
         with pytest.raises(KitError, match=rf"process {os.getpid()} on \S+ is at work in .*\.w8a8\.partial"):
-            quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+            quantize(source, target, RECIPE, CALIBRATION)
     assert not target.exists()
 
 
@@ -255,7 +274,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(
     code, _ = quantize_in_a_process(source, target, "block-001.safetensors")
     assert code == -signal.SIGKILL
     assert {LOCK, OWNER} <= {path.name for path in partial_folder(target).iterdir()}
-    quantize(source, target, **OPTIONS)  # type: ignore[arg-type]
+    quantize(source, target, RECIPE, CALIBRATION)
     assert contents(target) == unbroken
     assert not partial_folder(target).exists()
 
@@ -280,7 +299,12 @@ def test_dead_channels_are_recorded_and_not_smoothed(
     method: str, with_dead_channels: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "w8a8"
-    record = quantize(with_dead_channels, target, level="L0", anti_outlier=method, samples=2, tokens=48)
+    record = quantize(
+        with_dead_channels,
+        target,
+        Recipe(level="L0", anti_outlier=method),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     dead = {row.name: (row.dead_inputs, row.dead_outputs) for row in record.linears}
     assert {name.removeprefix("transformer.h."): count for name, count in dead.items() if any(count)} == {
         "0.self_attention.query": (1, 0),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pandas.io.formats.style import Styler
 
-from telechat_kit.performance.cases import SkippedCase
+from telechat_kit.performance.cases import Grid, SkippedCase
 from telechat_kit.performance.id_checks import IdCheck
 from telechat_kit.performance.measurement import PerformanceRecord, measure_performance
 from telechat_kit.performance.roofline import Peaks, decode_seconds, prefill_seconds
@@ -24,11 +24,8 @@ def record(
     return measure_performance(
         tiny_folder,
         tiny_w8a8_folder,
-        path,
-        input_lengths=[3, 7],
-        output_lengths=[1, 4],
-        repeats=2,
-        check_tokens=2,
+        Grid([3, 7], [1, 4], repeats=2, check_tokens=2),
+        run_folder=path.parent,
         device="cpu",
     )
 

@@ -7,7 +7,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from telechat_kit.comparison.alignment import compare_bundles
-from telechat_kit.precision import Answer, PrecisionRecord, TaskResult, measure_precision
+from telechat_kit.precision import Answer, Evaluation, PrecisionRecord, TaskResult, measure_precision
 from telechat_kit.reports import precision_charts, precision_tables
 from telechat_kit.reports.charts import Chart
 from telechat_kit.reports.precision_tables import marked_differences
@@ -28,12 +28,14 @@ def record(tiny_folder: Path, tiny_w8a8_folder: Path, run_folder: Path) -> Preci
     return measure_precision(
         tiny_folder,
         tiny_w8a8_folder,
-        lines,
-        sequences=4,
-        tokens=48,
-        max_new_tokens=4,
-        languages="params/data/texts-zh-en.jsonl",
-        source_sequences=2,
+        Evaluation(
+            lines,
+            text_sequences=4,
+            text_tokens=48,
+            max_new_tokens=4,
+            languages_path="params/data/texts-zh-en.jsonl",
+            source_sequences=2,
+        ),
         bundle="w8a8",
         run_folder=run_folder,
         device="cpu",

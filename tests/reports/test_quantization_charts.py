@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from telechat_kit.quantization import QuantizeRecord, quantize
+from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.reports import charts, tables
 from telechat_kit.reports import quantization_charts as layers
 
@@ -17,7 +17,12 @@ PNG = b"\x89PNG"
 def record(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizeRecord:
     """A quantization of 4 blocks with the error of each int8 linear filled in: 30 dB, one of 12 dB."""
     folder = tmp_path_factory.mktemp("quantized") / "w8a8"
-    made = quantize(tiny_folder, folder, level="L2", anti_outlier="m1", samples=2, tokens=48)
+    made = quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L2", anti_outlier="m1"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     rows = [replace(row, output_snr_db=30.0 if row.kind == "W8A8" else None) for row in made.linears]
     worst = next(
         i for i, row in enumerate(rows) if row.kind == "W8A8" and row.name.endswith("h.2.mlp.up_proj")

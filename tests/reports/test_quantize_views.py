@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from telechat_kit.quantization import QuantizeRecord, quantize
+from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.records import read_record, write_record
 from telechat_kit.reports import tables
 
@@ -14,7 +14,12 @@ def record(
     request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> QuantizeRecord:
     folder = tmp_path_factory.mktemp("views") / "w8a8"
-    return quantize(tiny_folder, folder, level="L2", activations=request.param, samples=2, tokens=48)
+    return quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L2", anti_outlier="m1", activations=request.param),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
 
 
 def test_the_recipe_says_how_activations_are_quantized(record: QuantizeRecord) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def run_small_model(folder: Path) -> None:
     from telechat_kit.model import TelechatConfig, TelechatForCausalLM  # noqa: PLC0415
     from telechat_kit.model.sharding import Shard  # noqa: PLC0415
     from telechat_kit.model.tiny import byte_tokenizer  # noqa: PLC0415
-    from telechat_kit.quantization import quantize  # noqa: PLC0415
+    from telechat_kit.quantization import Calibration, Recipe, quantize  # noqa: PLC0415
 
     tokenizer = byte_tokenizer()
     config = TelechatConfig(
@@ -81,9 +82,14 @@ def run_small_model(folder: Path) -> None:
     )
     TelechatForCausalLM(config).save_pretrained(folder / "float")
     tokenizer.save_pretrained(folder / "float")
-    options = {"level": "L0", "samples": 1, "tokens": 16, "device": "npu:0"}
-    quantize(folder / "float", folder / "w8a8", **options)
-    quantize(folder / "float", folder / "dynamic", activations="dynamic", **options)
+    static, sample = (
+        Recipe("L0", anti_outlier="m1"),
+        Calibration(calibration_samples=1, calibration_tokens=16),
+    )
+    quantize(folder / "float", folder / "w8a8", static, sample, device="npu:0")
+    quantize(
+        folder / "float", folder / "dynamic", replace(static, activations="dynamic"), sample, device="npu:0"
+    )
     part = load_part(folder / "w8a8", None, None, "npu:0", Shard(0, 2))
     join_parts(part, Shard(0, 2))
     generate(part, [7, 8, 9], 2)

@@ -38,7 +38,7 @@ class CalibrationSet:
         return [torch.tensor([ids]) for ids in self.ids]
 
     def recipe(self) -> dict[str, Any]:
-        """The fields of a `Recipe` that speak of calibration."""
+        """The fields of a `AppliedRecipe` that speak of calibration."""
         return {
             "calibration_source": self.text.source,
             "calibration_sha256": self.text.sha256,

@@ -92,6 +92,11 @@ def export(
 
     Raises:
         CheckpointError, ParameterError: each names the cause and the remedy.
+
+    Example:
+        >>> exported = export("models/tiny-w8a8", "models/tiny-ascend", "ascendV1")
+        >>> exported.format
+        'ascendV1'
     """
     source_folder, target = resolve(folder), resolve(target)
     float_folder = None if model_path is None else resolve(model_path)

@@ -20,7 +20,7 @@ from telechat_kit.model.weight_shards import Shards
 from telechat_kit.progress import track
 from telechat_kit.quantization.formats.numpy_export import largest_deviation, rounding_slack
 from telechat_kit.quantization.levels.fallback import FloatLinear
-from telechat_kit.quantization.recipe import LinearRecord, Recipe
+from telechat_kit.quantization.recipe import AppliedRecipe, LinearRecord
 
 RECIPE = "quantize.json"
 
@@ -52,7 +52,7 @@ class Checked:
     given: GivenWeights
     linears: list[LinearRecord]
     float_linears: list[FloatLinear]
-    recipe: Recipe | None
+    recipe: AppliedRecipe | None
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _with_recipe(path: Path, checked: Checked) -> Checked:
         return checked
     values = read_json(path)
     try:
-        recipe = TypeAdapter(Recipe).validate_python(values["recipe"])
+        recipe = TypeAdapter(AppliedRecipe).validate_python(values["recipe"])
         linears = TypeAdapter(list[LinearRecord]).validate_python(values["linears"])
         kept = TypeAdapter(list[FloatLinear]).validate_python(values["float_linears"])
     except (ValidationError, TypeError, KeyError) as error:

@@ -11,8 +11,9 @@ from telechat_kit.inference.generation import generate
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.parallel import Team, team_of
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.performance.cases import Grid
 from telechat_kit.performance.measurement import measure_performance
-from telechat_kit.precision import measure_precision
+from telechat_kit.precision import Evaluation, measure_precision
 
 TWO = "cpu,cpu"
 PROMPT = [11, 5, 200, 17, 42, 8, 99]
@@ -89,22 +90,17 @@ def test_precision_and_performance_run_on_two_devices_and_say_so(
 ) -> None:
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"input": "hello"}\n', encoding="utf-8")
-    small = {"sequences": 2, "tokens": 32, "max_new_tokens": 4}
+    small = Evaluation(
+        lines, text_sequences=2, text_tokens=32, max_new_tokens=4, languages_path="", source_sequences=0
+    )
     alone, shared = (
-        measure_precision(tiny_folder, tiny_w8a8_folder, lines, device=device, **small)  # type: ignore[arg-type]
-        for device in ("cpu", TWO)
+        measure_precision(tiny_folder, tiny_w8a8_folder, small, device=device) for device in ("cpu", TWO)
     )
     assert shared.answers[0].w8a8_ids == alone.answers[0].w8a8_ids
     assert shared.divergence.kl_mean.value == pytest.approx(alone.divergence.kl_mean.value, rel=1e-3)
     assert shared.conditions.device_name == f"2 x {alone.conditions.device_name}"
-    lengths = {"input_lengths": [4], "output_lengths": [2], "repeats": 1}
-    timed = measure_performance(
-        tiny_folder,
-        tiny_w8a8_folder,
-        tmp_path / "samples.jsonl",
-        device=TWO,
-        **lengths,  # type: ignore[arg-type]
-    )
+    grid = Grid([4], [2], repeats=1, check_tokens=0)
+    timed = measure_performance(tiny_folder, tiny_w8a8_folder, grid, run_folder=tmp_path, device=TWO)
     assert [size.cache_bytes_per_token for size in timed.sizes] == [
         2 * 4 * 32 * 4
     ] * 2  # half of 64, 4 blocks
@@ -116,7 +112,12 @@ def test_the_search_for_sources_needs_one_device_and_says_so(
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"input": "hello"}\n', encoding="utf-8")
     with pytest.raises(ParameterError, match=r"cpu,cpu share\. Set source_sequences: 0"):
-        measure_precision(tiny_folder, tiny_w8a8_folder, lines, source_sequences=2, device=TWO)
+        measure_precision(
+            tiny_folder,
+            tiny_w8a8_folder,
+            Evaluation(lines, source_sequences=2, languages_path=""),
+            device=TWO,
+        )
 
 
 def test_a_device_that_is_not_there_is_told_and_no_process_is_left_waiting() -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.quantization import activation_range, quantize
+from telechat_kit.quantization import Calibration, Recipe, activation_range, quantize
 from telechat_kit.quantization.blocks import Block, load_block
 from telechat_kit.quantization.calibration.linear_quality import (
     TOKENS,
@@ -101,7 +101,12 @@ def test_of_long_samples_some_tokens_are_compared_and_the_first_weighs_as_any() 
 
 
 def test_figures_stand_in_the_record(tiny_folder: Path, tmp_path: Path) -> None:
-    record = quantize(tiny_folder, tmp_path / "w8a8", level="L1", samples=3, tokens=48)
+    record = quantize(
+        tiny_folder,
+        tmp_path / "w8a8",
+        Recipe(level="L1", anti_outlier="m1"),
+        Calibration(calibration_samples=3, calibration_tokens=48),
+    )
     for linear in record.linears:
         assert linear.input_absmax > 0
         if linear.kind == "W8A8":

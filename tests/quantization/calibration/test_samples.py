@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from telechat_kit import load_model, load_tokenizer
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
-from telechat_kit.quantization import QuantizeRecord, quantize
+from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.reports import tables
 from telechat_kit.texts import chat_ids
 
@@ -27,11 +28,10 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def quantized(tiny_folder: Path, target: Path, lines: Path, **options: Any) -> QuantizeRecord:
-    defaults = {"calibration_format": "chat", "calibration_lines": "all", "tokens": 64, "anti_outlier": "m2"}
-    return quantize(
-        tiny_folder, target, calibration=str(lines), device="cpu", level="L2", **defaults | options
-    )
+def quantized(tiny_folder: Path, target: Path, lines: Path, **changes: Any) -> QuantizeRecord:
+    every_line = Calibration(lines, calibration_format="chat", calibration_lines="all", calibration_tokens=64)
+    recipe = Recipe("L2", anti_outlier="m2")
+    return quantize(tiny_folder, target, recipe, replace(every_line, **changes), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_evaluation_leaves_calibrated_lines_out(tiny_folder: Path, tmp_path:
     [
         ({"calibration_format": "words"}, "", ParameterError, 'calibration_format "words" is unknown'),
         ({"calibration_format": "blocks"}, "", ParameterError, 'calibration_lines "all" has no meaning'),
-        ({"tokens": 513}, "", ParameterError, "calibration_tokens is 513: .* at most 512"),
+        ({"calibration_tokens": 513}, "", ParameterError, "calibration_tokens is 513: .* at most 512"),
         ({}, '{"input": "a"}\n{"input": " "}', DataError, "lines.jsonl, line 2: expected"),
         ({}, '{"input": "a"}\n\n{"input": ', DataError, "lines.jsonl, line 3: not valid JSON"),
         ({"calibration_lines": "2"}, '{"input": "a"}\n\n{"input": "b"}', DataError, "line 2 is empty"),

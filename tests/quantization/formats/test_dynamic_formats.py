@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.model.folder import weights_format
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
-from telechat_kit.quantization import export, quantize
+from telechat_kit.quantization import Calibration, Recipe, export, quantize
 
 WEIGHTS, DESCRIPTION = (
     "quant_model_weight_w8a8_dynamic.safetensors",
@@ -26,21 +27,23 @@ WEIGHTS, DESCRIPTION = (
 )
 ASCEND = "quant_model_description.json"
 FORMATS = ("safetensors", "ascendV1", "compressed-tensors")
-OPTIONS: dict[str, Any] = {"level": "L2", "samples": 4, "tokens": 48}
+STATIC = Recipe("L2", anti_outlier="m1")
+DYNAMIC = replace(STATIC, activations="dynamic")
+CALIBRATION = Calibration(calibration_samples=4, calibration_tokens=48)
 INT8 = "h.1.self_attention.dense"
 
 
 @pytest.fixture(scope="module")
 def quantized(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dynamic") / "w8a8"
-    quantize(tiny_folder, folder, activations="dynamic", **OPTIONS)
+    quantize(tiny_folder, folder, DYNAMIC, CALIBRATION)
     return folder
 
 
 @pytest.fixture(scope="module")
 def static(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("static") / "w8a8"
-    quantize(tiny_folder, folder, **OPTIONS)
+    quantize(tiny_folder, folder, STATIC, CALIBRATION)
     return folder
 
 
@@ -106,19 +109,24 @@ def test_equal_inputs_give_equal_bytes_over_a_folder_of_the_other_kind(
     quantized: Path, static: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     again = Path(shutil.copytree(static, tmp_path / "w8a8"))
-    quantize(tiny_folder, again, activations="dynamic", **OPTIONS)
+    quantize(tiny_folder, again, DYNAMIC, CALIBRATION)
     ours, theirs = (
         {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
         for folder in (quantized, again)
     )
     assert ours == theirs
-    quantize(tiny_folder, again, **OPTIONS)
+    quantize(tiny_folder, again, STATIC, CALIBRATION)
     assert {path.name for path in again.iterdir()} == {path.name for path in static.iterdir()}
 
 
 @pytest.mark.parametrize("method", ["none", "m2", "m3", "m4", "best"])
 def test_every_outlier_suppression_goes_with_it(method: str, tiny_folder: Path, tmp_path: Path) -> None:
-    quantize(tiny_folder, tmp_path / "w8a8", activations="dynamic", anti_outlier=method, samples=2, tokens=48)
+    quantize(
+        tiny_folder,
+        tmp_path / "w8a8",
+        Recipe(anti_outlier=method, activations="dynamic"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     exact = logits(tiny_folder)
     assert (logits(tmp_path / "w8a8") - exact).std() < 0.1 * exact.std()
 
@@ -129,7 +137,12 @@ def test_bfloat16_checkpoints_are_taken(tiny_folder: Path, tmp_path: Path) -> No
         source / "model.safetensors",
         lambda tensors: tensors.update({name: value.bfloat16() for name, value in tensors.items()}),
     )
-    quantize(source, tmp_path / "w8a8", activations="dynamic", samples=2, tokens=48)
+    quantize(
+        source,
+        tmp_path / "w8a8",
+        Recipe(anti_outlier="m1", activations="dynamic"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     assert load_file(tmp_path / "w8a8" / WEIGHTS)[f"{INT8}.bias"].dtype == torch.bfloat16
     exact = logits(source)
     assert (logits(tmp_path / "w8a8") - exact).std() < 0.1 * exact.std()
@@ -299,7 +312,7 @@ def test_other_dynamic_schemes_of_compressed_tensors_are_refused(
 
 def test_unknown_activations_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r'"per_token" is unknown\. Use one of static, dynamic'):
-        quantize(tiny_folder, tmp_path / "w8a8", activations="per_token", **OPTIONS)
+        quantize(tiny_folder, tmp_path / "w8a8", replace(STATIC, activations="per_token"), CALIBRATION)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -308,5 +321,5 @@ def test_activations_that_overflow_are_named_and_leave_nothing(tiny_folder: Path
     name = "transformer.h.2.mlp.down_proj.weight"
     change_tensors(source / "model.safetensors", lambda tensors: tensors[name].fill_(3e38))
     with pytest.raises(DataError, match=r"input of transformer\.h\.3\.self_attention\.\w+: .*not finite"):
-        quantize(source, tmp_path / "w8a8", activations="dynamic", **OPTIONS)
+        quantize(source, tmp_path / "w8a8", DYNAMIC, CALIBRATION)
     assert [path.name for path in tmp_path.iterdir()] == ["float"]

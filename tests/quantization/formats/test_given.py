@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.unpickling import read_dictionary
-from telechat_kit.quantization import check_given_weights, export, quantize
+from telechat_kit.quantization import Calibration, Recipe, check_given_weights, export, quantize
 from telechat_kit.quantization.pipeline import SCHEMA, QuantizeRecord
 from telechat_kit.records import read_record, write_record
 from telechat_kit.reports import charts, tables
@@ -23,7 +23,12 @@ from telechat_kit.reports import quantization_charts as layers
 def pair(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Dictionaries with their float folder in `float`, two linears in float."""
     folder = tmp_path_factory.mktemp("given")
-    quantize(tiny_folder, folder / "w8a8", level="L2", anti_outlier="m2", samples=4, tokens=48)
+    quantize(
+        tiny_folder,
+        folder / "w8a8",
+        Recipe(level="L2", anti_outlier="m2"),
+        Calibration(calibration_samples=4, calibration_tokens=48),
+    )
     export(folder / "w8a8", folder / "npy", "numpy", model_path=tiny_folder)
     return folder / "npy"
 

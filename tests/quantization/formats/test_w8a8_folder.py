@@ -20,7 +20,7 @@ from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.folder import weights_format
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.unpickling import read_dictionary
-from telechat_kit.quantization import export, quantize
+from telechat_kit.quantization import Calibration, Recipe, export, quantize
 from telechat_kit.quantization.formats.conversion import FORMATS
 
 GOLDEN = Path(__file__).parents[2] / "data" / "quantization"
@@ -88,7 +88,12 @@ def saved(float_s: Path, tmp_path: Path) -> Callable[[str], Path]:
 def quantized(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantized tiny model with some linears in float."""
     folder = tmp_path_factory.mktemp("quantized") / "w8a8"
-    quantize(tiny_folder, folder, level="L2", anti_outlier="m2", samples=4, tokens=48)
+    quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L2", anti_outlier="m2"),
+        Calibration(calibration_samples=4, calibration_tokens=48),
+    )
     return folder
 
 

@@ -1,8 +1,9 @@
 """Level auto: what it measures is the divergence of the models themselves, and what it chooses is within the budget."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from telechat_kit.errors import ParameterError
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.quantization import QuantizeRecord, quantize
+from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.quantization.blocks import embed, load_block
 from telechat_kit.quantization.levels import head_divergence as divergence
 from telechat_kit.quantization.levels import measured_levels
@@ -25,10 +26,11 @@ from telechat_kit.texts import load_text, token_blocks
 SAMPLES, TOKENS = 3, 48
 
 
-def auto(source: Path, target: Path, budget: str, **options: object) -> QuantizeRecord:
+def auto(source: Path, target: Path, budget: str, **changes: Any) -> QuantizeRecord:
     """Quantize at level auto; measure on two of three samples."""
-    options = {"anti_outlier": "none", "budget_samples": 2} | options
-    return quantize(source, target, level="auto", budget=budget, samples=SAMPLES, tokens=TOKENS, **options)  # type: ignore[arg-type]
+    recipe = Recipe("auto", budget, budget_samples=2, anti_outlier="none")
+    calibration = Calibration(calibration_samples=SAMPLES, calibration_tokens=TOKENS)
+    return quantize(source, target, replace(recipe, **changes), calibration)
 
 
 def figures(record: QuantizeRecord) -> MeasuredLevel:
@@ -89,7 +91,12 @@ def test_measured_kl_is_that_of_the_models(
     assert (found.samples, found.tokens) == (2, 2 * TOKENS)
     reference = load_model(tiny_folder)
     assert found.kl_written == pytest.approx(kl(reference, load_model(folder), ids), rel=1e-3)
-    quantize(tiny_folder, tmp_path / "l0", level="L0", anti_outlier="none", samples=SAMPLES, tokens=TOKENS)
+    quantize(
+        tiny_folder,
+        tmp_path / "l0",
+        Recipe(level="L0", anti_outlier="none"),
+        Calibration(calibration_samples=SAMPLES, calibration_tokens=TOKENS),
+    )
     assert found.kl_int8 == pytest.approx(kl(reference, load_model(tmp_path / "l0"), ids), rel=1e-3)
     for candidate in (found.candidates[0], found.candidates[-1]):
         mixed = load_model(tmp_path / "l0")
@@ -129,11 +136,8 @@ def test_measuring_chooses_better_than_the_ranking(
     quantize(
         tiny_folder,
         tmp_path / "l5",
-        level="L5",
-        anti_outlier="none",
-        samples=SAMPLES,
-        tokens=TOKENS,
-        group_fallback=False,
+        Recipe(level="L5", anti_outlier="none", group_fallback=False),
+        Calibration(calibration_samples=SAMPLES, calibration_tokens=TOKENS),
     )
     ids, reference = calibration_ids(tiny_folder, 2), load_model(tiny_folder)
     assert kl(reference, load_model(five[1]), ids) < kl(reference, load_model(tmp_path / "l5"), ids)
@@ -217,7 +221,12 @@ def test_a_budget_that_cannot_be_is_refused_before_the_work(
 
 def test_other_levels_do_not_look_at_the_budget(tiny_folder: Path, tmp_path: Path) -> None:
     one, other = (
-        quantize(tiny_folder, tmp_path / name, level="L1", budget=budget, samples=2, tokens=48)
+        quantize(
+            tiny_folder,
+            tmp_path / name,
+            Recipe(level="L1", anti_outlier="m1", budget=budget),
+            Calibration(calibration_samples=2, calibration_tokens=48),
+        )
         for name, budget in (("a", "5 linears"), ("b", "anything"))
     )
     assert one.recipe == other.recipe

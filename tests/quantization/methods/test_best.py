@@ -13,7 +13,7 @@ from telechat_kit.model import load_tokenizer
 from telechat_kit.model.repeated_heads import multiples, per_head, repeats
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.quantization import export, quantize
+from telechat_kit.quantization import Calibration, Recipe, export, quantize
 from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.calibration.observers import fake_quantize_per_token
 from telechat_kit.quantization.calibration.passes import fold, smoothing_scales
@@ -54,7 +54,13 @@ def states(tiny_folder: Path) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def best(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("best") / "w8a8"
-    quantize(tiny_folder, folder, level="L1", anti_outlier="best", samples=32, tokens=48, device="cpu")
+    quantize(
+        tiny_folder,
+        folder,
+        Recipe(level="L1", anti_outlier="best"),
+        Calibration(calibration_samples=32, calibration_tokens=48),
+        device="cpu",
+    )
     return folder
 
 
@@ -103,18 +109,27 @@ def test_ranges_hold_random_tokens_as_well(tiny_folder: Path, tmp_path: Path) ->
     text.write_text("the same words again and again\n" * 60, encoding="utf-8")
     widths = []
     for ingredients in ("none", "random_tokens"):
-        record = quantize(tiny_folder, tmp_path / ingredients, level="L0", anti_outlier="best", samples=2, tokens=48,
-                          ingredients=ingredients, calibration=str(text), device="cpu")  # fmt: skip
+        record = quantize(tiny_folder, tmp_path / ingredients, Recipe(level="L0", anti_outlier="best", ingredients=ingredients), Calibration(calibration_samples=2, calibration_tokens=48, calibration_path=str(text)), device="cpu")  # fmt: skip
         unscaled = [linear for linear in record.linears if linear.name.endswith(("dense", "down_proj"))]
         widths.append(torch.tensor([(linear.high or 0.0) - (linear.low or 0.0) for linear in unscaled]))
     assert bool((widths[1] > 1.01 * widths[0]).all())
 
 
 def test_the_noisiest_linears_stay_in_float(tiny_folder: Path, tmp_path: Path) -> None:
-    all_int8 = quantize(tiny_folder, tmp_path / "l0", level="L0", anti_outlier="best", samples=2, tokens=48)
+    all_int8 = quantize(
+        tiny_folder,
+        tmp_path / "l0",
+        Recipe(level="L0", anti_outlier="best"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     exits = [linear for linear in all_int8.linears if linear.name.endswith(("dense", "down_proj"))]
     noisiest = max(exits, key=lambda linear: linear.residual_noise or 0.0).name
-    record = quantize(tiny_folder, tmp_path / "l1", level="L1", anti_outlier="best", samples=2, tokens=48)
+    record = quantize(
+        tiny_folder,
+        tmp_path / "l1",
+        Recipe(level="L1", anti_outlier="best"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
+    )
     assert record.float_linears[0].name == noisiest
     assert "rank 1 of 24 by int8 noise in the residual stream" in record.float_linears[0].reason
 
@@ -202,8 +217,7 @@ def test_every_format_holds_it(best: Path, tmp_path: Path, form: str) -> None:
 
 
 def test_it_takes_dynamic_activations(tiny_folder: Path, tmp_path: Path) -> None:
-    record = quantize(tiny_folder, tmp_path / "w8a8", level="L0", anti_outlier="best", activations="dynamic",
-                      samples=16, tokens=48, device="cpu")  # fmt: skip
+    record = quantize(tiny_folder, tmp_path / "w8a8", Recipe(level="L0", anti_outlier="best", activations="dynamic"), Calibration(calibration_samples=16, calibration_tokens=48), device="cpu")  # fmt: skip
     assert {linear.kind for linear in record.linears} == {"W8A8_DYNAMIC"}
     exact = logits(tiny_folder)
     assert (logits(tmp_path / "w8a8") - exact).norm() < 0.1 * exact.norm()
@@ -211,12 +225,18 @@ def test_it_takes_dynamic_activations(tiny_folder: Path, tmp_path: Path) -> None
 
 def test_without_ingredients_only_norms_are_smoothed(tiny_folder: Path, tmp_path: Path) -> None:
     record = quantize(
-        tiny_folder, tmp_path / "a", anti_outlier="best", ingredients="none", samples=2, tokens=48
+        tiny_folder,
+        tmp_path / "a",
+        Recipe(anti_outlier="best", ingredients="none"),
+        Calibration(calibration_samples=2, calibration_tokens=48),
     )
     assert (record.recipe.ingredients, record.recipe.split_channels) == ([], 0)
     with pytest.raises(ParameterError, match='ingredient "salt" is unknown'):
         quantize(
-            tiny_folder, tmp_path / "b", anti_outlier="best", ingredients="bias, salt", samples=2, tokens=48
+            tiny_folder,
+            tmp_path / "b",
+            Recipe(anti_outlier="best", ingredients="bias, salt"),
+            Calibration(calibration_samples=2, calibration_tokens=48),
         )
 
 
@@ -257,8 +277,13 @@ def grouped_heads_checkpoint(source: Path, folder: Path) -> Path:
 def test_heads_with_one_key_and_value_keep_one_int8_weight(tiny_folder: Path, tmp_path: Path) -> None:
     """Though every head has scales of its own for the columns of dense: who runs the model can share them."""
     source = grouped_heads_checkpoint(tiny_folder, tmp_path / "float")
-    options = {"level": "L0", "anti_outlier": "best", "samples": 32, "tokens": 48, "device": "cpu"}
-    quantize(source, tmp_path / "w8a8", **options)
+    quantize(
+        source,
+        tmp_path / "w8a8",
+        Recipe("L0"),
+        Calibration(calibration_samples=32, calibration_tokens=48),
+        device="cpu",
+    )
     (path,) = (tmp_path / "w8a8").glob("*.safetensors")
     tensors, scaled_apart = load_file(path), 0
     for block in range(4):
