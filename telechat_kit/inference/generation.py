@@ -33,6 +33,13 @@ def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") ->
     return NetworkRun(model, capacity)
 
 
+def engine_name(model: TelechatForCausalLM, graph: str = "none") -> str:
+    """What `start_run` gives a sequence of `model` to, in words for records and pages."""
+    if graph != "none":
+        return "captured graph"
+    return "torch modules" if engine_for(model) is None else "compiled engine"
+
+
 @dataclass(frozen=True)
 class Generation:
     """New ids of one greedy run, and when each was there: seconds after the start of the prefill."""

@@ -10,7 +10,7 @@ import torch
 from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative, resolve
-from telechat_kit.inference.generation import generate, generate_copies
+from telechat_kit.inference.generation import engine_name, generate, generate_copies
 from telechat_kit.inference.graph import require_graph
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.network import TelechatForCausalLM
@@ -88,6 +88,8 @@ class PerformanceRecord:
     threads: ThreadScaling | None = None
     #: which counter the joules are of, or why there are none; empty: a record from before they were read
     energy_basis: str = ""
+    #: what ran each precision, of one sequence; empty: a record from before it was named
+    engines: dict[str, str] = field(default_factory=dict)
 
     @property
     def grid_cases(self) -> list[CaseResult]:
@@ -115,6 +117,7 @@ class _Timed:
     #: the case that is timed by threads, and its samples
     scaling_case: Case | None = None
     by_threads: list[Sample] = field(default_factory=list)
+    engines: dict[str, str] = field(default_factory=dict)
 
 
 def measure_performance(
@@ -186,6 +189,7 @@ def _record(
         batch=batch,
         cases=summarize(found.samples, found.sizes, peaks),
         sizes=found.sizes,
+        engines=found.engines,
         read_bandwidth=peaks.bandwidth,
         read_bandwidth_basis=peaks.bandwidth_basis,
         peak_memory_bytes=backend_for(pair.device.type).peak_memory_bytes(),
@@ -247,6 +251,7 @@ def _take_turns(
     if work.threads.counts and found.scaling_case in fit:
         found.by_threads += _by_threads(models, found.scaling_case, work, found.samples)
     found.sizes += [model_size(name, model) for name, model in models.items()]
+    found.engines |= {name: engine_name(model, work.timing.graph) for name, model in models.items()}
     return fit
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean
 from typing import Any
 
 import matplotlib as mpl
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
 from telechat_kit.environment import SetupRecord
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
 from telechat_kit.quantization.levels.fallback import is_list
@@ -181,15 +181,13 @@ def block_and_kind(name: str) -> tuple[int, str]:
 
 def speed(record: PerformanceRecord) -> Chart:
     """Tokens per second of every case, float beside W8A8."""
-    ratio = speed_ratio(record)
-    title = f"W8A8 generates {ratio:.2f} times the tokens per second of float (geometric mean of the cases)"
+    title = gain_title(speed_gain(record), "W8A8 generates {} times the tokens per second of float")
     return _case_bars(record, "tokens_per_second", 1.0, "tokens/s, prefill included", title)
 
 
 def first_token(record: PerformanceRecord) -> Chart:
     """Time to the first token of every case, float beside W8A8."""
-    ratio = 1 / _mean_ratio(record, "time_to_first_token")
-    title = f"Prefill: W8A8 has the first token {ratio:.2f} times as fast"
+    title = gain_title(first_token_gain(record), "Prefill: W8A8 has the first token {} times as fast")
     return _case_bars(record, "time_to_first_token", 1e3, "time to first token, ms", title)
 
 
@@ -221,17 +219,6 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
 def _rows(record: PerformanceRecord, name: str, cases: Sequence[tuple[int, int]]) -> list[CaseResult]:
     found = {(row.input_tokens, row.output_tokens): row for row in record.grid_cases if row.precision == name}
     return [found[case] for case in cases]
-
-
-def speed_ratio(record: PerformanceRecord) -> float:
-    """Geometric mean over the cases of W8A8 tokens/s over float tokens/s."""
-    return _mean_ratio(record, "tokens_per_second")
-
-
-def _mean_ratio(record: PerformanceRecord, figure_name: str) -> float:
-    cases = sorted({(case.input_tokens, case.output_tokens) for case in record.grid_cases})
-    pairs = zip(_rows(record, "w8a8", cases), _rows(record, "float", cases), strict=True)
-    return geometric_mean(getattr(a, figure_name).value / getattr(b, figure_name).value for a, b in pairs)
 
 
 @mpl.rc_context(STYLE)

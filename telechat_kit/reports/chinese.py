@@ -19,10 +19,28 @@ PHRASES = {
     "5 Summary": "5 汇总",
     "Made with telechat-kit {}": "由 telechat-kit {} 生成",
     "{}: float against W8A8": "{}：浮点与 W8A8 对比",
-    "W8A8 at level {} raises perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "在回退级别 {} 下，W8A8 使困惑度上升 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
-    "W8A8 at level {} lowers perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "在回退级别 {} 下，W8A8 使困惑度下降 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
-    "W8A8 as given raises perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "所给 W8A8 权重使困惑度上升 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
-    "W8A8 as given lowers perplexity by {}, agrees with float on the most likely token at {} of the positions, takes {} of the file size and generates {} times the tokens per second, on {}.": "所给 W8A8 权重使困惑度下降 {}，在 {} 的位置上与浮点的首选词元一致，权重文件大小为浮点的 {}，每秒生成词元数为浮点的 {} 倍；设备：{}。",
+    "W8A8 at level {}, on {} ({} tokens): perplexity rises by {} %, the next token is float's at {} % of the positions.": "W8A8（回退级别 {}）在 {}（{} 个词元）上：困惑度上升 {} %，在 {} % 的位置上下一个词元与浮点相同。",
+    "W8A8 at level {}, on {} ({} tokens): perplexity falls by {} %, the next token is float's at {} % of the positions.": "W8A8（回退级别 {}）在 {}（{} 个词元）上：困惑度下降 {} %，在 {} % 的位置上下一个词元与浮点相同。",
+    "W8A8 at level {}, on {} ({} tokens): no difference of perplexity is shown (change {} %), the next token is float's at {} % of the positions.": "W8A8（回退级别 {}）在 {}（{} 个词元）上：困惑度未显示出差异（变化 {} %），在 {} % 的位置上下一个词元与浮点相同。",
+    "W8A8, on {} ({} tokens): perplexity rises by {} %, the next token is float's at {} % of the positions.": "W8A8 在 {}（{} 个词元）上：困惑度上升 {} %，在 {} % 的位置上下一个词元与浮点相同。",
+    "W8A8, on {} ({} tokens): perplexity falls by {} %, the next token is float's at {} % of the positions.": "W8A8 在 {}（{} 个词元）上：困惑度下降 {} %，在 {} % 的位置上下一个词元与浮点相同。",
+    "W8A8, on {} ({} tokens): no difference of perplexity is shown (change {} %), the next token is float's at {} % of the positions.": "W8A8 在 {}（{} 个词元）上：困惑度未显示出差异（变化 {} %），在 {} % 的位置上下一个词元与浮点相同。",
+    "On {} ({} tokens): perplexity rises by {} %, the next token is float's at {} % of the positions.": "在 {}（{} 个词元）上：困惑度上升 {} %，在 {} % 的位置上下一个词元与浮点相同。",
+    "On {} ({} tokens): perplexity falls by {} %, the next token is float's at {} % of the positions.": "在 {}（{} 个词元）上：困惑度下降 {} %，在 {} % 的位置上下一个词元与浮点相同。",
+    "On {} ({} tokens): no difference of perplexity is shown (change {} %), the next token is float's at {} % of the positions.": "在 {}（{} 个词元）上：困惑度未显示出差异（变化 {} %），在 {} % 的位置上下一个词元与浮点相同。",
+    "{} of {} answers are the same to the last token.": "{1} 个回答中有 {0} 个逐词元完全相同。",
+    "The weight files take {} of the size of float.": "权重文件大小为浮点的 {}。",
+    "W8A8 generates {} times the tokens per second of float on {} ({} cases).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 个用例）。",
+    "W8A8 generates {} times the tokens per second of float on {} ({} cases; {}).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 个用例；{}）。",
+    "No difference of speed is shown on {}: tokens per second {} times those of float ({}).": "在 {} 上未显示出速度差异：每秒词元数为浮点的 {} 倍（{}）。",
+    "How much faster W8A8 generates on {} is not shown: the runs of all {} cases vary too much.": "W8A8 在 {} 上快多少未能显示：全部 {} 个用例的各次运行相差过大。",
+    "text like the calibration's": "与校准文本同类的文本",
+    "the text of text_path": "text_path 的文本",
+    "Chinese": "中文",
+    "English": "英文",
+    "perplexity, {}": "困惑度，{}",
+    "same most likely token, {}": "首选词元一致率，{}",
+    "{} % of positions": "{} % 的位置",
     "At a glance": "概览",
     "What int8 costs": "int8 的代价",
     "Answers side by side": "回答对照",
@@ -34,8 +52,10 @@ PHRASES = {
     "The model: {}, licence {}. {}": "模型：{}，许可证：{}。{}",
     "Both models read the same {} tokens of {}, none of which was used for calibration. Intervals are bootstrapped over sequences.": "两个模型读取 {1} 中相同的 {0} 个词元，均未用于校准。置信区间由对序列的自助法得到。",
     "Greedy, repetition penalty {}, at most {} new tokens.": "贪心解码，重复惩罚 {}，最多生成 {} 个词元。",
-    "On {}, W8A8 generates {} times the tokens per second of float (geometric mean of {} cases). It reaches {} of what the memory and the arithmetic of the device allow (median of the cases). The intervals of the medians cover the truth with {} probability (order statistics of {} repeats). The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads {} GB/s ({}). Energy per token is that of the whole device, other programs included: {}.": "在 {} 上，W8A8 每秒生成的词元数为浮点的 {} 倍（{} 个用例的几何平均），达到设备内存与算力所允许上限的 {}（各用例的中位数）。中位数的区间以 {} 的概率覆盖真值（{} 次重复的次序统计量）。上限由矩阵形状的字节数与运算量以及设备的能力得出：读带宽 {} GB/s（{}）。每词元能耗取自整个设备的计数器，包含其他程序的能耗：{}。",
-    "On {}, W8A8 generates {} times the tokens per second of float (geometric mean of {} cases). It reaches {} of what the memory and the arithmetic of the device allow (median of the cases). The intervals of the medians cover the truth with {} probability (order statistics of {} repeats). The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads {} GB/s ({}).": "在 {} 上，W8A8 每秒生成的词元数为浮点的 {} 倍（{} 个用例的几何平均），达到设备内存与算力所允许上限的 {}（各用例的中位数）。中位数的区间以 {} 的概率覆盖真值（{} 次重复的次序统计量）。上限由矩阵形状的字节数与运算量以及设备的能力得出：读带宽 {} GB/s（{}）。",
+    "Of what the memory and the arithmetic of the device allow, W8A8 reaches {} and float {} (medians of the cases).": "在设备内存与算力所允许的上限中，W8A8 达到 {}，浮点达到 {}（各用例的中位数）。",
+    "The intervals of the medians cover the truth with {} probability (order statistics of {} repeats).": "中位数的区间以 {} 的概率覆盖真值（{} 次重复的次序统计量）。",
+    "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads {} GB/s ({}).": "上限由矩阵形状的字节数与运算量以及设备的能力得出：读带宽 {} GB/s（{}）。",
+    "Energy per token is that of the whole device, other programs included: {}.": "每词元能耗取自整个设备的计数器，包含其他程序的能耗：{}。",
     "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware than above, so they stand beside our figures and are not compared with them.": "来自本工具所复现的指南：NPU 与 GPU 上的 TeleChat-7B。模型与硬件均与上文不同，仅并列展示，不作比较。",
     "Per-channel int8 weights, one static scale and offset for each linear's input.": "权重按通道量化为 int8，每个线性层的输入使用一个静态缩放系数和偏移。",
     "What is needed to run it again.": "重新运行所需的条件。",
@@ -134,7 +154,7 @@ def translate(text: str) -> str:
     for pattern, phrase in _patterns():
         found = pattern.fullmatch(text)
         if found:
-            return phrase.format(*found.groups())
+            return phrase.format(*(PHRASES.get(value, value) for value in found.groups()))
     return text
 
 

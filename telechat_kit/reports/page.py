@@ -7,6 +7,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from telechat_kit.comparison.run_data import carried_html, collect_run
+from telechat_kit.comparison.verdict import said
+from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
 from telechat_kit.errors import ParameterError
@@ -55,10 +57,10 @@ class RunRecords:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: heading, a sentence or two, and what is shown under them."""
+    """A part of the page: heading, a sentence or a list of them, and what is shown under them."""
 
     title: str
-    text: str
+    text: str | Sequence[str]
     shown: Sequence[Markup]
 
 
@@ -73,16 +75,8 @@ def read_run(run_folder: str | Path) -> RunRecords:
 
 
 def verdict(run: RunRecords) -> str:
-    """One sentence: what int8 cost, what it brought, on what."""
-    ratio, top1 = run.precision.divergence.perplexity_ratio, run.precision.divergence.top1_agreement
-    change = f"{'raises' if ratio.value >= 1 else 'lowers'} perplexity by {abs(ratio.value - 1):.1%}"
-    level = f"at level {run.quantize.recipe.level}" if run.quantize.recipe else "as given"
-    speed, size = charts.speed_ratio(run.performance), run.quantize.w8a8_bytes / run.quantize.float_bytes
-    return (
-        f"W8A8 {level} {change}, agrees with float on the most likely token at "
-        f"{top1.value:.1%} of the positions, takes {size:.0%} of the file size and generates {speed:.2f} times the "
-        f"tokens per second, on {run.performance.conditions.device_name}."
-    )
+    """What int8 cost, the worst text first, and what it brought: a sentence a line."""
+    return "\n".join(said(judge(run.precision, run.quantize, run.performance)))
 
 
 def consistency_note(run: RunRecords) -> str:
@@ -121,7 +115,7 @@ def write_report(run_folder: str | Path, language: str = "en") -> Path:
         title=f"{model_name(run)}: float against W8A8",
         links=PAGES,
         here="report.html",
-        verdict=verdict(run),
+        verdict=verdict(run).splitlines(),
         warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
         sections=_sections(run),
         carried=Markup(carried_html(collect_run(folder))),
@@ -132,10 +126,18 @@ def write_report(run_folder: str | Path, language: str = "en") -> Path:
     return write_text(folder / "report.html", page)
 
 
-def _energy(record: PerformanceRecord) -> str:
-    """The sentence on the column of energy, where the table has one."""
-    found = performance_tables.energy(record)
-    return f" {found[0].upper()}{found[1:]}." if any(case.joules_per_token for case in record.cases) else ""
+def _speed_notes(record: PerformanceRecord) -> list[str]:
+    """The sentences above the speed charts; that on energy where the table has such a column."""
+    notes = [
+        *performance_tables.verdict(record).splitlines(),
+        tables.interval_note(record),
+        "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads "
+        f"{record.read_bandwidth / 1e9:.1f} GB/s ({record.read_bandwidth_basis}).",
+    ]
+    if any(case.joules_per_token for case in record.cases):
+        found = performance_tables.energy(record)
+        notes.append(f"{found[0].upper()}{found[1:]}.")
+    return notes
 
 
 def _sections(run: RunRecords) -> list[Section]:
@@ -163,9 +165,7 @@ def _sections(run: RunRecords) -> list[Section]:
         ),
         Section(
             "Speed",
-            f"{performance_tables.verdict(performance)} {tables.interval_note(performance)} The limit follows from the bytes "
-            f"and operations of the shapes, and from what the device can do: it reads {performance.read_bandwidth / 1e9:.1f} "
-            f"GB/s ({performance.read_bandwidth_basis}).{_energy(performance)}",
+            _speed_notes(performance),
             [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
         ),
         Section(

@@ -5,21 +5,23 @@ from statistics import median
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from telechat_kit.comparison.verdict import speed_gain, speed_said
 from telechat_kit.performance.cases import duration
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import DRIFT, UNSTABLE
-from telechat_kit.reports.charts import speed_ratio
+from telechat_kit.reports.charts import NAMES
 from telechat_kit.reports.tables import styled
 
 
 def verdict(record: PerformanceRecord) -> str:
-    """What the run found, in two sentences."""
-    own = [case for case in record.grid_cases if case.precision == "w8a8"]
-    share = median(case.share_of_limit for case in own)
+    """What the run found: a sentence a line."""
+    shares = {
+        name: median(case.share_of_limit for case in record.grid_cases if case.precision == name)
+        for name in NAMES
+    }
     return (
-        f"On {record.conditions.device_name}, W8A8 generates {speed_ratio(record):.2f} times the tokens per second of "
-        f"float (geometric mean of {len(own)} cases). It reaches {share:.0%} of what the memory and the arithmetic of "
-        "the device allow (median of the cases)."
+        f"{speed_said(speed_gain(record), record.conditions.device_name)}\nOf what the memory and the arithmetic of the "
+        f"device allow, W8A8 reaches {shares['w8a8']:.0%} and float {shares['float']:.0%} (medians of the cases)."
     )
 
 

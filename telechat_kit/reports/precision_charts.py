@@ -3,6 +3,7 @@
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from telechat_kit.comparison.verdict import perplexity_said
 from telechat_kit.precision import PrecisionRecord, Sources
 from telechat_kit.reports.charts import (
     COLORS,
@@ -30,8 +31,9 @@ def perplexity(record: PrecisionRecord) -> Chart:
         axes.bar_label(bar, [f"{estimate.value:.2f}"], label_type="center", color="white", fontweight="bold")
     _vertical_grid(axes)
     ratio = record.divergence.perplexity_ratio
-    verb = "raises" if ratio.value >= 1 else "lowers"
-    title = f"W8A8 {verb} perplexity by {abs(ratio.value - 1):.1%} (ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
+    title = (
+        f"{perplexity_said(ratio).capitalize()} (ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
+    )
     x = f"perplexity on {record.divergence.tokens:,} tokens (lower is better), 95 % interval over sequences"
     return finish(figure, axes, title, x, "", f"float {values['float']}, W8A8 {values['w8a8']}")
 

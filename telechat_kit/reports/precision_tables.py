@@ -8,6 +8,8 @@ from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison.alignment import Alignment
+from telechat_kit.comparison.verdict import said, shown
+from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate
@@ -27,33 +29,15 @@ class Page:
 
 
 def verdict(record: PrecisionRecord) -> Page:
-    """One sentence with the figures and their intervals, before anything else."""
-    found = record.divergence
-    ratio = found.perplexity_ratio.map(lambda x: 100 * (x - 1))
-    clear = "costs" if ratio.low > 0 else "gains" if ratio.high < 0 else "costs nothing that shows"
-    change = (
-        f"{abs(ratio.value):.1f} % perplexity" if clear != "costs nothing that shows" else "in perplexity"
-    )
-    equal = sum(answer.float_differs is None and answer.w8a8_differs is None for answer in record.answers)
-    top, kl = found.top1_agreement.map(lambda x: 100 * x), found.kl_mean
-    parts = [
-        Markup("int8 <strong>{} {}</strong> (change {} %)").format(clear, change, _signed(ratio)),
-        Markup("chooses the <strong>same next token at {:.1f} %</strong> of the positions {}").format(
-            top.value, _interval(top, "{:.1f}")
-        ),
-        Markup(
-            "moves the predictions by <strong>{:.4f} nats</strong> per token {} (mean KL divergence)"
-        ).format(kl.value, _interval(kl, "{:.4f}")),
-    ]
-    sentence = (
-        Markup(", ").join(parts)
-        + f"; {equal} of {len(record.answers)} answers are the same to the last token."
-    )
+    """The worst text first, each figure with its interval, before anything else."""
+    found = judge(record)
+    lines = Markup("").join(Markup('<p class="verdict">{}</p>').format(line) for line in said(found))
+    kinds = ", ".join(f"{loss.text} {shown(loss.kl)}" for loss in found.losses)
     note = (
-        f"On {found.tokens:,} tokens of {record.text_source} that were not used for calibration; brackets: 95 % "
-        f"intervals over {found.sequences} sequences."
+        f"Mean KL from float, nats per token: {kinds}. None of these tokens was used for calibration; brackets: 95 % "
+        "intervals over sequences."
     )
-    return Page(Markup('<p class="verdict">{}</p><p>{}</p>').format(sentence, note))
+    return Page(lines + Markup("<p>{}</p>").format(note))
 
 
 def divergence(record: PrecisionRecord) -> Styler:
@@ -266,7 +250,3 @@ def _interval(estimate: Estimate, pattern: str, shape: str = "[{}, {}]") -> str:
     if not estimate.coverage:
         return "–"
     return shape.format(pattern.format(estimate.low), pattern.format(estimate.high))
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.value:+.2f} {_interval(estimate, '{:+.2f}')}"

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from telechat_kit.comparison.verdict import losses, shown, speed_gain
 from telechat_kit.environment import Check, SetupRecord
 from telechat_kit.inference.memory import Fit
 from telechat_kit.performance.measurement import PUBLISHED, PerformanceRecord
@@ -14,7 +15,7 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import AppliedRecipe
-from telechat_kit.reports.charts import NAMES, block_and_kind, speed_ratio
+from telechat_kit.reports.charts import NAMES, block_and_kind
 
 #: The row of `fits` for which the guide publishes a speed
 _GUIDE = ("TeleChat-7B", "W8A8", 1)
@@ -299,16 +300,20 @@ def published(record: PerformanceRecord) -> Styler:
 
 
 def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantized: QuantizeRecord) -> Styler:
-    """The four figures that a reader came for."""
-    found = precision.divergence
-    ratio = found.perplexity_ratio
+    """The figures that a reader came for, the worst text first."""
+    found = losses(precision, quantized)
     rows = [
-        ("perplexity", f"{found.perplexity_float.value:.2f}", f"{found.perplexity_w8a8.value:.2f}", f"{ratio.value:.3f} times [{ratio.low:.3f}, {ratio.high:.3f}]"),
-        ("same most likely token", "–", "–", f"{found.top1_agreement.value:.1%} of positions"),
+        *((f"perplexity, {loss.text}", f"{loss.perplexity_float:.2f}", f"{loss.perplexity_float * loss.perplexity_ratio.value:.2f}", f"{shown(loss.perplexity_ratio)} times") for loss in found),
+        *((f"same most likely token, {loss.text}", "–", "–", f"{shown(loss.same_token.map(lambda x: 100 * x))} % of positions") for loss in found),
         ("weight files", f"{quantized.float_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / quantized.float_bytes:.2f} times"),
-        ("tokens/s, geometric mean of the cases", *_speeds(performance), f"{speed_ratio(performance):.2f} times"),
+        ("tokens/s, geometric mean of the cases", *_speeds(performance), _gain(performance)),
     ]  # fmt: skip
     return styled(pd.DataFrame(rows, columns=["", "float", "W8A8", "W8A8 against float"]))
+
+
+def _gain(record: PerformanceRecord) -> str:
+    found = speed_gain(record).ratio
+    return "not shown: the runs vary too much" if found is None else f"{shown(found)} times"
 
 
 def _speeds(record: PerformanceRecord) -> tuple[str, str]:

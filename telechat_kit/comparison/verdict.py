@@ -1,0 +1,240 @@
+"""The verdict on a run: what int8 costs and brings, computed once from its records. Every page says it from here.
+
+It takes the worst text first, says "no difference shown" where an interval holds none, leaves cases that vary out of
+the speed, and names both engines. `said` gives whole sentences; how they look is up to the pages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import floor, log10
+from statistics import geometric_mean
+
+from telechat_kit.performance.measurement import PerformanceRecord
+from telechat_kit.performance.timed_samples import CaseResult
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.quantization.pipeline import QuantizeRecord
+from telechat_kit.statistics import Estimate
+
+LIKE_CALIBRATION = "text like the calibration's"
+OWN_TEXT = "the text of text_path"
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """What int8 costs on one kind of text, W8A8 against float on the same tokens."""
+
+    text: str
+    tokens: int
+    perplexity_float: float
+    perplexity_ratio: Estimate
+    kl: Estimate  # nats per token
+    same_token: Estimate  # share of positions with the same most likely token
+
+
+@dataclass(frozen=True)
+class SpeedGain:
+    """Tokens per second of W8A8 over those of float, geometric mean over the cases that are stable in both.
+
+    `ratio` is None where no case is. Its interval is made of the cases' own ends and covers at least what theirs do.
+    """
+
+    ratio: Estimate | None
+    cases: int
+    unstable: int
+    engines: dict[str, str] = field(
+        default_factory=dict
+    )  # "float", "w8a8" -> what ran it; empty: not recorded
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run found, the worst text first."""
+
+    losses: list[TextLoss]
+    answers_equal: int
+    answers: int
+    level: str | None = None  # None: the weights were given, or are not known here
+    size_ratio: float | None = None  # of the weight files
+    speed: SpeedGain | None = None
+    device: str = ""
+
+    @property
+    def worst(self) -> TextLoss:
+        """The kind of text with the largest mean KL."""
+        return self.losses[0]
+
+
+def verdict(
+    precision: PrecisionRecord,
+    quantized: QuantizeRecord | None = None,
+    performance: PerformanceRecord | None = None,
+) -> Verdict:
+    """The verdict on what is there: 03_precision alone, or the whole run."""
+    return Verdict(
+        losses=losses(precision, quantized),
+        answers_equal=sum(a.float_differs is None and a.w8a8_differs is None for a in precision.answers),
+        answers=len(precision.answers),
+        level=quantized.recipe.level if quantized and quantized.recipe else None,
+        size_ratio=quantized.w8a8_bytes / quantized.float_bytes if quantized else None,
+        speed=speed_gain(performance) if performance else None,
+        device=(performance or precision).conditions.device_name,
+    )
+
+
+def losses(precision: PrecisionRecord, quantized: QuantizeRecord | None = None) -> list[TextLoss]:
+    """The loss by kind of text, largest mean KL first."""
+    recipe, main = quantized.recipe if quantized else None, precision.divergence
+    like = recipe is not None and recipe.calibration_source == precision.text_source
+    found = [
+        TextLoss(
+            LIKE_CALIBRATION if like else OWN_TEXT,
+            main.tokens,
+            main.perplexity_float.value,
+            main.perplexity_ratio,
+            main.kl_mean,
+            main.top1_agreement,
+        )
+    ]
+    found += [
+        TextLoss(
+            group.name,
+            group.tokens,
+            group.perplexity_float.value,
+            group.perplexity_ratio,
+            group.kl_mean,
+            group.top1_agreement,
+        )
+        for group in precision.languages
+    ]
+    return sorted(found, key=lambda loss: -loss.kl.value)
+
+
+def speed_gain(record: PerformanceRecord) -> SpeedGain:
+    """How many times the tokens per second of float W8A8 generates in the cases of the grid."""
+    stable, unstable = _stable(record)
+    speeds = [(own.tokens_per_second, base.tokens_per_second) for own, base in stable]
+    return SpeedGain(_mean_ratio(speeds), len(stable), unstable, record.engines)
+
+
+def first_token_gain(record: PerformanceRecord) -> SpeedGain:
+    """How many times as soon as float W8A8 has the first token."""
+    stable, unstable = _stable(record)
+    times = [(base.time_to_first_token, own.time_to_first_token) for own, base in stable]
+    return SpeedGain(_mean_ratio(times), len(stable), unstable, record.engines)
+
+
+def _stable(record: PerformanceRecord) -> tuple[list[tuple[CaseResult, CaseResult]], int]:
+    """The pairs of results whose runs agree, and the number of others."""
+    pairs = _pairs(record.grid_cases)
+    stable = [(own, base) for own, base in pairs if not own.unstable and not base.unstable]
+    return stable, len(pairs) - len(stable)
+
+
+def _pairs(cases: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
+    """W8A8 and float result of each case that has both."""
+    floats = {case.case: case for case in cases if case.precision == "float"}
+    return [(case, floats[case.case]) for case in cases if case.precision == "w8a8" and case.case in floats]
+
+
+def _mean_ratio(pairs: Sequence[tuple[Estimate, Estimate]]) -> Estimate | None:
+    """Geometric mean of first over second, with the widest interval that theirs allow; None of no pairs."""
+    if not pairs:
+        return None
+    return Estimate(
+        geometric_mean(a.value / b.value for a, b in pairs),
+        geometric_mean(a.low / b.high for a, b in pairs),
+        geometric_mean(a.high / b.low for a, b in pairs),
+        min(min(a.coverage, b.coverage) for a, b in pairs),
+    )
+
+
+def said(found: Verdict) -> list[str]:
+    """The verdict in sentences: the worst text, the other texts, answers, then what int8 brings."""
+    level = f"W8A8 at level {found.level}" if found.level else "W8A8"
+    lines = [f"{level}, on {_on(found.worst)}: {loss_said(found.worst)}."]
+    lines += [f"On {_on(loss)}: {loss_said(loss)}." for loss in found.losses[1:]]
+    if found.answers:
+        lines.append(f"{found.answers_equal} of {found.answers} answers are the same to the last token.")
+    if found.size_ratio is not None:
+        lines.append(f"The weight files take {found.size_ratio:.0%} of the size of float.")
+    if found.speed is not None:
+        lines.append(speed_said(found.speed, found.device))
+    return lines
+
+
+def _on(loss: TextLoss) -> str:
+    return f"{loss.text} ({loss.tokens:,} tokens)"
+
+
+def loss_said(loss: TextLoss) -> str:
+    """Perplexity and the choice of tokens on one text, as far as their intervals allow."""
+    same = loss.same_token.map(lambda share: 100 * share)
+    return f"{perplexity_said(loss.perplexity_ratio)}, the next token is float's at {shown(same)} % of the positions"
+
+
+def perplexity_said(ratio: Estimate) -> str:
+    """What int8 does to perplexity: raises or lowers it, or nothing that the interval shows."""
+    change = ratio.map(lambda x: 100 * (x - 1))
+    if not ratio.coverage:
+        return f"perplexity changes by {change.value:+.1f} % (one sequence: no interval)"
+    if ratio.low <= 1 <= ratio.high:
+        return f"no difference of perplexity is shown (change {interval_of(change, signed=True)} %)"
+    if change.value < 0:
+        return f"perplexity falls by {shown(Estimate(-change.value, -change.high, -change.low, change.coverage))} %"
+    return f"perplexity rises by {shown(change)} %"
+
+
+def speed_said(found: SpeedGain, device: str) -> str:
+    """What int8 brings in speed, with both engines; no figure where none is stable."""
+    where = f" on {device}" if device else ""
+    left = f"; {found.unstable} left out, their runs vary too much" if found.unstable else ""
+    if found.ratio is None:
+        return f"How much faster W8A8 generates{where} is not shown: the runs of all {found.unstable} cases vary too much."
+    cases = f"{found.cases} case{'s' if found.cases > 1 else ''}{left}"
+    engines = engines_said(found.engines)
+    if found.ratio.low <= 1 <= found.ratio.high:
+        return f"No difference of speed is shown{where}: tokens per second {interval_of(found.ratio)} times those of float ({cases}{engines})."
+    return (
+        f"W8A8 generates {shown(found.ratio)} times the tokens per second of float{where} ({cases}{engines})."
+    )
+
+
+def gain_title(found: SpeedGain, what: str) -> str:
+    """A chart's title: `what` with the ratio, or that none is shown. `{}` in it stands for the ratio."""
+    if found.ratio is None:
+        return "No ratio is shown: the runs of all cases vary too much"
+    if found.ratio.low <= 1 <= found.ratio.high:
+        return f"No difference of speed is shown: {interval_of(found.ratio)} times float"
+    return what.format(shown(found.ratio))
+
+
+def engines_said(engines: dict[str, str]) -> str:
+    """What ran each precision, where they differ: then the ratio is not that of int8 alone."""
+    if not engines:
+        return ""
+    if len(set(engines.values())) == 1:
+        return f"; both in the {engines['w8a8']}"
+    return f"; float in the {engines['float']}, W8A8 in the {engines['w8a8']}: a part of it is the engine's, not int8's"
+
+
+def shown(estimate: Estimate) -> str:
+    """The figure and its interval, no digit finer than the interval allows: `13 [8, 18]`."""
+    if not estimate.coverage:
+        return f"{estimate.value:.2g} (no interval)"
+    return f"{_rounded(estimate.value, estimate)} {interval_of(estimate)}"
+
+
+def interval_of(estimate: Estimate, signed: bool = False) -> str:
+    """The interval in brackets, rounded as `shown` does."""
+    low, high = (_rounded(end, estimate, signed) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def _rounded(value: float, estimate: Estimate, signed: bool = False) -> str:
+    """`value` to the first digit of the interval's half width; a digit more where that one is a 1."""
+    half = (estimate.high - estimate.low) / 2
+    if not half > 0:
+        return f"{value:{'+' if signed else ''}.4g}"
+    decimals = -floor(log10(half)) + (half / 10 ** floor(log10(half)) < 2)
+    text = f"{round(value, decimals):{'+' if signed else ''}.{max(decimals, 0)}f}"
+    return text.replace("-0", "0", 1) if float(text) == 0 else text
