@@ -26,12 +26,14 @@ lint: $(VENV)/.installed-dev  ## style, types, arrows between packages, notebook
 	$(BIN)/ruff format --check telechat_kit tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/cog --check -I docs docs/api.md
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 format: $(VENV)/.installed-dev  ## format code, strip outputs from the notebooks
 	$(BIN)/ruff check --fix telechat_kit tests benchmarks notebooks
 	$(BIN)/ruff format telechat_kit tests benchmarks
 	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
+	$(BIN)/cog -r -I docs docs/api.md
 
 notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quickest look at everything
 	$(BIN)/telechat-kit run params/tiny.yaml
