@@ -80,6 +80,7 @@ def quantize_blocks(
     analyzer = _Analyzer(shards, recipe, analysis, device)
     stream(analyzer, [*samples[:looked_at], *probes], f"1 of {passes}, analysis of blocks")
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
+
     tried = recipe.unrefined if recipe.by_noise else recipe  # noise needs no refined weights
     at_l0 = _Quantizer(shards, tried, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
     noise = {}
@@ -87,6 +88,7 @@ def quantize_blocks(
         stream(at_l0, [*samples, *probes], f"2 of {passes}, quantization at L0")
         noise = {row.name: row.residual_noise or 0.0 for row in _linear_records(at_l0.results, count)}
     float_linears, measured = _choose(at_l0, samples, recipe, scores, noise)
+
     kept = frozenset(linear.name for linear in float_linears)
     blocks = Pass(folder, "trial" if passes > 2 and not kept else "block")  # at L0 the trial is the result
     quantizer = replace(at_l0, recipe=recipe, float_linears=kept, results=blocks)
@@ -96,6 +98,7 @@ def quantize_blocks(
         check = _variant_pass(quantizer, "check", measured.samples)
         kl = check.measure(samples[: measured.samples], "6 of 6, check of blocks")
         measured = replace(measured, kl_written=kl[()])
+
     linears = [
         replace(row, residual_noise=noise[row.name]) if noise and row.name in kept else row
         for row in _linear_records(blocks, count)

@@ -15,7 +15,7 @@ from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, RUNTIME_TENSORS, Dy
 from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
-from telechat_kit.quantization.levels.head_divergence import divergences
+from telechat_kit.quantization.levels.head_divergence import kl_divergences
 from telechat_kit.quantization.partial import Pass
 
 ALL_PARTS = {*RUNTIME_TENSORS, *DYNAMIC_TENSORS}
@@ -64,7 +64,7 @@ class VariantPass:
         stream(self, [*samples, *samples], description)
         if self.results.finished == count:
             reference, *others = _split(self.results.states(count - 1), self.samples)
-            self.results.write(count, {}, divergences(self.shards, reference, others, self.device), [])
+            self.results.write(count, {}, kl_divergences(self.shards, reference, others, self.device), [])
         return dict(zip(self.variants, self.results.details(count), strict=True))
 
     def _distinct(self, index: int) -> list[Variant]:
