@@ -6,6 +6,9 @@ from telechat_kit.reports import (
     performance_tables,
     precision_charts,
     precision_tables,
+    quantization_charts,
+    quantization_tables,
+    setup_views,
     tables,
 )
 from telechat_kit.reports.page import PAGES, consistency_note, read_run, verdict, write_report
@@ -18,7 +21,10 @@ __all__ = [
     "performance_tables",
     "precision_charts",
     "precision_tables",
+    "quantization_charts",
+    "quantization_tables",
     "read_run",
+    "setup_views",
     "tables",
     "verdict",
     "write_report",

@@ -24,6 +24,8 @@ from telechat_kit.reports import (
     performance_tables,
     precision_charts,
     precision_tables,
+    quantization_charts,
+    quantization_tables,
     tables,
 )
 from telechat_kit.reports.chinese import translate_page
@@ -159,21 +161,21 @@ def _sections(run: RunRecords) -> list[Section]:
         ),
         Section(
             "Speed",
-            f"{performance_tables.verdict(performance)} {tables.interval_note(performance)} The limit follows from the bytes "
+            f"{performance_tables.verdict(performance)} {performance_tables.interval_note(performance)} The limit follows from the bytes "
             f"and operations of the shapes, and from what the device can do: it reads {performance.read_bandwidth / 1e9:.1f} "
             f"GB/s ({performance.read_bandwidth_basis}).{_energy(performance)}",
-            [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
+            [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(performance_tables.cases(performance))],
         ),
         Section(
             "Published figures",
             "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware "
             "than above, so they stand beside our figures and are not compared with them.",
-            [table(tables.published(performance))],
+            [table(performance_tables.published(performance))],
         ),
         Section(
             "How it was quantized",
             "Per-channel int8 weights, one static scale and offset for each linear's input.",
-            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.calibration(quantized)), table(tables.float_linears(quantized))],
+            [quantization_charts.sensitivity(quantized).html(), table(quantization_tables.recipe(quantized)), table(quantization_tables.calibration(quantized)), table(quantization_tables.float_linears(quantized))],
         ),
         Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
     ]  # fmt: skip
