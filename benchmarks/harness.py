@@ -19,7 +19,7 @@ from telechat_kit.model import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.roofline import ModelSize, Peaks
-from telechat_kit.performance.timed_runs import Timing, timed
+from telechat_kit.performance.timed_runs import Timing, time_cases
 from telechat_kit.performance.timed_samples import CaseResult, Journal, summarize
 
 PER_CALL, PER_TOKEN = 0.040, 0.001
@@ -63,7 +63,7 @@ def main() -> None:
     models = {name: sleeper(factor) for name, factor in FACTORS.items()}
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "samples.jsonl", "known sleeps")
-        samples = list(timed(models, CASES, Timing([7] * 200, REPEATS, journal)))
+        samples = list(time_cases(models, CASES, Timing([7] * 200, REPEATS, journal)))
     sizes = [ModelSize(name, 0, 1, 1) for name in models]
     worst = 0.0
     for case in summarize(samples, sizes, Peaks(1.0, "none")):

@@ -10,7 +10,7 @@ import torch
 from telechat_kit.backends import backend_for, split_devices
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative, resolve
-from telechat_kit.inference.generation import engine_name, generate, generate_copies
+from telechat_kit.inference.generation import Generation, engine_name, generate, generate_copies
 from telechat_kit.inference.graph import require_graph
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.network import TelechatForCausalLM
@@ -26,7 +26,7 @@ from telechat_kit.performance.thread_scaling import (
     scaling_case,
     summarize_threads,
 )
-from telechat_kit.performance.timed_runs import Timing, timed
+from telechat_kit.performance.timed_runs import Timing, time_cases
 from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, drift, summarize
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
@@ -73,7 +73,7 @@ class PerformanceRecord:
     peaks: Peaks | None = None
     skipped: list[SkippedCase] = field(default_factory=list)
     id_checks: list[IdCheck] = field(default_factory=list)
-    #: see `samples.drift`
+    #: see `timed_samples.drift`
     drift: float | None = None
     #: wall time of all timed runs, and what was expected of them before
     seconds: float | None = None
@@ -106,7 +106,7 @@ class _Work:
 
 
 @dataclass
-class _Timed:
+class _Findings:
     """What the turns of a measurement leave."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -165,7 +165,7 @@ def measure_performance(
     journal = Journal(resolve(run_folder) / "samples.jsonl", _work_key(conditions, graph, prompt))
     peaks = measure_peaks(pair.device)
     timing = Timing(prompt, grid.repeats, journal, graph, energy_reader(device))
-    work, found = _Work(timing, threads), _Timed()
+    work, found = _Work(timing, threads), _Findings()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
@@ -179,7 +179,7 @@ def measure_performance(
 
 
 def _record(
-    pair: Pair, batch: int, conditions: Conditions, peaks: Peaks, work: _Work, found: _Timed
+    pair: Pair, batch: int, conditions: Conditions, peaks: Peaks, work: _Work, found: _Findings
 ) -> PerformanceRecord:
     by_threads = found.scaling_case and summarize_threads(work.threads, found.scaling_case, found.by_threads)
     return PerformanceRecord(
@@ -236,26 +236,33 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
 
 
 def _take_turns(
-    models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], work: _Work, found: _Timed
+    models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], work: _Work, found: _Findings
 ) -> list[Case]:
-    """Time `models`, which take turns, and note what is found; the cases that fit into memory."""
-    first = next(iter(models.values()))
+    """Time `models`, which take turns, and note what is found; the cases that fit into memory.
+
+    What is left out, and how many seconds the rest will take about, is said before.
+    """
+    timing, first = work.timing, next(iter(models.values()))
     float_bytes = first.get_input_embeddings().weight.dtype.itemsize
     free = backend_for(first.device.type).free_memory_bytes()
     fit, skipped = fitting(cases, first.config, float_bytes, free)
+    expected = estimated_seconds(fit, timing.repeats, _warm_up(models, fit, timing))
+    for case in skipped:
+        rows = f"batch {case.batch}, " if case.batch > 1 else ""
+        print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
+    print(f"{len(fit)} cases, {timing.repeats} times in {len(models)} precisions: about {duration(expected)}")
     found.skipped += skipped
-    expected = _announce(models, fit, skipped, work.timing)
     found.expected += expected
-    found.samples += timed(models, fit, work.timing, label=f"timed runs, about {duration(expected)} in all")
+    found.samples += time_cases(models, fit, timing, label=f"timed runs, about {duration(expected)} in all")
     found.scaling_case = found.scaling_case or scaling_case(fit)
     if work.threads.counts and found.scaling_case in fit:
-        found.by_threads += _by_threads(models, found.scaling_case, work, found.samples)
+        found.by_threads += _time_by_threads(models, found.scaling_case, work, found.samples)
     found.sizes += [model_size(name, model) for name, model in models.items()]
     found.engines |= {name: engine_name(model, work.timing.graph) for name, model in models.items()}
     return fit
 
 
-def _by_threads(
+def _time_by_threads(
     models: Mapping[str, TelechatForCausalLM], case: Case, work: _Work, grid_samples: Sequence[Sample]
 ) -> Iterator[Sample]:
     """Time `case` with every number of threads; say before how long that takes at most."""
@@ -266,26 +273,16 @@ def _by_threads(
         f"input {case.input_tokens}, output {case.output_tokens} tokens with {', '.join(map(str, counts))} threads, "
         f"{repeats} times in {len(models)} precisions: at most about {longest}"
     )
-    return timed(models, [case], work.timing, counts, f"runs by threads, at most about {longest} in all")
+    return time_cases(models, [case], work.timing, counts, f"runs by threads, at most about {longest} in all")
 
 
-def _announce(
-    models: Mapping[str, TelechatForCausalLM],
-    cases: Sequence[Case],
-    skipped: Sequence[SkippedCase],
-    timing: Timing,
-) -> float:
-    """Warm the models up; say what is left out and how many seconds the rest will take about, which is returned."""
+def _warm_up(
+    models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], timing: Timing
+) -> dict[str, Generation]:
+    """A short run of each model, with each batch size too; that of batch 1 tells how long the cases will take."""
     prompt, tokens = timing.prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens)
-    warm_up = {name: generate(models[name], prompt, tokens, graph=timing.graph) for name in models}
+    alone = {name: generate(model, prompt, tokens, graph=timing.graph) for name, model in models.items()}
     for batch in {case.batch: None for case in cases if case.batch > 1}:
         for model in models.values():
             generate_copies(model, prompt, batch, tokens)
-    for case in skipped:
-        rows = f"batch {case.batch}, " if case.batch > 1 else ""
-        print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
-    expected = estimated_seconds(cases, timing.repeats, warm_up)
-    print(
-        f"{len(cases)} cases, {timing.repeats} times in {len(models)} precisions: about {duration(expected)}"
-    )
-    return expected
+    return alone

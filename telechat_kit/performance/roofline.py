@@ -57,12 +57,11 @@ def model_size(name: str, model: TelechatForCausalLM) -> ModelSize:
     config, tensors = model.config, {**dict(model.named_parameters()), **dict(model.named_buffers())}
     total = sum(tensor.nbytes for tensor in tensors.values())
     embedding = model.get_input_embeddings().weight
-    read, per_position = (
-        total - (0 if config.tie_word_embeddings else embedding.nbytes),
-        PreallocatedCache.of(model, 1, 1).slots.nbytes,
-    )
     if (engine := engine_for(model)) is not None:
         read, per_position = engine.read_bytes_per_token, engine.cache_bytes_per_position
+    else:
+        read = total - (0 if config.tie_word_embeddings else embedding.nbytes)
+        per_position = PreallocatedCache.of(model, 1, 1).slots.nbytes
     int8, floats = _operations(model)
     return ModelSize(
         precision=name,

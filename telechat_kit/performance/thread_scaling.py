@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from telechat_kit.backends import split_devices
 from telechat_kit.errors import ParameterError
 from telechat_kit.performance.cases import Case
-from telechat_kit.performance.timed_samples import Sample, unstable
+from telechat_kit.performance.timed_samples import Sample, median_of_known, unstable
 from telechat_kit.statistics import Estimate, median
 
 
@@ -123,25 +122,20 @@ def summarize_threads(plan: ThreadPlan, case: Case, samples: Sequence[Sample]) -
     """What `samples`, each with its number of threads, say of `case`; None where no count was asked for."""
     if not plan.counts and not plan.left_out:
         return None
-    ordered = sorted(samples, key=_group)
-    results = [_result(list(group)) for _, group in groupby(ordered, key=_group)]
+    groups: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        assert sample.threads is not None
+        groups.setdefault((sample.precision, sample.threads), []).append(sample)
+    results = [
+        ThreadResult(
+            precision=precision,
+            threads=threads,
+            repeats=len(group),
+            tokens_per_second=median([s.tokens_per_second for s in group]),
+            time_to_first_token=median([s.time_to_first_token for s in group]),
+            time_per_output_token=median_of_known(s.time_per_output_token for s in group),
+            unstable=unstable(group),
+        )
+        for (precision, threads), group in sorted(groups.items())
+    ]
     return ThreadScaling(*case, plan.available, results, plan.left_out, plan.reason)
-
-
-def _group(sample: Sample) -> tuple[str, int]:
-    assert sample.threads is not None
-    return sample.precision, sample.threads
-
-
-def _result(group: Sequence[Sample]) -> ThreadResult:
-    precision, threads = _group(group[0])
-    per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
-    return ThreadResult(
-        precision=precision,
-        threads=threads,
-        repeats=len(group),
-        tokens_per_second=median([s.tokens_per_second for s in group]),
-        time_to_first_token=median([s.time_to_first_token for s in group]),
-        time_per_output_token=median(per_token) if per_token else None,
-        unstable=unstable(group),
-    )

@@ -28,7 +28,7 @@ class Timing:
     energy: EnergyReader = NOT_READ
 
 
-def timed(
+def time_cases(
     models: Mapping[str, TelechatForCausalLM],
     cases: Sequence[Case],
     timing: Timing,
@@ -48,26 +48,22 @@ def timed(
         for name in models
     ]
     for run in track(runs, label):
-        kept = timing.journal.sample(run)
-        if kept is None:
-            kept, generation = _timed(models[run.precision], run, timing)
-            timing.journal.write(kept, generation)
-        yield kept
+        sample = timing.journal.sample(run)
+        if sample is None:
+            model, case = models[run.precision], run.case
+            with cpu_threads(run.threads):
+                if run.threads is not None:
+                    _generate(model, case._replace(output_tokens=min(2, case.output_tokens)), timing)
+                before = timing.energy.joules()
+                generation = _generate(model, case, timing)
+                joules = spent(before, timing.energy.joules())
+            sample = sample_of(run.precision, run.repeat, generation, run.threads, joules)
+            timing.journal.write(sample, generation)
+        yield sample
 
 
-def _timed(model: TelechatForCausalLM, run: Run, timing: Timing) -> tuple[Sample, Generation]:
-    case, (prompt, graph) = run.case, (timing.prompt, timing.graph)
-    with cpu_threads(run.threads):
-        if run.threads is not None:
-            _generation(model, prompt, case._replace(output_tokens=min(2, case.output_tokens)), graph)
-        before = timing.energy.joules()
-        generation = _generation(model, prompt, case, graph)
-        joules = spent(before, timing.energy.joules())
-    return sample_of(run.precision, run.repeat, generation, run.threads, joules), generation
-
-
-def _generation(model: TelechatForCausalLM, prompt: list[int], case: Case, graph: str) -> Generation:
-    inputs, outputs, batch = case
-    if batch == 1:
-        return generate(model, prompt[:inputs], outputs, graph=graph)
-    return generate_copies(model, prompt[:inputs], batch, outputs)
+def _generate(model: TelechatForCausalLM, case: Case, timing: Timing) -> Generation:
+    prompt = timing.prompt[: case.input_tokens]
+    if case.batch == 1:
+        return generate(model, prompt, case.output_tokens, graph=timing.graph)
+    return generate_copies(model, prompt, case.batch, case.output_tokens)

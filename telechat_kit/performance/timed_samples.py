@@ -1,7 +1,7 @@
 """Timed runs as they are kept, and what they say: medians, limits, and whether the device kept its pace."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,8 +125,8 @@ class Journal:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._part, self._key = path, partial_samples(path), key
         rows = _readable(self._part)
-        self._rows = [(_sample(row["sample"]), row["token_ids"]) for row in rows if row.get("key") == key]
-        self._known = {_run(sample): sample for sample, _ in self._rows}
+        self._rows = [(Sample(**row["sample"]), row["token_ids"]) for row in rows if row.get("key") == key]
+        self._known = {Run(s.precision, s.case, s.repeat, s.threads): s for s, _ in self._rows}
         self.resumed = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._part, "".join(self._line(*row) for row in self._rows))
@@ -177,23 +177,37 @@ def _readable(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(**row)
-
-
-def _run(sample: Sample) -> Run:
-    return Run(sample.precision, sample.case, sample.repeat, sample.threads)
-
-
 def read_samples(path: Path) -> list[Sample]:
     """The raw samples of a run, for statistics of one's own."""
-    return [_sample(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def summarize(samples: Sequence[Sample], sizes: Sequence[ModelSize], peaks: Peaks) -> list[CaseResult]:
     """Medians and intervals of every case and precision of the grid, in the order of the samples."""
     size = {entry.precision: entry for entry in sizes}
-    return [_case(group, size[key[0]], peaks) for key, group in _groups(samples).items()]
+    return [
+        CaseResult(
+            precision=precision,
+            input_tokens=case.input_tokens,
+            output_tokens=case.output_tokens,
+            repeats=len(group),
+            tokens_per_second=median([s.tokens_per_second for s in group]),
+            time_to_first_token=median([s.time_to_first_token for s in group]),
+            time_per_output_token=median_of_known(s.time_per_output_token for s in group),
+            limit_tokens_per_second=limit_tokens_per_second(size[precision], peaks, *case),
+            token_p95=median_of_known(s.token_p95 for s in group),
+            unstable=unstable(group),
+            batch=case.batch,
+            joules_per_token=median_of_known(s.joules_per_token for s in group),
+        )
+        for (precision, case), group in _groups(samples).items()
+    ]
+
+
+def median_of_known(values: Iterable[float | None]) -> Estimate | None:
+    """Median and interval of the values that are there; None without any."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def drift(samples: Sequence[Sample]) -> float | None:
@@ -201,14 +215,12 @@ def drift(samples: Sequence[Sample]) -> float | None:
 
     Above 0 the device became slower: busy with something else, or throttled by its heat. None with one repeat.
     """
-    ratios = [_later_over_earlier(group) for group in _groups(samples).values() if len(group) > 1]
+    ratios = []
+    for group in _groups(samples).values():
+        ordered = [sample.seconds for sample in sorted(group, key=lambda sample: sample.repeat)]
+        if half := len(ordered) // 2:
+            ratios.append(float(np.median(ordered[-half:]) / np.median(ordered[:half])))
     return float(np.median(ratios)) - 1 if ratios else None
-
-
-def _later_over_earlier(group: Sequence[Sample]) -> float:
-    ordered = [sample.seconds for sample in sorted(group, key=lambda sample: sample.repeat)]
-    half = len(ordered) // 2
-    return float(np.median(ordered[-half:]) / np.median(ordered[:half]))
 
 
 def _groups(samples: Sequence[Sample]) -> dict[tuple[str, Case], list[Sample]]:
@@ -223,24 +235,3 @@ def unstable(group: Sequence[Sample]) -> bool:
     """Whether the runs of a case differ by more than `UNSTABLE` of their median."""
     seconds = [sample.seconds for sample in group]
     return max(seconds) - min(seconds) > UNSTABLE * float(np.median(seconds))
-
-
-def _case(group: Sequence[Sample], size: ModelSize, peaks: Peaks) -> CaseResult:
-    inputs, outputs, batch = group[0].case
-    per_token = [s.time_per_output_token for s in group if s.time_per_output_token is not None]
-    slow = [s.token_p95 for s in group if s.token_p95 is not None]
-    joules = [s.joules_per_token for s in group if s.joules_per_token is not None]
-    return CaseResult(
-        precision=size.precision,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        repeats=len(group),
-        tokens_per_second=median([s.tokens_per_second for s in group]),
-        time_to_first_token=median([s.time_to_first_token for s in group]),
-        time_per_output_token=median(per_token) if per_token else None,
-        limit_tokens_per_second=limit_tokens_per_second(size, peaks, inputs, outputs, batch),
-        token_p95=median(slow) if slow else None,
-        unstable=unstable(group),
-        batch=batch,
-        joules_per_token=median(joules) if joules else None,
-    )

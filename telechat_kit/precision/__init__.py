@@ -1,7 +1,7 @@
 """Float against W8A8: divergence over a text, answers side by side, where the loss comes from, tasks.
 
-The way is: `pair` (both models) -> `positions` (what differs at each token) -> `divergence` (figures with
-intervals); `basis` and `sources` look inside; `answers` and `tasks` ask; `measurement` calls all of it.
+The way is: `inference.model_pair` (both models) -> `positions` (what differs at each token) -> `divergence` (figures
+with intervals); `channel_scales` and `sources` look inside; `answers` and `tasks` ask; `evaluation` calls all of it.
 """
 
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks

@@ -1,8 +1,8 @@
 """The channels of a quantized block beside those of its float block: what outlier suppression scaled, found again.
 
 Suppression scales what norms, `up_proj` and the values of attention give, and may split feed-forward channels into
-copies. To hold an int8 linear beside its float one, both must
-see the same values: here are the factors, and a linear that converts on its way in and out.
+copies. To hold an int8 linear beside its float one, both must see the same values: here are the factors, and a linear
+that converts on its way in and out.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
-from telechat_kit.model.network import TelechatBlock, TelechatRMSNorm
+from telechat_kit.model.network import TelechatRMSNorm
 from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.calibration.passes import DENSE, DOWN, KEY_VALUE, UP, value_rows
@@ -68,21 +68,22 @@ def split_alike(block: Block, quantized: Block) -> None:
 
 
 def block_bases(block: Block, quantized: Block) -> dict[str, Basis]:
-    """The basis of each linear by its name in the block."""
-    return _bases(block.module, quantized.module, value_rows(block))
+    """The basis of each linear by its name in the block.
 
-
-def _bases(block: TelechatBlock, quantized: TelechatBlock, values: Tensor) -> dict[str, Basis]:
-    device = next(block.parameters()).device
+    What norms give changes the inputs of their readers; rows of `up_proj` and of the values change what those two
+    give and what `down_proj` and `dense` read.
+    """
+    before, after, values = block.module, quantized.module, value_rows(block)
+    device = next(before.parameters()).device
     one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     bases: dict[str, Basis] = {}
     for norm, readers in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
-        scale, shift = _norm_change(block.get_submodule(norm), quantized.get_submodule(norm))
+        scale, shift = _norm_change(before.get_submodule(norm), after.get_submodule(norm))
         bases |= {reader: Basis(scale, shift, one) for reader in readers}
     up, key_value = bases[UP], bases[KEY_VALUE]
-    out = _row_factors(block.get_submodule(UP), quantized.get_submodule(UP), up.scale)
+    out = _row_factors(before.get_submodule(UP), after.get_submodule(UP), up.scale)
     bases |= {UP: Basis(up.scale, up.shift, out), DOWN: Basis(out, zero, one)}
-    rows = _row_factors(block.get_submodule(KEY_VALUE), quantized.get_submodule(KEY_VALUE), key_value.scale)
+    rows = _row_factors(before.get_submodule(KEY_VALUE), after.get_submodule(KEY_VALUE), key_value.scale)
     scaled = torch.ones_like(rows)
     scaled[values] = rows[values]
     bases |= {KEY_VALUE: Basis(key_value.scale, key_value.shift, scaled)}

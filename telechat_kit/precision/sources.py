@@ -15,7 +15,6 @@ from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 from telechat_kit.model.rotary import Rotary
-from telechat_kit.model.w8a8 import SHARED_INPUTS
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.precision.channel_scales import (
     Converted,
@@ -27,6 +26,7 @@ from telechat_kit.precision.channel_scales import (
 from telechat_kit.precision.positions import Reference, compare_with, reference_of
 from telechat_kit.progress import track
 from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.levels.fallback import input_groups
 from telechat_kit.statistics import Estimate, bootstrap
 from telechat_kit.texts import Block as TextBlock
 
@@ -94,14 +94,17 @@ def measure_sources(
         TextBlock(b.start, min(b.stop, b.start + tokens), b.ids[:tokens]) for b in list(blocks)[:sequences]
     ]
     with reference_of(pair, text) as reference, pair.model("w8a8") as model:
-        found = _Walk(pair, model, text)
+        walk = _Walk(pair, model, text)
         with torch.inference_mode():
-            linears, residual = found.run()
+            linears, residual = walk.run()
         base = _kl_rows(reference, model)
-        groups = _candidates(linears, candidates)
-        kept = [
-            _measure_kept(found, reference, names, base, linears) for names in track(groups, "kept in float")
-        ]
+        kept = []
+        for names in track(_candidates(linears, candidates), "kept in float"):
+            with walk.kept(names):
+                rows = _kl_rows(reference, model)
+            share = sum(linear.estimated_share for linear in linears if linear.name in names)
+            change = bootstrap(rows - base, lambda mean: mean[..., 0])
+            kept.append(KeptInFloat(names, share, _kl(rows), change))
     return Sources(len(text), sum(len(b.ids) - 1 for b in text), _kl(base), linears, residual, kept)
 
 
@@ -134,7 +137,10 @@ class _Walk:
             found, after = _block_linears(block, quantized, states, self.dtype)
             linears += found
             states, own = after, quantized.run(own)
-            residual.append(_residual(index, states, own))
+            squares = [_relative_squares(a, b).cpu().numpy() for a, b in zip(states, own, strict=True)]
+            means = np.array([[sample.mean()] for sample in squares])
+            error = bootstrap(means, lambda mean: np.sqrt(mean[..., 0])).clip(low=0.0)
+            residual.append(BlockSource(index, error, float(np.median(np.sqrt(np.concatenate(squares))))))
         total = sum(linear.effect for linear in linears) or 1.0
         return [replace(linear, estimated_share=linear.effect / total) for linear in linears], residual
 
@@ -242,41 +248,11 @@ def _relative_squares(reference: Tensor, other: Tensor) -> Tensor:
     return (other - reference).square().sum(-1) / reference.square().sum(-1).clamp(min=1e-30)
 
 
-def _residual(index: int, states: Sequence[Tensor], own: Sequence[Tensor]) -> BlockSource:
-    squares = [_relative_squares(a, b).cpu().numpy() for a, b in zip(states, own, strict=True)]
-    rows = np.array([[row.mean()] for row in squares])
-    error = bootstrap(rows, lambda mean: np.sqrt(mean[..., 0])).clip(low=0.0)
-    return BlockSource(index, error, float(np.median(np.sqrt(np.concatenate(squares)))))
-
-
 def _candidates(linears: Sequence[LinearSource], count: int) -> list[list[str]]:
     """Int8 linears in groups that read the same input, those with the largest estimated share first."""
-    groups: dict[str, list[LinearSource]] = {}
-    for linear in linears:
-        if linear.kind != "FLOAT":
-            groups.setdefault(_input_of(linear.name), []).append(linear)
-    ordered = sorted(groups.values(), key=lambda group: -sum(linear.effect for linear in group))
-    return [[linear.name for linear in group] for group in ordered[:count]]
-
-
-def _input_of(name: str) -> str:
-    for first, second in SHARED_INPUTS:
-        if name.endswith(second):
-            return name.removesuffix(second) + first
-    return name
-
-
-def _measure_kept(
-    walk: _Walk,
-    reference: Reference,
-    names: list[str],
-    base: np.ndarray,
-    linears: Sequence[LinearSource],
-) -> KeptInFloat:
-    with walk.kept(names):
-        rows = _kl_rows(reference, walk.model)
-    share = sum(linear.estimated_share for linear in linears if linear.name in names)
-    return KeptInFloat(names, share, _kl(rows), bootstrap(rows - base, lambda mean: mean[..., 0]))
+    effects = {linear.name: linear.effect for linear in linears if linear.kind != "FLOAT"}
+    groups = input_groups(effects)
+    return sorted(groups, key=lambda names: -sum(effects[name] for name in names))[:count]
 
 
 def _kl_rows(reference: Reference, model: TelechatForCausalLM) -> np.ndarray:

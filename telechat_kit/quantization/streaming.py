@@ -35,7 +35,7 @@ from telechat_kit.quantization.calibration.samples import random_samples
 from telechat_kit.quantization.formats.packing import pack_dynamic_linear, pack_linear
 from telechat_kit.quantization.formats.w8a8_folder import as_stored, block_tensors
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, choose_float_linears
-from telechat_kit.quantization.levels.hidden_states import Flow
+from telechat_kit.quantization.levels.hidden_states import VariantPass
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, choose_measured
 from telechat_kit.quantization.methods.refinement import (
     Energies,
@@ -70,7 +70,9 @@ def quantize_blocks(
 
     What is finished in `folder` already is kept. Memory holds one block in float32 and the hidden states.
     """
-    count, analysis, passes = shards.config.n_layer, Pass(folder, "analysis"), _passes(recipe)
+    count, analysis = shards.config.n_layer, Pass(folder, "analysis")
+    # level auto measures in four more passes, a choice by noise needs a quantization at L0
+    passes = 6 if recipe.level == AUTO else 3 if recipe.by_noise else 2
     probes = (
         random_samples(samples, recipe.random_vocabulary, recipe.seed) if recipe.random_vocabulary else []
     )
@@ -78,34 +80,30 @@ def quantize_blocks(
     analyzer = _Analyzer(shards, recipe, analysis, device)
     stream(analyzer, [*samples[:looked_at], *probes], f"1 of {passes}, analysis of blocks")
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
+
     tried = recipe.unrefined if recipe.by_noise else recipe  # noise needs no refined weights
     at_l0 = _Quantizer(shards, tried, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
+    noise = {}
     if passes > 2:
         stream(at_l0, [*samples, *probes], f"2 of {passes}, quantization at L0")
-    noise = _noise(at_l0) if passes > 2 else {}
+        noise = {row.name: row.residual_noise or 0.0 for row in _linear_records(at_l0.results, count)}
     float_linears, measured = _choose(at_l0, samples, recipe, scores, noise)
+
     kept = frozenset(linear.name for linear in float_linears)
     blocks = Pass(folder, "trial" if passes > 2 and not kept else "block")  # at L0 the trial is the result
     quantizer = replace(at_l0, recipe=recipe, float_linears=kept, results=blocks)
-    stream(
-        quantizer,
-        [*samples, *probes],
-        f"{passes - 1 if measured else passes} of {passes}, quantization of blocks",
-    )
+    number = passes - 1 if measured else passes
+    stream(quantizer, [*samples, *probes], f"{number} of {passes}, quantization of blocks")
     if measured:
-        measured = replace(measured, kl_written=_written_kl(quantizer, samples[: measured.samples]))
+        check = _variant_pass(quantizer, "check", measured.samples)
+        kl = check.measure(samples[: measured.samples], "6 of 6, check of blocks")
+        measured = replace(measured, kl_written=kl[()])
+
     linears = [
         replace(row, residual_noise=noise[row.name]) if noise and row.name in kept else row
         for row in _linear_records(blocks, count)
     ]
     return Quantized(blocks, linears, float_linears, measured)
-
-
-def _passes(recipe: AppliedRecipe) -> int:
-    """Passes over the blocks: level auto measures in four more, a choice by noise needs a quantization at L0."""
-    if recipe.level == AUTO:
-        return 6
-    return 3 if recipe.by_noise else 2
 
 
 def _choose(
@@ -121,30 +119,20 @@ def _choose(
     """
     if recipe.level == AUTO:
         few = samples[: recipe.budget_samples]
-        flow = _flow(at_l0, "candidates", len(few))
-        return choose_measured(flow, few, noise, scores, recipe.budget, recipe.group_fallback)
+        candidates = _variant_pass(at_l0, "candidates", len(few))
+        return choose_measured(candidates, few, noise, scores, recipe.budget, recipe.group_fallback)
     order = noisiest_first(noise) if recipe.by_noise else None
     return choose_float_linears(scores, recipe.level, recipe.group_fallback, order), None
-
-
-def _noise(at_l0: "_Quantizer") -> dict[str, float]:
-    """Residual noise of every linear, all of them in int8."""
-    linears = _linear_records(at_l0.results, at_l0.shards.config.n_layer)
-    return {linear.name: linear.residual_noise or 0.0 for linear in linears}
 
 
 def _linear_records(blocks: Pass, count: int) -> list[LinearRecord]:
     return [LinearRecord(**row) for index in range(count) for row in blocks.details(index)["linears"]]
 
 
-def _written_kl(quantizer: "_Quantizer", samples: Sequence[Tensor]) -> float:
-    """KL of the quantized blocks as written."""
-    return _flow(quantizer, "check", len(samples)).measure(samples, "6 of 6, check of blocks")[()]
-
-
-def _flow(quantizer: "_Quantizer", name: str, samples: int) -> Flow:
+def _variant_pass(quantizer: "_Quantizer", name: str, samples: int) -> VariantPass:
+    """A pass through the blocks that `quantizer` wrote, all their int8 linears in int8."""
     shards, device, packed = quantizer.shards, quantizer.device, quantizer.results
-    return Flow(shards, Pass(packed.folder, name), device, packed, quantizer.prepare, [()], samples)
+    return VariantPass(shards, Pass(packed.folder, name), device, packed, quantizer.prepare, [()], samples)
 
 
 @dataclass(frozen=True)
@@ -192,7 +180,10 @@ class _Quantizer:
         observers = self._observers(int8)
         probed = calibrate(block, probes, observers, {name: LinearFigures() for name in scores})
         with observed(block, channels.updates()), attention_watched(block) as mixed:
-            after = self._calibrate(block, samples, int8, observers, figures)
+            if self.recipe.kind == DYNAMIC:
+                after = calibrate_dynamic(block, samples, int8, figures)
+            else:
+                after = calibrate(block, samples, observers, figures)
         if self.recipe.refined:
             energies = stream_energies(block, samples, mixed, after)
             refined, inputs = self._refine(block, samples, energies, int8, observers)
@@ -217,19 +208,6 @@ class _Quantizer:
             return {}
         widest = self.recipe.anti_outlier == BEST
         return {name: make_observer(self.recipe.act_method, score, widest) for name, score in scores.items()}
-
-    def _calibrate(
-        self,
-        block: Block,
-        states: Sequence[Tensor],
-        names: Collection[str],
-        observers: Mapping[str, Observer],
-        figures: Mapping[str, LinearFigures],
-    ) -> list[Tensor]:
-        """The states after the block, the linears `names` in int8."""
-        if self.recipe.kind == DYNAMIC:
-            return calibrate_dynamic(block, states, names, figures)
-        return calibrate(block, states, observers, figures)
 
     def _refine(
         self,

@@ -8,6 +8,8 @@ from telechat_kit.reports import (
     precision_charts,
     precision_tables,
     quantization_charts,
+    quantization_tables,
+    setup_views,
     tables,
     thread_views,
 )
@@ -22,7 +24,9 @@ __all__ = [
     "precision_charts",
     "precision_tables",
     "quantization_charts",
+    "quantization_tables",
     "read_run",
+    "setup_views",
     "tables",
     "thread_views",
     "verdict",

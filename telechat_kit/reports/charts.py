@@ -1,8 +1,8 @@
-"""Charts of the notebooks and the report. The same color means the same thing in every one."""
+"""What all charts share (the same color means the same thing in every one), and those of the speed of the cases."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,9 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
-from telechat_kit.environment import SetupRecord
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
-from telechat_kit.quantization.levels.fallback import is_list
-from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
 
 #: Okabe-Ito colors: told apart by color-blind readers, and by their lightness in grey print
@@ -83,94 +79,6 @@ def finish(figure: Figure, axes: Axes, title: str, x: str, y: str, alt: str) -> 
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return Chart(figure, f"{title}. {alt}")
-
-
-@mpl.rc_context(STYLE)
-def checkpoint_parts(record: SetupRecord) -> Chart:
-    """Where the bytes of the float checkpoint lie."""
-    figure, axes = new_axes(height=2.6)
-    parts = sorted(record.parts, key=lambda part: part.bytes)
-    total = sum(part.bytes for part in parts)
-    bars = axes.barh(
-        [part.part for part in parts], [part.bytes / 1e6 for part in parts], color=COLORS["float"]
-    )
-    axes.bar_label(
-        bars, [f"{part.bytes / 1e6:,.1f} MB, {part.bytes / total:.1%}" for part in parts], padding=4
-    )
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.22)
-    title = f"{parts[-1].part.capitalize()} holds {parts[-1].bytes / total:.0%} of the {total / 1e6:,.1f} MB of weights"
-    return finish(
-        figure,
-        axes,
-        title,
-        "float weights, MB",
-        "",
-        "; ".join(f"{p.part} {p.bytes / 1e6:.1f} MB" for p in parts),
-    )
-
-
-@mpl.rc_context(STYLE)
-def sensitivity(record: QuantizeRecord) -> Chart:
-    """What the linears were chosen by, of every linear's input by block; those kept in float marked."""
-    figure, axes = new_axes()
-    by_noise = _chosen_by_noise(record)
-    drawn = {row.name: row.residual_noise if by_noise else row.score for row in record.linears}
-    for label, kind, marker, color in INPUTS:
-        values = [value for name, value in drawn.items() if name.endswith(f".{kind}")]
-        points = [(block, value) for block, value in enumerate(values) if value]
-        axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
-    _mark_float_inputs(axes, record, drawn)
-    axes.margins(y=0.18)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if by_noise:
-        axes.set_yscale("log")
-    figure.legend(ncol=6, loc="outside lower center")
-    title = f"{len(record.float_linears)} of {len(record.linears)} linears stay in float: {_why(record)}"
-    top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
-    label = (
-        "int8 noise over residual stream\n(energy)" if by_noise else "sensitivity score\n(largest |x| / std)"
-    )
-    return finish(figure, axes, title, "block", label, f"Kept in float: {top}")
-
-
-def _chosen_by_noise(record: QuantizeRecord) -> bool:
-    """Whether noise decided, at first or alone: level auto measures the linears of the most noise."""
-    return record.recipe is not None and (record.recipe.by_noise or record.measured is not None)
-
-
-def _why(record: QuantizeRecord) -> str:
-    if record.recipe is None or any(row.score is None for row in record.linears):
-        return "the scores of given weights are not known"
-    if record.measured is not None:
-        return f"what lowers the measured KL most, {record.measured.budget}"
-    if is_list(record.recipe.level):
-        return "those that the level lists"
-    if record.recipe.by_noise:
-        return "where int8 adds most to the stream"
-    return "those with the largest outliers"
-
-
-def _mark_float_inputs(axes: Axes, record: QuantizeRecord, drawn: Mapping[str, float | None]) -> None:
-    """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
-    inputs: dict[tuple[int, float], list[str]] = {}
-    for linear in record.float_linears:
-        block, kind = block_and_kind(linear.name)
-        if value := drawn.get(linear.name):
-            inputs.setdefault((block, value), []).append(kind)
-    last = max((block_and_kind(linear.name)[0] for linear in record.linears), default=0)
-    for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
-        axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
-        left, below = block > 0.7 * last, number % 2
-        axes.annotate(
-            f"{', '.join(kinds)} {block}",
-            (block, score),
-            (-9 if left else 9, -13 if below else 6),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=8.5,
-        )
 
 
 def block_and_kind(name: str) -> tuple[int, str]:
@@ -249,25 +157,6 @@ def published(record: PerformanceRecord) -> Chart:
     figure.legend(ncol=2, loc="outside lower center")
     title = "Published, not measured here: TeleChat-7B int8, batch 1"
     return finish(figure, axes, title, "input / output tokens", "tokens/s", "the guide's table")
-
-
-@mpl.rc_context(STYLE)
-def file_sizes(record: QuantizeRecord) -> Chart:
-    """Size of the weight files, float and W8A8."""
-    figure, axes = new_axes(height=2.0)
-    sizes = {"W8A8": record.w8a8_bytes, "float": record.float_bytes}
-    bars = axes.barh(
-        list(sizes),
-        [size / 1e6 for size in sizes.values()],
-        color=[COLORS["w8a8"], COLORS["float"]],
-        height=0.55,
-    )
-    axes.bar_label(bars, [f"{size / 1e6:,.1f} MB" for size in sizes.values()], padding=4)
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.14)
-    share = record.w8a8_bytes / record.float_bytes
-    return finish(figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", "")
 
 
 def short(value: float) -> str:

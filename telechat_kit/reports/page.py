@@ -26,6 +26,8 @@ from telechat_kit.reports import (
     performance_tables,
     precision_charts,
     precision_tables,
+    quantization_charts,
+    quantization_tables,
     tables,
 )
 from telechat_kit.reports.chinese import translate_page
@@ -130,7 +132,7 @@ def _speed_notes(record: PerformanceRecord) -> list[str]:
     """The sentences above the speed charts; that on energy where the table has such a column."""
     notes = [
         *performance_tables.verdict(record).splitlines(),
-        tables.interval_note(record),
+        performance_tables.interval_note(record),
         "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads "
         f"{record.read_bandwidth / 1e9:.1f} GB/s ({record.read_bandwidth_basis}).",
     ]
@@ -166,18 +168,18 @@ def _sections(run: RunRecords) -> list[Section]:
         Section(
             "Speed",
             _speed_notes(performance),
-            [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(tables.cases(performance))],
+            [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(performance_tables.cases(performance))],
         ),
         Section(
             "Published figures",
             "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware "
             "than above, so they stand beside our figures and are not compared with them.",
-            [table(tables.published(performance))],
+            [table(performance_tables.published(performance))],
         ),
         Section(
             "How it was quantized",
             "Per-channel int8 weights, one static scale and offset for each linear's input.",
-            [charts.sensitivity(quantized).html(), table(tables.recipe(quantized)), table(tables.calibration(quantized)), table(tables.float_linears(quantized))],
+            [quantization_charts.sensitivity(quantized).html(), table(quantization_tables.recipe(quantized)), table(quantization_tables.calibration(quantized)), table(quantization_tables.float_linears(quantized))],
         ),
         Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
     ]  # fmt: skip

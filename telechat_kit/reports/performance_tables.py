@@ -1,4 +1,4 @@
-"""Sentences and tables of `04_performance` beside the cases: the verdict, what to doubt, ids, what was left out."""
+"""Sentences and tables of `04_performance`: the verdict, what to doubt, the cases, ids, what was left out."""
 
 from statistics import median
 
@@ -62,6 +62,73 @@ def _drift(found: float | None) -> str:
         return f"time of the later repeats against the earlier ones: {found:+.1%}, no drift"
     reason = "the device was busy or throttled" if found > 0 else "the device was busy at first"
     return f"time of the later repeats against the earlier ones: {found:+.1%}, {reason}. Run it again"
+
+
+def cases(record: PerformanceRecord) -> Styler:
+    """Medians of every case, float and W8A8, with the limit of the device beside them."""
+    rows = [
+        (
+            case.input_tokens,
+            case.output_tokens,
+            NAMES[case.precision],
+            case.tokens_per_second.value,
+            f"{case.tokens_per_second.low:.1f}–{case.tokens_per_second.high:.1f}",
+            case.time_to_first_token.value * 1e3,
+            case.time_per_output_token.value * 1e3 if case.time_per_output_token else None,
+            case.token_p95.value * 1e3 if case.token_p95 else None,
+            case.limit_tokens_per_second,
+            case.share_of_limit,
+            case.batch,
+            case.repeats,
+            "unstable" if case.unstable else "",
+            case.joules_per_token.value if case.joules_per_token else None,
+        )
+        for case in record.cases
+    ]
+    names = [
+        "input tokens",
+        "output tokens",
+        "precision",
+        "tokens/s",
+        "interval",
+        "first token, ms",
+        "per output token, ms",
+        "95 % of them within, ms",
+        "limit, tokens/s",
+        "share of the limit",
+        "batch",
+        "repeats",
+        "note",
+        "energy per token, J",
+    ]
+    digits = ("{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.0f}", "{:.0%}", "{:.3g}")
+    formats = dict(zip((names[3], *names[5:10], names[-1]), digits, strict=True))
+    frame = pd.DataFrame(rows, columns=names).sort_values(names[:2], kind="stable")
+    if not any(case.joules_per_token for case in record.cases):
+        return styled(
+            frame.drop(columns=names[-1]), {name: formats[name] for name in formats if name != names[-1]}
+        )
+    return styled(frame, formats)
+
+
+def interval_note(record: PerformanceRecord) -> str:
+    """What the intervals of the case table cover, in a sentence."""
+    coverage = min(case.tokens_per_second.coverage for case in record.cases)
+    return f"The intervals of the medians cover the truth with {coverage:.0%} probability (order statistics of {record.cases[0].repeats} repeats)."
+
+
+def published(record: PerformanceRecord) -> Styler:
+    """The guide's figures, named as what they are."""
+    rows = [
+        (
+            f"{case.input_tokens} / {case.output_tokens}" if case.input_tokens else "mean of the 25 cases",
+            case.npu_310p,
+            case.gpu_a10,
+        )
+        for case in record.published
+    ]
+    names = ["published: TeleChat-7B int8, input / output tokens", "NPU 310P, tokens/s", "GPU A10, tokens/s"]
+    return styled(pd.DataFrame(rows, columns=names), dict.fromkeys(names[1:], "{:.0f}"))
 
 
 def id_checks(record: PerformanceRecord) -> Styler:

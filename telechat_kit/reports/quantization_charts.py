@@ -1,6 +1,6 @@
-"""Charts of a quantization, linear by linear: where outliers sit, what suppression did, what int8 costs each linear."""
+"""Charts of `02_quantize`: where outliers sit, what suppression did, which linears stay in float, what int8 costs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
+from telechat_kit.quantization.levels.fallback import is_list
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import LinearRecord
-from telechat_kit.reports.charts import COLORS, INPUTS, STYLE, Chart, block_and_kind
+from telechat_kit.reports.charts import COLORS, INPUTS, STYLE, Chart, block_and_kind, finish, new_axes
 
 KINDS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
 #: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print
@@ -107,6 +109,68 @@ def outliers(record: QuantizeRecord) -> Chart:
 
 
 @mpl.rc_context(STYLE)
+def sensitivity(record: QuantizeRecord) -> Chart:
+    """What the linears were chosen by, of every linear's input by block; those kept in float marked."""
+    figure, axes = new_axes()
+    by_noise = _chosen_by_noise(record)
+    drawn = {row.name: row.residual_noise if by_noise else row.score for row in record.linears}
+    for label, kind, marker, color in INPUTS:
+        values = [value for name, value in drawn.items() if name.endswith(f".{kind}")]
+        points = [(block, value) for block, value in enumerate(values) if value]
+        axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
+    _mark_float_inputs(axes, record, drawn)
+    axes.margins(y=0.18)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if by_noise:
+        axes.set_yscale("log")
+    figure.legend(ncol=6, loc="outside lower center")
+    title = f"{len(record.float_linears)} of {len(record.linears)} linears stay in float: {_why(record)}"
+    top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
+    label = (
+        "int8 noise over residual stream\n(energy)" if by_noise else "sensitivity score\n(largest |x| / std)"
+    )
+    return finish(figure, axes, title, "block", label, f"Kept in float: {top}")
+
+
+def _chosen_by_noise(record: QuantizeRecord) -> bool:
+    """Whether noise decided, at first or alone: level auto measures the linears of the most noise."""
+    return record.recipe is not None and (record.recipe.by_noise or record.measured is not None)
+
+
+def _why(record: QuantizeRecord) -> str:
+    if record.recipe is None or any(row.score is None for row in record.linears):
+        return "the scores of given weights are not known"
+    if record.measured is not None:
+        return f"what lowers the measured KL most, {record.measured.budget}"
+    if is_list(record.recipe.level):
+        return "those that the level lists"
+    if record.recipe.by_noise:
+        return "where int8 adds most to the stream"
+    return "those with the largest outliers"
+
+
+def _mark_float_inputs(axes: Axes, record: QuantizeRecord, drawn: Mapping[str, float | None]) -> None:
+    """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
+    inputs: dict[tuple[int, float], list[str]] = {}
+    for linear in record.float_linears:
+        block, kind = block_and_kind(linear.name)
+        if value := drawn.get(linear.name):
+            inputs.setdefault((block, value), []).append(kind)
+    last = max((block_and_kind(linear.name)[0] for linear in record.linears), default=0)
+    for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
+        axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
+        left, below = block > 0.7 * last, number % 2
+        axes.annotate(
+            f"{', '.join(kinds)} {block}",
+            (block, score),
+            (-9 if left else 9, -13 if below else 6),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=8.5,
+        )
+
+
+@mpl.rc_context(STYLE)
 def per_layer_error(record: QuantizeRecord) -> Chart:
     """Signal to int8 error of each linear's output in dB; linears in float have none."""
     errors = _grid(record, KINDS, lambda row: row.output_snr_db)
@@ -130,6 +194,25 @@ def per_layer_error(record: QuantizeRecord) -> Chart:
     )
     title = f"The least exact int8 linear is {_short(lowest)}: {lowest.output_snr_db:.1f} dB above its error"
     return _titled(figure, title, "linears by block")
+
+
+@mpl.rc_context(STYLE)
+def file_sizes(record: QuantizeRecord) -> Chart:
+    """Size of the weight files, float and W8A8."""
+    figure, axes = new_axes(height=2.0)
+    sizes = {"W8A8": record.w8a8_bytes, "float": record.float_bytes}
+    bars = axes.barh(
+        list(sizes),
+        [size / 1e6 for size in sizes.values()],
+        color=[COLORS["w8a8"], COLORS["float"]],
+        height=0.55,
+    )
+    axes.bar_label(bars, [f"{size / 1e6:,.1f} MB" for size in sizes.values()], padding=4)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.14)
+    share = record.w8a8_bytes / record.float_bytes
+    return finish(figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", "")
 
 
 def _heat_map(axes: Axes, values: np.ndarray, labels: Sequence[str], norm: Normalize) -> mpl.image.AxesImage:

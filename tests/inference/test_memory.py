@@ -12,7 +12,7 @@ from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.memory import TELECHAT, explained, fits, needs, require_room
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.performance.measurement import model_size
-from telechat_kit.reports import tables
+from telechat_kit.reports import setup_views
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -52,14 +52,14 @@ def test_the_limit_is_bandwidth_over_what_a_token_reads() -> None:
 
 
 def test_the_table_says_what_does_not_fit() -> None:
-    shown = tables.fits(fits()).to_html()
+    shown = setup_views.fits(fits()).to_html()
     assert shown.count("does not fit") == 1
     assert "TeleChat-12B" in shown
 
 
 def test_the_page_on_the_npu_holds_the_same_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "npu.md").read_text(encoding="utf-8")
-    for row in tables.fits(fits()).data.itertuples(index=False):  # type: ignore[attr-defined]
+    for row in setup_views.fits(fits()).data.itertuples(index=False):  # type: ignore[attr-defined]
         assert f"| {' | '.join(row)} |" in page
 
 

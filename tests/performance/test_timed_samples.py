@@ -16,7 +16,7 @@ from telechat_kit.performance.cases import Case
 from telechat_kit.performance.energy import energy_reader
 from telechat_kit.performance.roofline import ModelSize, Peaks, limit_tokens_per_second
 from telechat_kit.performance.thread_scaling import ThreadPlan, summarize_threads
-from telechat_kit.performance.timed_runs import Timing, timed
+from telechat_kit.performance.timed_runs import Timing, time_cases
 from telechat_kit.performance.timed_samples import Journal, Sample, drift, read_samples, sample_of, summarize
 
 SIZES = [ModelSize("float", 4000, 2000, 100), ModelSize("w8a8", 1000, 500, 100)]
@@ -113,7 +113,9 @@ def test_the_harness_reports_times_that_are_known(
 ) -> None:
     models = {"float": known(4.0), "w8a8": known(1.0)}
     cases = [Case(5, 1), Case(5, 9), Case(50, 9), Case(5, 9, batch=3)]
-    samples = list(timed(models, cases, Timing([7] * 50, 3, Journal(tmp_path / "samples.jsonl", "work"))))
+    samples = list(
+        time_cases(models, cases, Timing([7] * 50, 3, Journal(tmp_path / "samples.jsonl", "work")))
+    )
     for case in summarize(samples, SIZES, PEAKS):
         factor = {"float": 4.0, "w8a8": 1.0}[case.precision]
         first = factor * (0.010 + 0.002 * case.input_tokens)
@@ -160,7 +162,7 @@ def test_the_harness_reports_an_energy_that_is_known(
         at_50_watts(model)
     reader, journal = energy_reader("cpu", tmp_path), Journal(tmp_path / "samples.jsonl", "work")
     cases = [Case(5, 1), Case(5, 9, batch=3)]
-    samples = list(timed(models, cases, Timing([7] * 5, 3, journal, energy=reader), [None, 1]))
+    samples = list(time_cases(models, cases, Timing([7] * 5, 3, journal, energy=reader), [None, 1]))
     for sample in samples:
         assert sample.joules == pytest.approx(50 * sample.seconds, rel=0.02)
     for case in summarize(samples, SIZES, PEAKS):
@@ -172,7 +174,9 @@ def test_the_harness_reports_an_energy_that_is_known(
 
 def test_runs_without_energy_have_none(known: Callable[[float], TakesKnownTime], tmp_path: Path) -> None:
     samples = list(
-        timed({"w8a8": known(1.0)}, [Case(5, 2)], Timing([7] * 5, 2, Journal(tmp_path / "s.jsonl", "work")))
+        time_cases(
+            {"w8a8": known(1.0)}, [Case(5, 2)], Timing([7] * 5, 2, Journal(tmp_path / "s.jsonl", "work"))
+        )
     )
     assert [sample.joules for sample in samples] == [None, None]
     (case,) = summarize(samples, SIZES, PEAKS)
@@ -191,7 +195,7 @@ def test_the_harness_reports_a_scaling_by_threads_that_is_known(
 
     models, case = {"float": share_work(known(4.0)), "w8a8": share_work(known(1.0))}, Case(5, 9)
     journal = Journal(tmp_path / "samples.jsonl", "work")
-    samples = list(timed(models, [case], Timing([7] * 5, 3, journal), [1, 4]))
+    samples = list(time_cases(models, [case], Timing([7] * 5, 3, journal), [1, 4]))
     found = summarize_threads(ThreadPlan([1, 4], [], 4), case, samples)
     assert found is not None
     for name, factor in (("float", 4.0), ("w8a8", 1.0)):

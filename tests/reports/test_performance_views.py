@@ -11,7 +11,7 @@ from telechat_kit.performance.id_checks import IdCheck
 from telechat_kit.performance.measurement import PerformanceRecord, measure_performance
 from telechat_kit.performance.roofline import Peaks, decode_seconds, prefill_seconds
 from telechat_kit.performance.thread_scaling import ThreadResult, ThreadScaling
-from telechat_kit.reports import performance_charts, performance_tables, tables, thread_views
+from telechat_kit.reports import performance_charts, performance_tables, thread_views
 from telechat_kit.reports.charts import Chart
 from telechat_kit.statistics import Estimate
 
@@ -149,7 +149,7 @@ def test_unstable_cases_and_ids_that_differ_are_said(record: PerformanceRecord) 
     said = performance_tables.doubts(found)
     assert "1 of 8 rows vary by more than 10%" in said
     assert "behind 1 of 3 prompts the timed ids are those of generate()" in said
-    assert ">unstable<" in tables.cases(found).to_html()
+    assert ">unstable<" in performance_tables.cases(found).to_html()
     assert "no case varies" in performance_tables.doubts(
         replace(record, cases=[replace(first, unstable=False), *rest])
     )
@@ -158,13 +158,13 @@ def test_unstable_cases_and_ids_that_differ_are_said(record: PerformanceRecord) 
 def test_energy_has_a_column_and_a_sentence_only_where_it_was_read(record: PerformanceRecord) -> None:
     silent = replace(record, cases=[replace(case, joules_per_token=None) for case in record.cases])
     none = replace(silent, energy_basis="no counter under /here")
-    assert "energy per token" not in tables.cases(none).to_html()
+    assert "energy per token" not in performance_tables.cases(none).to_html()
     assert "energy: not reported by this device (no counter under /here)" in performance_tables.doubts(none)
     assert "energy" not in performance_tables.doubts(replace(silent, energy_basis=""))  # of an earlier kit
     first, *rest = silent.cases
     measured = replace(first, joules_per_token=Estimate(0.4567, 0.4, 0.5, 0.75))
     some = replace(silent, cases=[measured, *rest], energy_basis="the counter of 1 CPU package (RAPL)")
-    shown = tables.cases(some).to_html()
+    shown = performance_tables.cases(some).to_html()
     assert ">energy per token, J<" in shown and ">0.457<" in shown
     said = performance_tables.doubts(some).splitlines()[-1]
     assert said.startswith(

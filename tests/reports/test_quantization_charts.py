@@ -7,8 +7,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
-from telechat_kit.reports import charts, tables
 from telechat_kit.reports import quantization_charts as layers
+from telechat_kit.reports import quantization_tables
 
 PNG = b"\x89PNG"
 
@@ -73,8 +73,8 @@ def test_what_was_not_measured_is_not_drawn(chart: object, record: QuantizeRecor
 
 
 def test_scores_that_are_not_known_are_said_to_be_so(record: QuantizeRecord) -> None:
-    assert "not known" in charts.sensitivity(unmeasured(record)).alt
-    assert "largest outliers" in charts.sensitivity(record).alt
+    assert "not known" in layers.sensitivity(unmeasured(record)).alt
+    assert "largest outliers" in layers.sensitivity(record).alt
 
 
 def test_smoothing_is_seen_in_the_inputs_that_norms_feed_alone(record: QuantizeRecord) -> None:
@@ -86,7 +86,7 @@ def test_smoothing_is_seen_in_the_inputs_that_norms_feed_alone(record: QuantizeR
 
 def test_the_table_of_linears_has_a_row_a_kind_and_no_empty_column(record: QuantizeRecord) -> None:
     known = replace(record, linears=[replace(row, clipped_share=None) for row in record.linears])
-    table = BeautifulSoup(tables.linears(known).to_html(), "html.parser")
+    table = BeautifulSoup(quantization_tables.linears(known).to_html(), "html.parser")
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.select("tbody tr")]
     assert [row[0] for row in rows] == list(layers.KINDS)
     assert "12.0" in rows[4]
@@ -96,8 +96,8 @@ def test_the_table_of_linears_has_a_row_a_kind_and_no_empty_column(record: Quant
 
 
 def test_dead_channels_are_listed_by_linear(record: QuantizeRecord) -> None:
-    assert "none" in tables.dead_channels(record).to_html()
+    assert "none" in quantization_tables.dead_channels(record).to_html()
     rows = [replace(record.linears[0], dead_inputs=3), *record.linears[1:]]
-    shown = tables.dead_channels(replace(record, linears=rows)).to_html()
+    shown = quantization_tables.dead_channels(replace(record, linears=rows)).to_html()
     assert "h.0.self_attention.query" in shown
     assert "none" not in shown

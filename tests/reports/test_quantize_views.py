@@ -6,7 +6,7 @@ import pytest
 
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.records import read_record, write_record
-from telechat_kit.reports import tables
+from telechat_kit.reports import quantization_tables
 
 
 @pytest.fixture(scope="module", params=["static", "dynamic"])
@@ -23,7 +23,7 @@ def record(
 
 
 def test_the_recipe_says_how_activations_are_quantized(record: QuantizeRecord) -> None:
-    shown = tables.recipe(record).to_html()
+    shown = quantization_tables.recipe(record).to_html()
     expected = {"static": "static, min-max range", "dynamic": "dynamic, one scale for each token"}
     assert expected[record.recipe.activations] in shown
     assert "22 of 24" in shown

@@ -5,7 +5,7 @@ Level `auto`, which measures, is `measured_levels`' business.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -64,7 +64,11 @@ def listed(level: str, names: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in filter(None, (part.strip() for part in level.split(","))):
-        matches = [name for name in names if _matches(name, pattern)]
+        matches = [
+            name
+            for name in names
+            if fnmatchcase(name, pattern) or fnmatchcase(name.removeprefix("transformer."), pattern)
+        ]
         if not matches:
             nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0)[0]
             raise ParameterError(
@@ -74,10 +78,6 @@ def listed(level: str, names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.removeprefix("transformer."), pattern)
-
-
 def partners(name: str) -> list[str]:
     """The other linears that read the same input as `name`."""
     for group in SHARED_INPUTS:
@@ -85,6 +85,14 @@ def partners(name: str) -> list[str]:
             if name.endswith(member):
                 return [name.removesuffix(member) + other for other in group if other != member]
     return []
+
+
+def input_groups(names: Iterable[str], together: bool = True) -> list[list[str]]:
+    """The linears `names`, those that read the same input `together` or each by itself; in their order."""
+    groups: dict[frozenset[str], list[str]] = {}
+    for name in names:
+        groups.setdefault(frozenset([name, *partners(name)] if together else [name]), []).append(name)
+    return list(groups.values())
 
 
 def choose_float_linears(
@@ -108,13 +116,12 @@ def choose_float_linears(
             FloatLinear(name, scores[name], f"rank {position} of {len(order)} by {by}")
             for position, name in enumerate(order[: parse_level(level, len(order))], start=1)
         ]
-    return kept + (_split_partners([linear.name for linear in kept], scores) if group_fallback else [])
-
-
-def _split_partners(chosen: Sequence[str], scores: Mapping[str, float]) -> list[FloatLinear]:
-    return [
-        FloatLinear(partner, scores[partner], f"shares an input with {name}")
-        for name in chosen
-        for partner in partners(name)
+    if not group_fallback:
+        return kept
+    chosen = {linear.name for linear in kept}
+    return kept + [
+        FloatLinear(partner, scores[partner], f"shares an input with {linear.name}")
+        for linear in kept
+        for partner in partners(linear.name)
         if partner not in chosen
     ]

@@ -15,7 +15,7 @@ HEAD_ROWS = 4096
 
 
 @torch.inference_mode()
-def divergences(
+def kl_divergences(
     shards: Shards, reference: Sequence[Tensor], others: Sequence[Sequence[Tensor]], device: torch.device
 ) -> list[float]:
     """Mean KL(reference || other) of the next token's distribution, in nats per token, for each of `others`.
@@ -23,12 +23,12 @@ def divergences(
     Args:
         reference: hidden states after the last block, each `[1, T, H]`; each of `others` has the same shapes.
     """
-    p, *rest = (_normed(shards, states, device) for states in (reference, *others))
+    p, *rest = (_head_inputs(shards, states, device) for states in (reference, *others))
     # log of the sum of exp(logit), and mean difference of both logits under p, over the rows so far
     log_p = p.new_full((p.shape[0],), -torch.inf, dtype=torch.float64)
     log_q = [log_p.clone() for _ in rest]
     difference = [torch.zeros_like(log_p) for _ in rest]
-    for rows in _head(shards, device):
+    for rows in _head_rows(shards, device):
         logits = p @ rows.T
         total = torch.logaddexp(log_p, logits.logsumexp(1).double())
         weight, kept = (logits - total.float()[:, None]).exp_(), (log_p - total).exp()
@@ -41,7 +41,7 @@ def divergences(
     return [float((d - (log_p - q)).mean()) for d, q in zip(difference, log_q, strict=True)]
 
 
-def _normed(shards: Shards, states: Sequence[Tensor], device: torch.device) -> Tensor:
+def _head_inputs(shards: Shards, states: Sequence[Tensor], device: torch.device) -> Tensor:
     """The head's input `[tokens, H]` of all samples."""
     norm = TelechatRMSNorm(shards.config.hidden_size, shards.config.layer_norm_epsilon)
     norm.weight.data = shards.read([FINAL_NORM], device)[FINAL_NORM]
@@ -49,7 +49,7 @@ def _normed(shards: Shards, states: Sequence[Tensor], device: torch.device) -> T
     return normed
 
 
-def _head(shards: Shards, device: torch.device) -> Iterator[Tensor]:
+def _head_rows(shards: Shards, device: torch.device) -> Iterator[Tensor]:
     """The head's weight, float32, some rows at a time."""
     name = EMBEDDING if shards.config.tie_word_embeddings else HEAD
     for rows in torch.arange(shards.tensors[name].shape[0]).split(HEAD_ROWS):

@@ -5,7 +5,7 @@ memory holds one block and the states of the variants that differ already. Which
 `measured_levels`' business.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, RUNTIME_TENSORS, Dy
 from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
-from telechat_kit.quantization.levels.head_divergence import divergences
+from telechat_kit.quantization.levels.head_divergence import kl_divergences
 from telechat_kit.quantization.partial import Pass
 
 ALL_PARTS = {*RUNTIME_TENSORS, *DYNAMIC_TENSORS}
@@ -25,7 +25,7 @@ Variant = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Flow:
+class VariantPass:
     """A pass in which states flow through the float network and through variants of the int8 one.
 
     States of a step: first those of the float network, `samples` of them, then as many of each variant that differs.
@@ -48,7 +48,8 @@ class Flow:
         held = dict(zip(self._distinct(block.index - 1), _split(states, self.samples)[1:], strict=True))
         after = block.run(states[: self.samples])
         int8 = self._int8_linears(block)
-        self.prepare(block, self._float_names(block, int8))
+        not_int8 = set(block.linear_names) - set(int8)
+        self.prepare(block, {name for variant in self.variants for name in variant} | not_int8)
         floats = {name: block.submodule(name) for name in int8}
         for variant in self._distinct(block.index):
             for name, linear in int8.items():
@@ -63,7 +64,7 @@ class Flow:
         stream(self, [*samples, *samples], description)
         if self.results.finished == count:
             reference, *others = _split(self.results.states(count - 1), self.samples)
-            self.results.write(count, {}, divergences(self.shards, reference, others, self.device), [])
+            self.results.write(count, {}, kl_divergences(self.shards, reference, others, self.device), [])
         return dict(zip(self.variants, self.results.details(count), strict=True))
 
     def _distinct(self, index: int) -> list[Variant]:
@@ -83,9 +84,6 @@ class Flow:
             elif "weight_scale" in parts:
                 found[name] = DynamicW8A8Linear(parts).to(self.device)
         return found
-
-    def _float_names(self, block: Block, int8: Mapping[str, object]) -> set[str]:
-        return {name for variant in self.variants for name in variant} | (set(block.linear_names) - set(int8))
 
 
 def _until(variant: Variant, index: int) -> Variant:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.quantization.levels.fallback import FloatLinear, partners
-from telechat_kit.quantization.levels.hidden_states import Flow, Variant
+from telechat_kit.quantization.levels.fallback import FloatLinear, input_groups
+from telechat_kit.quantization.levels.hidden_states import Variant, VariantPass
 from telechat_kit.quantization.partial import Pass
 
 #: Groups of linears whose effect is measured one by one; the others add less noise to the residual stream.
@@ -32,7 +32,7 @@ class Candidate:
     """Linears that go to float together, and the KL of the model that keeps only them in float."""
 
     names: list[str]
-    residual_noise: float  # estimate by which the candidates were picked, see `figures`
+    residual_noise: float  # estimate by which the candidates were picked, see `linear_quality`
     kl: float
 
 
@@ -81,20 +81,6 @@ def parse_budget(text: str, linears: int) -> Budget:
     )
 
 
-def groups(names: Sequence[str], together: bool) -> list[list[str]]:
-    """The linears `names`, those that read the same input `together` or each by itself."""
-    found: dict[frozenset[str], list[str]] = {}
-    for name in names:
-        found.setdefault(frozenset([name, *partners(name)] if together else [name]), []).append(name)
-    return list(found.values())
-
-
-def most_promising(noise: Mapping[str, float], together: bool) -> list[list[str]]:
-    """The groups of linears whose int8 adds the most noise to the residual stream, the noisiest first."""
-    noisiest = sorted(groups(list(noise), together), key=lambda names: -_sum(names, noise))
-    return noisiest[:CANDIDATES]
-
-
 def _sum(names: Sequence[str], noise: Mapping[str, float]) -> float:
     return sum(noise[name] for name in names)
 
@@ -125,7 +111,7 @@ def prefixes_within(candidates: Sequence[Candidate], budget: Budget, kl_int8: fl
 
 
 def choose_measured(
-    flow: Flow,
+    variant_pass: VariantPass,
     samples: Sequence[Tensor],
     noise: Mapping[str, float],
     scores: Mapping[str, float],
@@ -135,7 +121,7 @@ def choose_measured(
     """The linears to keep in float within `budget`, the best first, and what was measured to find them.
 
     Args:
-        flow: without variants; two passes are made of it, for single candidates and for the best ones together.
+        variant_pass: without variants; two passes are made of it, for single candidates and for the best ones together.
         samples: ids, each `[1, T]`.
         noise: residual noise of every linear, in the order of the network.
         scores: sensitivity scores, for the record.
@@ -144,18 +130,19 @@ def choose_measured(
     Raises:
         ParameterError: the KL of the budget is not reached with all candidates that gain anything in float.
     """
-    limit, picked = parse_budget(budget, len(noise)), most_promising(noise, together)
-    singles = replace(flow, variants=[(), *(tuple(names) for names in picked)])
+    limit, groups = parse_budget(budget, len(noise)), input_groups(noise, together)
+    noisiest = sorted(groups, key=lambda names: -_sum(names, noise))[:CANDIDATES]
+    singles = replace(variant_pass, variants=[(), *(tuple(names) for names in noisiest)])
     kl = singles.measure(samples, "3 of 6, candidates through blocks")
     candidates = order_by_gain(kl, noise)
     gaining = prefixes_within(candidates, limit, kl[()])
-    prefixes = _measured_prefixes(flow, samples, gaining, list(noise))
+    prefixes = _measured_prefixes(variant_pass, samples, gaining, list(noise))
     best = _best([Prefix(0, 0, kl[()]), *prefixes], limit, budget)
     measured = MeasuredLevel(
         budget=budget,
         samples=len(samples),
         tokens=sum(sample.numel() for sample in samples),
-        groups=len(groups(list(noise), together)),
+        groups=len(groups),
         kl_int8=kl[()],
         candidates=candidates,
         prefixes=prefixes,
@@ -167,13 +154,17 @@ def choose_measured(
 
 
 def _measured_prefixes(
-    flow: Flow, samples: Sequence[Tensor], prefixes: Sequence[Sequence[Candidate]], order: Sequence[str]
+    variant_pass: VariantPass,
+    samples: Sequence[Tensor],
+    prefixes: Sequence[Sequence[Candidate]],
+    order: Sequence[str],
 ) -> list[Prefix]:
+    """KL with all candidates of each prefix in float; `order` has all linears as the network has them."""
     if not prefixes:
         return []
     members = [{name for candidate in prefix for name in candidate.names} for prefix in prefixes]
     variants = [tuple(name for name in order if name in names) for names in members]
-    joint = replace(flow, results=Pass(flow.results.folder, "joint"), variants=variants)
+    joint = replace(variant_pass, results=Pass(variant_pass.results.folder, "joint"), variants=variants)
     kl = joint.measure(samples, "4 of 6, best candidates through blocks")
     return [Prefix(size, len(variant), kl[variant]) for size, variant in enumerate(variants, start=1)]
 

@@ -14,7 +14,7 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
-from telechat_kit.reports import tables
+from telechat_kit.reports import quantization_tables
 from telechat_kit.texts import chat_ids
 
 TEXTS = ["What is the capital of France?", "首都在哪里?", "a", "A longer line of text. " * 20, "last one"]
@@ -60,7 +60,7 @@ def test_the_recipe_names_lines_tokens_cuts_and_hashes(
     told = json.loads((folder / "quantize.json").read_text())
     assert told["recipe"]["calibration_lines"] == used.calibration_lines
     assert told["recipe_sha256"] == record.recipe_sha256
-    shown = tables.calibration(record).to_html()
+    shown = quantization_tables.calibration(record).to_html()
     assert "1, 3, 4, 5, 6" in shown
     assert f"{len(ids[3])} tokens to 64" in shown
 

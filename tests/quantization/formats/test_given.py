@@ -15,8 +15,8 @@ from telechat_kit.model.unpickling import read_dictionary
 from telechat_kit.quantization import Calibration, Recipe, check_given_weights, export, quantize
 from telechat_kit.quantization.pipeline import SCHEMA, QuantizeRecord
 from telechat_kit.records import read_record, write_record
-from telechat_kit.reports import charts, tables
 from telechat_kit.reports import quantization_charts as layers
+from telechat_kit.reports import quantization_tables
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def test_weights_without_a_recipe_are_described_by_their_tensors(own: Path, tmp_
     ]
     write_record(tmp_path, record)
     assert read_record(tmp_path, QuantizeRecord, SCHEMA) == record
-    for chart in (layers.outliers, layers.input_ranges, layers.per_layer_error, charts.sensitivity):
+    for chart in (layers.outliers, layers.input_ranges, layers.per_layer_error, layers.sensitivity):
         assert "not" in chart(record).alt
-    assert "given in numpy form" in tables.recipe(record).to_html()
-    assert "not known" in tables.calibration(record).to_html()
+    assert "given in numpy form" in quantization_tables.recipe(record).to_html()
+    assert "not known" in quantization_tables.calibration(record).to_html()
 
 
 def test_a_recipe_of_other_weights_is_left_out(own: Path) -> None:

@@ -19,7 +19,7 @@ from telechat_kit.quantization.blocks import embed, load_block
 from telechat_kit.quantization.levels import head_divergence as divergence
 from telechat_kit.quantization.levels import measured_levels
 from telechat_kit.quantization.levels.fallback import partners
-from telechat_kit.quantization.levels.head_divergence import divergences
+from telechat_kit.quantization.levels.head_divergence import kl_divergences
 from telechat_kit.quantization.levels.measured_levels import Budget, MeasuredLevel, parse_budget
 from telechat_kit.texts import load_text, token_blocks
 
@@ -78,7 +78,7 @@ def test_divergence_by_parts_of_the_head_is_that_of_the_whole_model(
         if index == 1:
             block.parameter("transformer.h.1.mlp.down_proj.weight").data *= 1.3
         disturbed = block.run(disturbed)
-    measured = divergences(shards, states, [states, disturbed], device)
+    measured = kl_divergences(shards, states, [states, disturbed], device)
     assert measured[0] == pytest.approx(0, abs=1e-7)
     assert measured[1] == pytest.approx(kl(load_model(tiny_folder), other, ids), rel=1e-4)
 

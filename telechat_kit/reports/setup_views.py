@@ -1,0 +1,81 @@
+"""Tables and the chart of `01_setup`: what was checked, the model, where its bytes lie, which chip it fits."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from telechat_kit.environment import Check, SetupRecord
+from telechat_kit.inference.memory import Fit
+from telechat_kit.performance.measurement import PUBLISHED
+from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish, new_axes
+from telechat_kit.reports.tables import styled
+
+#: The row of `fits` for which the guide publishes a speed
+_GUIDE = ("TeleChat-7B", "W8A8", 1)
+
+
+def checks(found: Sequence[Check]) -> Styler:
+    """Component, found, required, verdict, what to do."""
+    rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in found]
+    frame = pd.DataFrame(rows, columns=["component", "found", "required", "verdict", "what to do"])
+    return styled(frame)
+
+
+def model(record: SetupRecord) -> Styler:
+    """Shape of the network and origin of its weights."""
+    rows = [(key, f"{value:,}") for key, value in record.architecture.items()]
+    rows += [("parameters", f"{sum(part.parameters for part in record.parts):,}")]
+    rows += [(key, str(value)) for key, value in record.origin.items()]
+    return styled(pd.DataFrame(rows, columns=["model", record.checkpoint_path]))
+
+
+def fits(rows: Sequence[Fit]) -> Styler:
+    """Which model fits a card, the longest context with it, and the fastest decode that its memory allows."""
+    titles = ["model", "weights", "chips", "GB on each", "KB/token of cache", "longest context"]
+    titles += ["limit, tokens/s", "published"]
+    return styled(
+        pd.DataFrame(
+            [
+                (
+                    row.model,
+                    row.precision,
+                    str(row.devices),
+                    f"{row.weight_bytes / 1e9:.2f}",
+                    f"{row.cache_bytes_per_token / 1e3:.0f}",
+                    f"{row.largest_context:,}" if row.largest_context else "does not fit",
+                    f"{row.limit_tokens_per_second:.1f}",
+                    f"{PUBLISHED[0].npu_310p}" if (row.model, row.precision, row.devices) == _GUIDE else "–",
+                )
+                for row in rows
+            ],
+            columns=titles,
+        )
+    )
+
+
+@mpl.rc_context(STYLE)
+def checkpoint_parts(record: SetupRecord) -> Chart:
+    """Where the bytes of the float checkpoint lie."""
+    figure, axes = new_axes(height=2.6)
+    parts = sorted(record.parts, key=lambda part: part.bytes)
+    total = sum(part.bytes for part in parts)
+    bars = axes.barh(
+        [part.part for part in parts], [part.bytes / 1e6 for part in parts], color=COLORS["float"]
+    )
+    axes.bar_label(
+        bars, [f"{part.bytes / 1e6:,.1f} MB, {part.bytes / total:.1%}" for part in parts], padding=4
+    )
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.22)
+    title = f"{parts[-1].part.capitalize()} holds {parts[-1].bytes / total:.0%} of the {total / 1e6:,.1f} MB of weights"
+    return finish(
+        figure,
+        axes,
+        title,
+        "float weights, MB",
+        "",
+        "; ".join(f"{p.part} {p.bytes / 1e6:.1f} MB" for p in parts),
+    )
