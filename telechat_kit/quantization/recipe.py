@@ -1,6 +1,7 @@
 """What a quantization is asked for, and what it says of each linear."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.model.folder import DYNAMIC, STATIC
@@ -72,6 +73,8 @@ class Recipe:
     calibration_cut: list[tuple[int, int]] = field(default_factory=list)  # line cut, its tokens before
     calibration_sample_tokens: list[int] = field(default_factory=list)
     calibration_samples_sha256: str = ""  # of the token ids
+    #: of each kind where several texts were named: kind, source, sha256, blocks, tokens
+    calibration_kinds: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
