@@ -1,5 +1,6 @@
 """What a quantization is asked for, and what it says of each linear."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from telechat_kit.quantization.calibration.passes import BEST, KEY_VALUE, UP
 from telechat_kit.quantization.levels.fallback import AUTO, is_list
 
 #: What method best can be made of beside scaled norms; all by default
-UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS = INGREDIENTS = (
+UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS, ROTATION, ONLINE_ROTATION = INGREDIENTS = (
     "up_proj",
     "values",
     "signs",
@@ -17,11 +18,15 @@ UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS = INGREDIENTS =
     "splitting",
     "rounding",
     "bias",
+    "rotation",
+    "online_rotation",
 )
 
 REFINEMENTS = {ROUNDING, BIAS}
 #: Those that shape static ranges: dynamic activations have none
 RANGES = {SIGNS, RANDOM_TOKENS}
+#: Those that are used where they are named only
+OPTIONAL = {ROTATION, ONLINE_ROTATION}
 
 
 def parse_ingredients(text: str, activations: str = "static") -> list[str]:
@@ -32,7 +37,8 @@ def parse_ingredients(text: str, activations: str = "static") -> list[str]:
     if text == "none":
         return []
     if text == "all":
-        return [name for name in INGREDIENTS if activations == "static" or name not in RANGES]
+        left_out = OPTIONAL if activations == "static" else OPTIONAL | RANGES
+        return [name for name in INGREDIENTS if name not in left_out]
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in INGREDIENTS]:
         known = ", ".join(INGREDIENTS)
@@ -42,7 +48,19 @@ def parse_ingredients(text: str, activations: str = "static") -> list[str]:
             f'ingredient "{sorted(idle)[0]}" shapes the ranges of static activations; dynamic ones have none. '
             "Leave it out."
         )
+    _check_online(names)
     return [name for name in INGREDIENTS if name in names]
+
+
+def _check_online(names: Collection[str]) -> None:
+    """Refuse a rotation of down_proj's input beside what does not know of it."""
+    if ONLINE_ROTATION not in names:
+        return
+    if ROTATION not in names:
+        raise ParameterError('ingredient "online_rotation" needs rotation beside it. Name both, or neither.')
+    for other in (UP_PROJ, SPLITTING):  # both work on channels that are mixed by then
+        if other in names:
+            raise ParameterError(f'ingredients "online_rotation" and "{other}" exclude each other. Name one.')
 
 
 @dataclass(frozen=True)

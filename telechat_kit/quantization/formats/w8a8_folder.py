@@ -159,6 +159,7 @@ def copy_beside(source: Path, folder: Path) -> None:
 
 
 def dtype_config(shards: Shards) -> dict[str, Any]:
-    """The source's config with the dtype under the older name too, which loaders look for."""
+    """The source's config as `shards` changes it, with the dtype under the older name too, which loaders look for."""
     dtype = str(shards.dtype).removeprefix("torch.")
-    return {**read_json(shards.folder / "config.json"), "torch_dtype": dtype, "dtype": dtype}
+    config = {**read_json(shards.folder / "config.json"), **shards.config_changes}
+    return {**config, "torch_dtype": dtype, "dtype": dtype}

@@ -1,0 +1,139 @@
+"""A turned checkpoint computes what the plain one does, has no outliers left, and is refused where it cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from telechat_kit import load_model
+from telechat_kit.errors import ParameterError
+from telechat_kit.inference.engine import unsuited
+from telechat_kit.model import TelechatConfig, TelechatForCausalLM
+from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+from telechat_kit.quantization import quantize
+from telechat_kit.quantization.methods.rotation import RotatedShards
+
+CPU = torch.device("cpu")
+IDS = torch.randint(160, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+def checkpoint(folder: Path, **changes: Any) -> Path:
+    """A network with biases, norms far from 1 and outlier channels in the stream, values and feed-forward."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": 160, "hidden_size": 48, "n_layer": 2, "n_head": 3, "ffn_hidden_size": 72}
+    model = TelechatForCausalLM(TelechatConfig(**shape, training_seqlen=128, **changes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+            if "layernorm" in name or "ln_f" in name:
+                parameter.uniform_(0.2, 3)
+            if parameter.ndim == 2:
+                parameter.mul_(5)
+        model.transformer.word_embeddings.weight[:, 7] *= 30
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits(shards: Shards) -> Tensor:
+    with torch.device("meta"):
+        model = TelechatForCausalLM(shards.config)
+    values = {name: nn.Parameter(value.double()) for name, value in shards.read(shards.tensors, CPU).items()}
+    model.load_state_dict(values, strict=False, assign=True)
+    model.tie_weights()
+    with torch.inference_mode():
+        return model.eval()(IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["R1 R2", "R1 R2 R4"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_turned_network_computes_the_same(tmp_path: Path, tied: bool, online: bool) -> None:
+    folder = checkpoint(tmp_path / "float", tie_word_embeddings=tied)
+    plain, turned = logits(Shards(folder)), logits(RotatedShards(folder, 0, online))
+    torch.testing.assert_close(turned, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_only_a_tied_head_costs_bytes_and_its_rotary_base_stays(tmp_path: Path) -> None:
+    tied = RotatedShards(checkpoint(tmp_path / "tied", tie_word_embeddings=True), 0)
+    assert tied.untied_bytes == 160 * 48 * 4
+    assert tied.config.ntk_base_context == 4096
+    assert tied.config_changes == {"base_seqlen": 4096, "tie_word_embeddings": False}
+    untied = RotatedShards(checkpoint(tmp_path / "untied", tie_word_embeddings=False), 0)
+    assert (untied.untied_bytes, untied.config_changes) == (0, {})
+
+
+def test_every_way_of_reading_gives_the_turned_weights(tmp_path: Path) -> None:
+    shards = RotatedShards(checkpoint(tmp_path / "float"), 0)
+    for name in (EMBEDDING, HEAD, "transformer.h.0.mlp.down_proj.weight"):
+        whole = shards.read([name], CPU)[name]
+        stored = torch.frombuffer(bytearray(b"".join(shards.chunks(name))), dtype=torch.float32)
+        assert torch.equal(stored.view_as(whole), whole)
+        assert torch.equal(shards.part(name, lambda x: x[3:5], torch.float32), whole[3:5])
+    assert torch.equal(shards.rows(HEAD, torch.tensor([2, 9])), shards.read([HEAD], CPU)[HEAD][[2, 9]])
+
+
+def test_the_stream_has_no_outlier_channel_left(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "float")
+
+    def spread(shards: Shards) -> float:
+        size = shards.read([EMBEDDING], CPU)[EMBEDDING].square().mean(0)
+        return float(size.max() / size.median())
+
+    assert spread(Shards(folder)) > 100
+    assert spread(RotatedShards(folder, 0)) < 4
+
+
+@pytest.mark.parametrize("change", ["embed_layernorm", "apply_residual_connection_post_layernorm"])
+def test_networks_whose_norms_stand_in_the_stream_are_refused(tmp_path: Path, change: str) -> None:
+    folder = checkpoint(tmp_path / "float", **{change: True})
+    with pytest.raises(ParameterError, match=r"cannot be rotated.*Leave the ingredient rotation out"):
+        RotatedShards(folder, 0)
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("online", [False, True], ids=["R1 R2", "R1 R2 R4"])
+def test_a_turned_w8a8_folder_stands_alone(
+    tiny_folder: Path, tmp_path: Path, online: bool, activations: str
+) -> None:
+    target = tmp_path / "w8a8"
+    used = "rounding, bias, rotation" + (", online_rotation" if online else "")
+    options: dict[str, Any] = {"samples": 4, "tokens": 64, "calibration": "pydoc_data.topics"}
+    quantize(
+        tiny_folder,
+        target,
+        level="L0",
+        anti_outlier="best",
+        ingredients=used,
+        activations=activations,
+        **options,
+    )
+    config = json.loads((target / "config.json").read_text())
+    assert config.get("online_rotation", False) is online
+    assert config["tie_word_embeddings"] is False
+    ids = torch.randint(200, (1, 48), generator=torch.Generator().manual_seed(2))
+    plain, int8 = load_model(tiny_folder, "cpu"), load_model(target, "cpu")
+    with torch.inference_mode():
+        expected, found = plain(ids).logits, int8(ids).logits
+    error = (found - expected).square().mean() / expected.square().mean()
+    assert error < (0.01 if activations == "dynamic" else 0.1)  # ranges of 4 samples clip others
+    if online:
+        int8.transformer.h[0].mlp.rotation = None  # the weights expect it
+        with torch.inference_mode():
+            wrong = int8(ids).logits
+        assert (wrong - expected).square().mean() > 2 * (found - expected).square().mean()
+        assert unsuited(int8) is not None
+
+
+def test_an_online_rotation_alone_or_with_what_it_excludes_is_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    for used, problem in (
+        ("online_rotation", "needs rotation"),
+        ("rotation, online_rotation, splitting", "splitting"),
+        ("rotation, online_rotation, up_proj", "up_proj"),
+    ):
+        with pytest.raises(ParameterError, match=problem):
+            quantize(tiny_folder, tmp_path / "w8a8", anti_outlier="best", ingredients=used)
