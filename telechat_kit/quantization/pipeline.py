@@ -30,19 +30,11 @@ from telechat_kit.quantization.formats.given import GivenWeights, check_given
 from telechat_kit.quantization.formats.w8a8_folder import needed_bytes, write_w8a8_folder
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, parse_budget
-from telechat_kit.quantization.methods.rotation import RotatedShards
+from telechat_kit.quantization.methods.rotation import open_shards
 from telechat_kit.quantization.methods.smoothing import METHODS
 from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
-from telechat_kit.quantization.recipe import (
-    ONLINE_ROTATION,
-    RANDOM_TOKENS,
-    ROTATION,
-    SPLITTING,
-    LinearRecord,
-    Recipe,
-    parse_ingredients,
-)
+from telechat_kit.quantization.recipe import RANDOM_TOKENS, SPLITTING, LinearRecord, Recipe, parse_ingredients
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 
@@ -144,16 +136,11 @@ def quantize(
         source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source), activations=activations,
         **asked, **chosen.recipe(),
     )  # fmt: skip
-    quantized = _quantize(_shards(source, recipe), target, chosen.tensors(), recipe, torch_device)
+    quantized = _quantize(
+        open_shards(source, recipe.ingredients, seed), target, chosen.tensors(), recipe, torch_device
+    )
     record = _record(source, target, quantized.linears, quantized.float_linears, recipe, start, torch_device)
     return replace(record, measured=quantized.measured)
-
-
-def _shards(source: Path, recipe: Recipe) -> Shards:
-    """The float checkpoint as the recipe has it read: turned, or as it is."""
-    if ROTATION in recipe.ingredients:
-        return RotatedShards(source, recipe.seed, online=ONLINE_ROTATION in recipe.ingredients)
-    return Shards(source)
 
 
 def check_given_weights(

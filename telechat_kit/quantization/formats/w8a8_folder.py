@@ -132,6 +132,8 @@ def write_w8a8_folder(
     for index in range(shards.config.n_layer):
         kinds |= blocks.details(index)["kinds"]
     kinds |= {entry.name: of for entry, of in outer}
+    if shards.config.online_rotation:
+        kinds["online_rotation"] = "mlp.down_proj: hadamard"
     require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
     config = {**dtype_config(shards), "ffn_hidden_size": ffn_hidden_size}
     with writing(target):

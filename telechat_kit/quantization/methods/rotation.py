@@ -5,10 +5,11 @@ key_value, gate_proj, up_proj, head). Norm weights stand between, so they are fo
 head can then be tied no longer. R2 turns the values of each head against the columns of dense. Both cost nothing at
 run time. R4 turns the input of down_proj, where no weight stands before it: the network does it as it runs.
 
-Names and order follow SpinQuant (Liu et al., 2024) and QuaRot (Ashkboos et al., 2024).
+Channels of values, and of down_proj's input before R4, are brought to one size first, so that it does not matter how a
+checkpoint shares a channel's size between the two linears. Names and order follow SpinQuant (Liu et al., 2024) and QuaRot (Ashkboos et al., 2024).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,18 @@ from telechat_kit.model.hadamard import Rotation, plain_rotation, random_rotatio
 from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
 
 FINAL_NORM = "transformer.ln_f.weight"
+KEY_VALUE, DENSE, UP, DOWN = (
+    "self_attention.key_value",
+    "self_attention.dense",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 #: Linear of a block -> the norm that it reads from
 READERS = {
     "self_attention.query": "input_layernorm",
-    "self_attention.key_value": "input_layernorm",
+    KEY_VALUE: "input_layernorm",
     "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.up_proj": "post_attention_layernorm",
+    UP: "post_attention_layernorm",
 }
 
 
@@ -37,6 +44,13 @@ def why_not_r1(config: TelechatConfig) -> str | None:
     if config.apply_residual_connection_post_layernorm:
         return "the residual stream passes through the norms, whose weights would have to stay where they are"
     return None
+
+
+def open_shards(folder: Path, ingredients: Sequence[str], seed: int) -> Shards:
+    """The float checkpoint on the axes of a W8A8 one that was made with these `ingredients` of method best."""
+    if "rotation" not in ingredients:
+        return Shards(folder)
+    return RotatedShards(folder, seed, online="online_rotation" in ingredients)
 
 
 class RotatedShards(Shards):
@@ -114,19 +128,63 @@ class RotatedShards(Shards):
         if module.endswith(("layernorm", "ln_f")):
             return torch.ones_like(value)
         wide = value.double()
-        prefix, local = module.rsplit(".", 2)[0], ".".join(module.rsplit(".", 2)[1:])
+        block, local = ".".join(name.split(".")[:3]), ".".join(name.split(".")[3:-1])
+        if part == "bias":
+            return self.stream.rows(wide).float()
         if local in READERS:
-            norm = f"{prefix}.{READERS[local]}.weight"
-            wide = self.stream.rows(wide * super().read([norm], value.device)[norm].double())
-        elif part == "bias":
-            wide = self.stream.rows(wide)
-        if local.endswith("key_value"):
-            wide = turn_values(wide, self.values)
-        elif part == "weight" and local.endswith("dense"):
-            wide = self.stream.columns(turn_head_columns(wide, self.values))
-        elif part == "weight" and local.endswith("down_proj"):
-            wide = self.stream.columns(self.products.rows(wide) if self.products else wide)
-        return wide.float()
+            wide = self._reader(block, local, wide)
+        if local == KEY_VALUE:
+            rows = self._value_sizes(block, value.device).reciprocal()
+            wide = turn_values(scale_values(wide, rows, self.config.head_dim), self.values)
+        elif local == UP and self.products:
+            wide = wide / self._product_sizes(block, value.device)[:, None]
+        return self._writer(block, local, wide).float()
+
+    def _reader(self, block: str, local: str, weight: Tensor) -> Tensor:
+        """`weight` of a linear that reads the stream: its norm's weight folded in, its columns turned."""
+        norm = f"{block}.{READERS[local]}.weight"
+        return self.stream.rows(weight * self._plain(norm, weight.device))
+
+    def _writer(self, block: str, local: str, weight: Tensor) -> Tensor:
+        """`weight` of a linear that adds to the stream, its columns and rows turned; any other as it is."""
+        if local == DENSE:
+            sizes = self._value_sizes(block, weight.device).view(-1, self.config.head_dim)
+            columns = sizes.repeat_interleave(weight.shape[1] // sizes.numel(), dim=0).flatten()
+            return self.stream.columns(turn_head_columns(weight * columns, self.values))
+        if local == DOWN:
+            if self.products:
+                weight = self.products.rows(weight * self._product_sizes(block, weight.device))
+            return self.stream.columns(weight)
+        return weight
+
+    def _value_sizes(self, block: str, device: torch.device) -> Tensor:
+        """Size `[heads * d]` of each value channel: turned channels are to be alike before, whoever scaled them."""
+        weight = self._plain(f"{block}.{KEY_VALUE}.weight", device)
+        norm = self._plain(f"{block}.{READERS[KEY_VALUE]}.weight", device)
+        values = (weight * norm).view(-1, 2, self.config.head_dim, weight.shape[1])[:, 1]
+        return _nonzero(values.norm(dim=-1).flatten())
+
+    def _product_sizes(self, block: str, device: torch.device) -> Tensor:
+        """Scale `[ffn]` that gives up_proj's rows and down_proj's columns one size, channel by channel."""
+        norm = self._plain(f"{block}.{READERS[UP]}.weight", device)
+        rows = (self._plain(f"{block}.{UP}.weight", device) * norm).norm(dim=1)
+        columns = self._plain(f"{block}.{DOWN}.weight", device).norm(dim=0)
+        return (_nonzero(rows) / _nonzero(columns)).sqrt()
+
+    def _plain(self, name: str, device: torch.device) -> Tensor:
+        """A tensor as the checkpoint has it, float64."""
+        return super().read([name], device)[name].double()
+
+
+def _nonzero(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+
+
+def scale_values(key_value: Tensor, scale: Tensor, head_dim: int) -> Tensor:
+    """`key_value [2 * heads * d, H]`, its value rows times `scale [heads * d]`."""
+    rows = torch.ones(key_value.shape[0], dtype=scale.dtype, device=scale.device).view(-1, 2, head_dim)
+    rows[:, 1] = scale.view(-1, head_dim)
+    return key_value * rows.view(-1, 1)
 
 
 def turn_values(key_value: Tensor, rotation: Rotation) -> Tensor:
