@@ -8,7 +8,7 @@ most from each other's size at their largest.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,14 +32,26 @@ class Rotation:
     signs: Tensor | None
     factors: tuple[Tensor, ...]
     exact: bool
+    _cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def rows(self, x: Tensor) -> Tensor:
         """`x [..., n]` times the matrix, in the dtype of `x`."""
-        shape = [factor.shape[0] for factor in self.factors]
-        spread = (x if self.signs is None else x * self.signs.to(x)).reshape(-1, *shape)
-        for axis, factor in enumerate(self.factors, start=1):
-            spread = torch.tensordot(spread, factor.to(x), dims=([axis], [0])).movedim(-1, axis)
-        return spread.reshape(x.shape)
+        turned = x if self.signs is None else x * self.signs.to(x)
+        before = 1
+        for factor in self._factors_like(x):  # each mixes one axis of x seen as [..., before, m, after]
+            size = factor.shape[0]
+            spread = turned.reshape(-1, before, size, self.size // before // size)
+            turned, before = torch.einsum("nbma,mk->nbka", spread, factor), before * size
+        return turned.reshape(x.shape)
+
+    def _factors_like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The factors in the dtype of `x` where it lies; kept, for a network asks at every token."""
+        key = (x.dtype, x.device)
+        if key not in self._cast:
+            self._cast[key] = tuple(factor.to(x) for factor in self.factors)
+        return self._cast[key]
 
     def columns(self, x: Tensor) -> Tensor:
         """The transposed matrix times `x [n, ...]`, in the dtype of `x`."""
