@@ -30,11 +30,18 @@ from telechat_kit.quantization.formats.given import GivenWeights, check_given
 from telechat_kit.quantization.formats.w8a8_folder import needed_bytes, write_w8a8_folder
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, parse_budget
-from telechat_kit.quantization.methods.rotation import open_shards
+from telechat_kit.quantization.methods.rotation import open_shards, why_not_r1
 from telechat_kit.quantization.methods.smoothing import METHODS
 from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
-from telechat_kit.quantization.recipe import RANDOM_TOKENS, SPLITTING, LinearRecord, Recipe, parse_ingredients
+from telechat_kit.quantization.recipe import (
+    RANDOM_TOKENS,
+    ROTATION,
+    SPLITTING,
+    LinearRecord,
+    Recipe,
+    parse_ingredients,
+)
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
 
@@ -102,7 +109,10 @@ def quantize(
             "best" (the kit's own: the same groups with other exponents, and what `ingredients` says).
         ingredients: of "best", beside scaled norms: "all", or some of up_proj, values (the two groups above), signs
             (one side of each range kept small), random_tokens (ranges hold what they reach too), splitting (of
-            feed-forward channels), rounding (GPTQ), bias (correction), separated by commas.
+            feed-forward channels), rounding (GPTQ), bias (correction), rotation (of the residual stream and of the
+            values; a tied head becomes a table of its own), online_rotation (of down_proj's input, at run time),
+            separated by commas. "all" is what loses least on the worst kind of text without cost at run time:
+            rotation for dynamic activations, ranges, signs and scaled values for static ones.
         act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
         activations: "static", one range for a linear's input, found by calibration; or "dynamic", one scale for
             each token, found while the model runs (W8A8_DYNAMIC; not for the 310P's operator).
@@ -130,7 +140,7 @@ def quantize(
     )  # fmt: skip
     # both refuse what cannot be before files are hashed
     asked = _measured_by(source, level, budget, budget_samples, len(chosen.ids))
-    asked |= _made_of(anti_outlier, ingredients, activations, len(tokenizer))
+    asked |= _made_of(source, anti_outlier, ingredients, activations, len(tokenizer))
     recipe = Recipe(
         level=level, anti_outlier=anti_outlier, act_method=act_method, group_fallback=group_fallback, seed=seed,
         source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source), activations=activations,
@@ -272,11 +282,18 @@ def _measured_by(source: Path, level: str, budget: str, budget_samples: int, sam
     return {"budget": budget, "budget_samples": min(budget_samples, samples)}
 
 
-def _made_of(method: str, ingredients: str, activations: str, vocabulary: int) -> dict[str, Any]:
-    """The fields of a `Recipe` that say what method best is made of; the other methods have no such choice."""
+def _made_of(
+    source: Path, method: str, ingredients: str, activations: str, vocabulary: int
+) -> dict[str, Any]:
+    """The fields of a `Recipe` that say what method best is made of; the other methods have no such choice.
+
+    "all" goes without rotation where the network forbids it.
+    """
     if method != BEST:
         return {}
     used = parse_ingredients(ingredients, activations)
+    if ingredients == "all" and ROTATION in used and why_not_r1(read_config(source)):
+        used.remove(ROTATION)
     return {
         "ingredients": used,
         "split_channels": SPLIT_CHANNELS if SPLITTING in used else 0,

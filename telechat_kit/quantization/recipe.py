@@ -25,20 +25,20 @@ UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS, ROTATION, ONLI
 REFINEMENTS = {ROUNDING, BIAS}
 #: Those that shape static ranges: dynamic activations have none
 RANGES = {SIGNS, RANDOM_TOKENS}
-#: Those that are used where they are named only
-OPTIONAL = {ROTATION, ONLINE_ROTATION}
+#: What "all" means: the recipe of the least loss on the worst kind of text, without what costs at run time.
+#: Turned values need no scales of their own, and a rotation of their own axes no negated channels.
+DEFAULT = {
+    "static": (UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS),
+    "dynamic": (UP_PROJ, SPLITTING, ROUNDING, BIAS, ROTATION),
+}
 
 
 def parse_ingredients(text: str, activations: str = "static") -> list[str]:
-    """The ingredients of method best that a parameter names: "all", "none", or some separated by commas.
-
-    Dynamic activations go without those that shape ranges.
-    """
+    """The ingredients of method best that a parameter names: "all" (`DEFAULT`), "none", or some separated by commas."""
     if text == "none":
         return []
     if text == "all":
-        left_out = OPTIONAL if activations == "static" else OPTIONAL | RANGES
-        return [name for name in INGREDIENTS if name not in left_out]
+        return list(DEFAULT[activations])
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in INGREDIENTS]:
         known = ", ".join(INGREDIENTS)

@@ -1,6 +1,7 @@
 """A turned checkpoint computes what the plain one does, has no outliers left, and is refused where it cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
 from telechat_kit.precision import evaluation_blocks, measure_sources
 from telechat_kit.quantization import export, quantize
 from telechat_kit.quantization.methods.rotation import RotatedShards
+from telechat_kit.quantization.recipe import parse_ingredients
 
 CPU = torch.device("cpu")
 IDS = torch.randint(160, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -203,6 +205,26 @@ def test_where_the_loss_comes_from_is_found_on_turned_axes(online_folder: Path, 
     pair = Pair(tiny_folder, online_folder)
     found = measure_sources(pair, evaluation_blocks(pair, "pydoc_data.topics", 64, 2, 0))
     assert max(block.relative_error.value for block in found.blocks) < 0.3  # 1.4 on other axes
+
+
+def test_all_turns_dynamic_checkpoints_where_the_network_allows(tmp_path: Path, tiny_folder: Path) -> None:
+    assert "rotation" in parse_ingredients("all", "dynamic")
+    assert "rotation" not in parse_ingredients("all", "static")
+    for name in ("all", "rotation"):
+        barred = TelechatConfig.from_pretrained(tiny_folder, embed_layernorm=True)
+        folder = tmp_path / f"barred-{name}"
+        TelechatForCausalLM(barred).save_pretrained(folder)
+        for path in tiny_folder.glob("tokenizer*"):
+            shutil.copy(path, folder)
+        options: dict[str, Any] = {"samples": 2, "tokens": 48, "activations": "dynamic", "ingredients": name}
+        if name == "all":
+            record = quantize(folder, tmp_path / "w8a8", level="L0", anti_outlier="best", **options)
+            assert record.recipe is not None
+            assert "rotation" not in record.recipe.ingredients
+            assert "up_proj" in record.recipe.ingredients
+        else:
+            with pytest.raises(ParameterError, match="cannot be rotated"):
+                quantize(folder, tmp_path / "refused", level="L0", anti_outlier="best", **options)
 
 
 def test_an_online_rotation_alone_or_with_what_it_excludes_is_refused(
