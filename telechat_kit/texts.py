@@ -16,21 +16,30 @@ from telechat_kit.files import read_numbered_jsonl, relative, resolve
 PYDOC_TOPICS = "pydoc_data.topics"
 
 
+#: The kit's own texts of several kinds: a half to calibrate on, and one to judge by that no method has seen
+KIT_TEXTS = "kit"
+HALVES = ("calibration", "evaluation/development", "evaluation/sealed")
+_KIT_FOLDER = "params/data/texts"
+
+
 @dataclass(frozen=True)
 class Text:
     """A text and where it is from. `lines` are the pieces that belong together, one for a plain text.
 
-    `numbers` are those of the lines in their `.jsonl` file, from 1; a plain text has none.
+    `numbers` are those of the lines in their `.jsonl` file, from 1; a plain text has none. `answers` make each line
+    a question: the text is conversations, in the model's own chat format.
     """
 
     source: str
     lines: tuple[str, ...]
     numbers: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
-        """Hash of the lines, each ended by a newline."""
-        return hashlib.sha256("".join(f"{line}\n" for line in self.lines).encode()).hexdigest()
+        """Hash of the lines and answers, each ended by a newline."""
+        pieces = (*self.lines, *self.answers)
+        return hashlib.sha256("".join(f"{piece}\n" for piece in pieces).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,54 @@ class Line:
 
 
 def load_text(source: str) -> Text:
-    """The text named by a profile: `pydoc_data.topics`, a `.jsonl` file of `{"input": ...}` lines, or a text file."""
+    """The text named by a profile: `pydoc_data.topics`, a `.jsonl` file of `{"input": ...}` lines, or a text file.
+
+    Several names separated by commas, or `kit`, are one text of all their lines: `texts_by_kind` parts them.
+    """
+    parts = texts_by_kind(source)
+    if len(parts) > 1:
+        return Text(source, tuple(line for part in parts.values() for line in (*part.lines, *part.answers)))
+    return next(iter(parts.values()))
+
+
+def texts_by_kind(source: str) -> dict[str, Text]:
+    """The texts that a profile names, by kind: those of the kit's calibration half for `kit`, else each by its name.
+
+    Raises:
+        DataError, ParameterError: a text is missing, or named twice.
+    """
+    names = [name.strip() for name in source.split(",")] if not resolve(source).is_file() else [source]
+    found: dict[str, Text] = {}
+    for name in names:
+        more = kit_texts(HALVES[0]) if name == KIT_TEXTS else {name: _load_single(name)}
+        if twice := found.keys() & more.keys():
+            raise ParameterError(f'"{source}" names {sorted(twice)[0]} twice. Name each text once.')
+        found |= more
+    return found
+
+
+def kit_texts(half: str) -> dict[str, Text]:
+    """The kit's texts of one of `HALVES` by kind: zh, en, code, chat, and docs in those to judge by."""
+    folder = resolve(_KIT_FOLDER) / half
+    if half not in HALVES or not folder.is_dir():
+        raise DataError(f"{folder} does not exist. The halves of the kit's texts are {', '.join(HALVES)}.")
+    return {path.stem: _load_single(str(path)) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def _load_single(source: str) -> Text:
     if source == PYDOC_TOPICS:
         topics: dict[str, str] = importlib.import_module(PYDOC_TOPICS).topics
         return Text(source, ("\n".join(topics[key] for key in sorted(topics)),))
     path = resolve(source)
     if path.suffix == ".jsonl":
         rows = read_numbered_jsonl(path, "input")
-        return Text(relative(path), tuple(row["input"] for row in rows.values()), tuple(rows))
+        answers = [row["answer"] for row in rows.values() if isinstance(row.get("answer"), str)]
+        return Text(
+            relative(path),
+            tuple(row["input"] for row in rows.values()),
+            tuple(rows),
+            tuple(answers) if len(answers) == len(rows) else (),
+        )
     return Text(relative(path), (_read_plain(path),))
 
 
@@ -92,7 +141,7 @@ def token_blocks(
     """
     if length < 1 or count < 1:
         raise ParameterError(f"{count} blocks of {length} tokens: both numbers must be at least 1.")
-    ids = text_ids(tokenizer, "\n".join(text.lines))
+    ids = joined_ids(tokenizer, text)
     starts = [
         start
         for start in range(0, len(ids) - length + 1, length)
@@ -107,6 +156,25 @@ def token_blocks(
         Block(start, start + length, tuple(ids[start : start + length]))
         for start in random.Random(seed).sample(starts, count)
     ]
+
+
+def joined_ids(tokenizer: Any, text: Text) -> list[int]:
+    """Token ids of the whole text: lines joined by newlines, or one conversation after the other.
+
+    To a tokenizer without a chat format questions and answers are lines like others.
+    """
+    pairs = list(zip(text.lines, text.answers, strict=True)) if text.answers else []
+    if not pairs:
+        return text_ids(tokenizer, "\n".join(text.lines))
+    if not getattr(tokenizer, "chat_template", None):
+        return text_ids(tokenizer, "\n".join(line for pair in pairs for line in pair))
+    return [number for question, answer in pairs for number in conversation_ids(tokenizer, question, answer)]
+
+
+def conversation_ids(tokenizer: Any, question: str, answer: str) -> list[int]:
+    """Ids of a question and its answer in the chat format of the model."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:

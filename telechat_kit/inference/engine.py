@@ -50,6 +50,7 @@ def unsuited(model: TelechatForCausalLM) -> str | None:
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
+        "a rotation before down_proj": model.config.online_rotation,
         "no int8 linears": not any(type(linear) is W8A8Linear for linear in linears),
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
         "float tensors not float32 on the CPU": any(p.dtype != torch.float32 or p.is_meta for p in floats),

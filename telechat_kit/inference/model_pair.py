@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -19,7 +20,7 @@ from telechat_kit.model.hashes import tokenizer_hash
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import Conditions
-from telechat_kit.texts import Block, load_text, token_blocks
+from telechat_kit.texts import Block, Text, load_text, token_blocks
 
 #: How many of the two models may be in memory: both, one at a time, or as the free memory allows
 MEMORY = ("both", "one", "auto")
@@ -121,7 +122,12 @@ def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: in
     text = load_text(source)
     path = pair.w8a8_folder / "quantize.json"
     recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
+    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=_calibrated_on(recipe, text))
+
+
+def _calibrated_on(recipe: dict[str, Any], text: Text) -> list[tuple[int, int]]:
+    """Ranges of the text's tokens that calibration has seen, of this text alone or as one kind among others."""
     seen = recipe.get("calibration_blocks", []) if recipe.get("calibration_sha256") == text.sha256 else []
-    return token_blocks(
-        pair.tokenizer, text, length, count, seed, exclude=[(low, high) for low, high in seen]
-    )
+    for share in recipe.get("calibration_kinds", []):
+        seen = seen + share["blocks"] if share["sha256"] == text.sha256 else seen
+    return [(low, high) for low, high in seen]

@@ -8,10 +8,10 @@ from transformers import PreTrainedConfig
 class TelechatConfig(PreTrainedConfig):
     """Shape of a TeleChat network (7B, 12B, 12B-V2) and of its rotary tables.
 
-    Keys are those of the published files. Three more are the kit's own: `base_seqlen` (context length K of the
-    NTK base), `rope_theta` (10000) and `rope_table_dtype` (`float16`, the published rounding of the cos and
-    sin tables). Keys of the published files without effect on inference are kept, so that a saved config
-    equals the one read.
+    Keys are those of the published files. Four more are the kit's own: `base_seqlen` (context length K of the
+    NTK base), `rope_theta` (10000), `rope_table_dtype` (`float16`, the published rounding of the cos and
+    sin tables) and `online_rotation` (False: down_proj reads its input turned by a Hadamard matrix). Keys of the
+    published files without effect on inference are kept, so that a saved config equals the one read.
     """
 
     model_type = "telechat"
@@ -38,6 +38,7 @@ class TelechatConfig(PreTrainedConfig):
         base_seqlen: int | None = None,
         rope_theta: float = 10000.0,
         rope_table_dtype: str = "float16",
+        online_rotation: bool = False,
         initializer_range: float = 0.02,
         use_cache: bool = True,
         bos_token_id: int = 1,
@@ -57,6 +58,7 @@ class TelechatConfig(PreTrainedConfig):
         self.base_seqlen = base_seqlen
         self.rope_theta = rope_theta
         self.rope_table_dtype = rope_table_dtype
+        self.online_rotation = online_rotation
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         super().__init__(

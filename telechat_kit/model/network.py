@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from telechat_kit.backends import backend_for
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.hadamard import plain_rotation
 from telechat_kit.model.rotary import Rotary
 
 
@@ -62,17 +63,19 @@ class TelechatAttention(nn.Module):
 
 
 class TelechatMLP(nn.Module):
-    """SwiGLU feed-forward."""
+    """SwiGLU feed-forward. With `online_rotation` down_proj reads the product turned (R4), as its weight expects."""
 
     def __init__(self, config: TelechatConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size)
+        self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
 
     def forward(self, x: Tensor) -> Tensor:
         backend = backend_for(x.device.type)
-        return self.down_proj(backend.silu_product(self.gate_proj(x), self.up_proj(x)))
+        product = backend.silu_product(self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(product if self.rotation is None else self.rotation.rows(product))
 
 
 class TelechatBlock(nn.Module):

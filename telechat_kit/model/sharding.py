@@ -46,7 +46,12 @@ class Shard:
         return tensor if axis is None else tensor.chunk(self.count, axis)[self.rank]
 
     def require_even(self, config: TelechatConfig) -> None:
-        """Refuse a model whose heads or channels cannot be split evenly: a `DeviceError`."""
+        """Refuse a model whose heads or channels cannot be split evenly, or are mixed: a `DeviceError`."""
+        if self.count > 1 and config.online_rotation:
+            raise DeviceError(
+                "the input of down_proj is turned as the model runs, over channels that several devices would share. "
+                "Name one device, or quantize without the ingredient online_rotation."
+            )
         for what, size in (("heads", config.n_head), ("feed-forward channels", config.ffn_hidden_size)):
             if size % self.count:
                 raise DeviceError(

@@ -42,6 +42,7 @@ class Shards:
 
     Attributes:
         tensors: every tensor that the network has, a tied head left out.
+        config_changes: keys of `config` that are not as in the folder's config.json; none here.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
@@ -49,6 +50,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_config(folder)
+        self.config_changes: dict[str, object] = {}
         self.tensors = dict(self._stored())
         if self.config.tie_word_embeddings:
             self.tensors.pop(HEAD, None)

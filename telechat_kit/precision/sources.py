@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.files import read_json
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
@@ -27,6 +28,7 @@ from telechat_kit.precision.positions import Reference, compare_with, reference_
 from telechat_kit.progress import track
 from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.levels.fallback import input_groups
+from telechat_kit.quantization.methods.rotation import open_shards
 from telechat_kit.statistics import Estimate, bootstrap
 from telechat_kit.texts import Block as TextBlock
 
@@ -108,12 +110,19 @@ def measure_sources(
     return Sources(len(text), sum(len(b.ids) - 1 for b in text), _kl(base), linears, residual, kept)
 
 
+def _shards(pair: Pair) -> Shards:
+    """The float checkpoint, turned as the W8A8 one was."""
+    path = pair.w8a8_folder / "quantize.json"
+    recipe = (read_json(path).get("recipe") or {}) if path.is_file() else {}
+    return open_shards(pair.float_folder, recipe.get("ingredients", []), recipe.get("seed", 0))
+
+
 class _Walk:
     """Both networks block by block on the same tokens."""
 
     def __init__(self, pair: Pair, model: TelechatForCausalLM, text: Sequence[TextBlock]) -> None:
         self.model, self.device = model, pair.device
-        self.shards = Shards(pair.float_folder)
+        self.shards = _shards(pair)
         self.rotary = Rotary(self.shards.config)
         self.samples = [torch.tensor([block.ids]) for block in text]
         self.dtype = model.get_input_embeddings().weight.dtype

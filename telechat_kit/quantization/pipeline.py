@@ -30,11 +30,13 @@ from telechat_kit.quantization.formats.given import GivenWeights, check_given
 from telechat_kit.quantization.formats.w8a8_folder import needed_bytes, write_w8a8_folder
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, parse_budget
+from telechat_kit.quantization.methods.rotation import open_shards, why_not_r1
 from telechat_kit.quantization.methods.smoothing import METHODS
 from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.recipe import (
     RANDOM_TOKENS,
+    ROTATION,
     SPLITTING,
     AppliedRecipe,
     LinearRecord,
@@ -114,14 +116,15 @@ def quantize(
         seed=calibration.seed, context=context,
     )  # fmt: skip
     # both refuse what cannot be before files are hashed
-    asked = _measured_by(source, recipe, len(chosen.ids)) | _made_of(recipe, len(tokenizer))
+    asked = _measured_by(source, recipe, len(chosen.ids)) | _made_of(source, recipe, len(tokenizer))
     applied = AppliedRecipe(
         level=recipe.level, anti_outlier=recipe.anti_outlier, act_method=recipe.act_method,
         group_fallback=recipe.group_fallback, activations=recipe.activations, seed=calibration.seed,
         source_weights=weights_hash(source), source_tokenizer=tokenizer_hash(source),
         **asked, **chosen.recipe(),
     )  # fmt: skip
-    quantized = _quantize(Shards(source), target, chosen.tensors(), applied, torch_device)
+    shards = open_shards(source, applied.ingredients, calibration.seed)
+    quantized = _quantize(shards, target, chosen.tensors(), applied, torch_device)
     record = _record(source, target, quantized.linears, quantized.float_linears, applied, start, torch_device)
     return replace(record, measured=quantized.measured)
 
@@ -256,11 +259,16 @@ def _measured_by(source: Path, recipe: Recipe, samples: int) -> dict[str, Any]:
     return {"budget": recipe.budget, "budget_samples": min(recipe.budget_samples, samples)}
 
 
-def _made_of(recipe: Recipe, vocabulary: int) -> dict[str, Any]:
-    """The fields of an `AppliedRecipe` that say what method best is made of; the other methods have no such choice."""
+def _made_of(source: Path, recipe: Recipe, vocabulary: int) -> dict[str, Any]:
+    """The fields of an `AppliedRecipe` that say what method best is made of; the other methods have no such choice.
+
+    "all" goes without rotation where the network forbids it.
+    """
     if recipe.anti_outlier != BEST:
         return {}
     used = parse_ingredients(recipe.ingredients, recipe.activations)
+    if recipe.ingredients == "all" and ROTATION in used and why_not_r1(read_config(source)):
+        used.remove(ROTATION)
     return {
         "ingredients": used,
         "split_channels": SPLIT_CHANNELS if SPLITTING in used else 0,

@@ -1,6 +1,8 @@
 """How a checkpoint was quantized, and what is said of each linear."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.model.folder import DYNAMIC, STATIC
@@ -8,7 +10,7 @@ from telechat_kit.quantization.calibration.passes import BEST, KEY_VALUE, UP
 from telechat_kit.quantization.levels.fallback import AUTO, is_list
 
 #: What method best can be made of beside scaled norms; all by default
-UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS = INGREDIENTS = (
+UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS, ROTATION, ONLINE_ROTATION = INGREDIENTS = (
     "up_proj",
     "values",
     "signs",
@@ -16,22 +18,27 @@ UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS = INGREDIENTS =
     "splitting",
     "rounding",
     "bias",
+    "rotation",
+    "online_rotation",
 )
 
 REFINEMENTS = {ROUNDING, BIAS}
 #: Those that shape static ranges: dynamic activations have none
 RANGES = {SIGNS, RANDOM_TOKENS}
+#: What "all" means: the recipe of the least loss on the worst kind of text, without what costs at run time.
+#: Turned values need no scales of their own, and a rotation of their own axes no negated channels.
+DEFAULT = {
+    "static": (UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS),
+    "dynamic": (UP_PROJ, SPLITTING, ROUNDING, BIAS, ROTATION),
+}
 
 
 def parse_ingredients(text: str, activations: str = "static") -> list[str]:
-    """The ingredients of method best that a parameter names: "all", "none", or some separated by commas.
-
-    Dynamic activations go without those that shape ranges.
-    """
+    """The ingredients of method best that a parameter names: "all" (`DEFAULT`), "none", or some separated by commas."""
     if text == "none":
         return []
     if text == "all":
-        return [name for name in INGREDIENTS if activations == "static" or name not in RANGES]
+        return list(DEFAULT[activations])
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in INGREDIENTS]:
         known = ", ".join(INGREDIENTS)
@@ -41,7 +48,19 @@ def parse_ingredients(text: str, activations: str = "static") -> list[str]:
             f'ingredient "{sorted(idle)[0]}" shapes the ranges of static activations; dynamic ones have none. '
             "Leave it out."
         )
+    _check_online(names)
     return [name for name in INGREDIENTS if name in names]
+
+
+def _check_online(names: Collection[str]) -> None:
+    """Refuse a rotation of down_proj's input beside what does not know of it."""
+    if ONLINE_ROTATION not in names:
+        return
+    if ROTATION not in names:
+        raise ParameterError('ingredient "online_rotation" needs rotation beside it. Name both, or neither.')
+    for other in (UP_PROJ, SPLITTING):  # both work on channels that are mixed by then
+        if other in names:
+            raise ParameterError(f'ingredients "online_rotation" and "{other}" exclude each other. Name one.')
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,8 @@ class AppliedRecipe:
     calibration_cut: list[tuple[int, int]] = field(default_factory=list)  # line cut, its tokens before
     calibration_sample_tokens: list[int] = field(default_factory=list)
     calibration_samples_sha256: str = ""  # of the token ids
+    #: of each kind where several texts were named: kind, source, sha256, blocks, tokens
+    calibration_kinds: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:

@@ -147,7 +147,9 @@ class _Analyzer:
     def step(self, block: Block, states: Sequence[Tensor]) -> list[Tensor]:
         """Write what is found of `block`; the states after it."""
         signs = SIGNS in self.recipe.ingredients
-        scales, after = smoothing_scales(block, states, self.recipe.anti_outlier, signs)
+        scales, after = smoothing_scales(
+            block, states, self.recipe.anti_outlier, signs, self.recipe.activations
+        )
         scales = {name: scale for name, scale in scales.items() if not name.endswith(self.recipe.unscaled)}
         fold(block, scales)
         self.results.write(block.index, scales, sensitivity(block, states), after)

@@ -34,7 +34,11 @@ SENSITIVITY_SAMPLES = 5
 
 #: The kit's own method: SmoothQuant with other exponents, up_proj -> down_proj and value -> dense smoothed as
 #: well. The loss of W8A8 sits in down_proj's input, which no norm feeds. `refinement` and `splitting` have the rest.
-BEST, BEST_ALPHA, BEST_UP_ALPHA = "best", 0.8, 0.9
+BEST = "best"
+#: Exponents of method best by activations: of groups that a norm or the values feed, and of up_proj -> down_proj.
+#: A static range is as wide as the widest channel, so channels are brought close to one size. A token's own scale
+#: asks for less, and what is not moved into the weights cannot cost there.
+BEST_EXPONENTS = {"static": (0.8, 0.9), "dynamic": (0.5, 0.5)}
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
 KEY_VALUE, DENSE = "self_attention.key_value", "self_attention.dense"
 
@@ -53,7 +57,7 @@ FIRST_SAMPLE_ONLY = ("none", "m3")
 
 
 def smoothing_scales(
-    block: Block, states: Sequence[Tensor], method: str, signs: bool = True
+    block: Block, states: Sequence[Tensor], method: str, signs: bool = True, activations: str = "static"
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Outlier suppression of a block: the scale `[in]` of each group by its feeder, and the states after the block.
 
@@ -61,6 +65,7 @@ def smoothing_scales(
         states: hidden states before the block, each `[1, T, H]`; all of them are looked at, but by m3.
         method: "none" gives no scales; `LINEAR_FEEDERS` tells which methods scale more than norms.
         signs: of method best; without them its scales are SmoothQuant's.
+        activations: "static" or "dynamic": decides the exponents of method best.
 
     All scales are those of the float network: no one of them sees another one folded.
     """
@@ -72,7 +77,7 @@ def smoothing_scales(
     for feeder, linears in groups.items():
         weights = [block.parameter(f"{name}.weight").data for name in linears]
         if method == BEST:
-            scales[feeder] = _best_scale(feeder, statistics[feeder], weights, signs)
+            scales[feeder] = _best_scale(feeder, statistics[feeder], weights, signs, activations)
         else:
             scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
         # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
@@ -80,8 +85,10 @@ def smoothing_scales(
     return scales, after
 
 
-def _best_scale(feeder: str, statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool) -> Tensor:
-    alpha = BEST_UP_ALPHA if feeder.endswith(UP) else BEST_ALPHA
+def _best_scale(
+    feeder: str, statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool, activations: str
+) -> Tensor:
+    alpha = BEST_EXPONENTS[activations][feeder.endswith(UP)]
     if signs:
         return balanced_scale(statistics.minimum, statistics.maximum, weights, alpha)
     return migration_scale(statistics, weights, alpha)

@@ -1,7 +1,8 @@
 """The samples that a calibration runs on: blocks of a text, or lines of a `.jsonl` file, raw or as chat prompts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -9,10 +10,24 @@ from torch import Tensor
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.provenance import combined_hash
-from telechat_kit.texts import Text, line_ranges, line_samples, load_text, token_blocks
+from telechat_kit.texts import Text, line_ranges, line_samples, load_text, texts_by_kind, token_blocks
 
 #: "blocks" of equal length cut from the joined text; "lines" as they are; "chat": lines as questions to the model
 CALIBRATION_FORMATS = ("blocks", "lines", "chat")
+
+
+@dataclass(frozen=True)
+class KindShare:
+    """What one kind of text gives to a calibration.
+
+    `blocks` are the ranges of the kind's joined tokens that were seen, for an evaluation to leave out.
+    """
+
+    kind: str
+    source: str
+    sha256: str
+    blocks: list[tuple[int, int]]
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,7 @@ class CalibrationSet:
         ranges: what the samples cover of the ids of the joined text, for an evaluation to leave out.
         lines: number in the file of the line that each sample is; empty for blocks.
         cut: (line number, its tokens) of the lines that were cut to the number of tokens asked for.
+        kinds: shares of the kinds where the source names several texts; `ranges` is empty then.
     """
 
     text: Text
@@ -32,6 +48,7 @@ class CalibrationSet:
     ranges: list[tuple[int, int]]
     lines: list[int]
     cut: list[tuple[int, int]]
+    kinds: list[KindShare] = field(default_factory=list)
 
     def tensors(self) -> list[Tensor]:
         """The ids of each sample as `[1, T]`."""
@@ -47,6 +64,7 @@ class CalibrationSet:
             "calibration_lines": self.lines,
             "calibration_cut": self.cut,
             "calibration_sample_tokens": [len(ids) for ids in self.ids],
+            "calibration_kinds": [asdict(share) for share in self.kinds],
             "calibration_samples_sha256": combined_hash(" ".join(map(str, ids)) for ids in self.ids),
         }
 
@@ -65,7 +83,8 @@ def calibration_set(
     """The samples that a profile asks for, of at most `tokens` tokens each, in a model trained on `context`.
 
     Args:
-        source: as `load_text` takes it.
+        source: as `texts_by_kind` takes it. Of several kinds each gives as many blocks, the first ones one more
+            where `samples` is no multiple of their number.
         format: one of `CALIBRATION_FORMATS`.
         lines: which lines, for "lines" and "chat": "seed", "all" or numbers, as `line_samples` takes them.
 
@@ -74,6 +93,9 @@ def calibration_set(
     """
     _check(format, lines, tokens, context)
     text = load_text(source)
+    kinds = texts_by_kind(source)
+    if format == "blocks" and len(kinds) > 1:
+        return _mixed_set(tokenizer, text, kinds, samples, tokens, seed)
     if format == "blocks":
         blocks = token_blocks(tokenizer, text, tokens, samples, seed)
         return CalibrationSet(
@@ -87,6 +109,25 @@ def calibration_set(
     return CalibrationSet(
         text, format, [line.ids for line in found], line_ranges(tokenizer, text, numbers), numbers, cut
     )
+
+
+def _mixed_set(
+    tokenizer: Any, text: Text, kinds: Mapping[str, Text], samples: int, tokens: int, seed: int
+) -> CalibrationSet:
+    """Blocks of every kind alike, taken in turns: whoever looks at the first ones only sees all kinds."""
+    if samples < len(kinds):
+        raise ParameterError(
+            f"calibration_samples {samples}: {len(kinds)} kinds of text need a sample each ({', '.join(kinds)})."
+        )
+    drawn, shares = [], []
+    for index, (kind, part) in enumerate(kinds.items()):
+        count = samples // len(kinds) + (index < samples % len(kinds))
+        blocks = token_blocks(tokenizer, part, tokens, count, seed)
+        drawn.append([block.ids for block in blocks])
+        ranges = [(block.start, block.stop) for block in blocks]
+        shares.append(KindShare(kind, part.source, part.sha256, ranges, count * tokens))
+    turns = [ids for turn in zip_longest(*drawn) for ids in turn if ids is not None]
+    return CalibrationSet(text, "blocks", turns, [], [], [], shares)
 
 
 def random_samples(samples: Sequence[Tensor], vocabulary: int, seed: int) -> list[Tensor]:

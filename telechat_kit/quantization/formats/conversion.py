@@ -105,6 +105,7 @@ def export(
     _check_target(target, [source_folder, *([float_folder] if float_folder else [])])
     source = _read(source_folder, float_folder)
     _check_activations(source, format)
+    _check_rotation(source, format, float_folder)
     require_space(target, _room(source, format), f"the {format} checkpoint")
     record = ExportRecord(SCHEMA, format, source_folder.name, len(source.weights.linears), [], [])
     with atomic_folder(target) as temporary:
@@ -155,6 +156,21 @@ def _check_activations(source: _Source, format: str) -> None:
         raise ParameterError(
             f"{source.folder} has linears with static and with dynamic activations. compressed-tensors is written "
             "with one scheme for all of them. Use safetensors or ascendV1."
+        )
+
+
+def _check_rotation(source: _Source, format: str, float_folder: Path | None) -> None:
+    """Refuse weights that expect a turned input where readers would not turn it, and a float folder of other axes."""
+    if format != "safetensors" and source.model.config.online_rotation:
+        raise ParameterError(
+            f"{source.folder} expects the input of down_proj turned as the model runs (online_rotation), which readers "
+            f"of {format} do not do. Use safetensors with this kit, or quantize without that ingredient."
+        )
+    record = source.beside / "quantize.json"
+    recipe = (read_json(record).get("recipe") or {}) if record.is_file() else {}
+    if float_folder is not None and "rotation" in recipe.get("ingredients", []):
+        raise ParameterError(
+            f"{source.folder} was rotated, {float_folder} is not: their weights have no common axes. Leave model_path out."
         )
 
 

@@ -132,6 +132,8 @@ def write_w8a8_folder(
     for index in range(shards.config.n_layer):
         kinds |= blocks.details(index)["kinds"]
     kinds |= {entry.name: of for entry, of in outer}
+    if shards.config.online_rotation:
+        kinds["online_rotation"] = "mlp.down_proj: hadamard"
     require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
     config = {**dtype_config(shards), "ffn_hidden_size": ffn_hidden_size}
     with writing(target):
@@ -159,6 +161,7 @@ def copy_beside(source: Path, folder: Path) -> None:
 
 
 def dtype_config(shards: Shards) -> dict[str, Any]:
-    """The source's config with the dtype under the older name too, which loaders look for."""
+    """The source's config as `shards` changes it, with the dtype under the older name too, which loaders look for."""
     dtype = str(shards.dtype).removeprefix("torch.")
-    return {**read_json(shards.folder / "config.json"), "torch_dtype": dtype, "dtype": dtype}
+    config = {**read_json(shards.folder / "config.json"), **shards.config_changes}
+    return {**config, "torch_dtype": dtype, "dtype": dtype}

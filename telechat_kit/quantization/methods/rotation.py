@@ -1,0 +1,199 @@
+"""The float checkpoint turned, without a change of what it computes, so that no channel stands out.
+
+R1 turns the residual stream: what writes to it (embedding, dense, down_proj) and what reads from it (query,
+key_value, gate_proj, up_proj, head). Norm weights stand between, so they are folded into the readers first; a tied
+head can then be tied no longer. R2 turns the values of each head against the columns of dense. Both cost nothing at
+run time. R4 turns the input of down_proj, where no weight stands before it: the network does it as it runs.
+
+Channels of values, and of down_proj's input before R4, are brought to one size first, so that it does not matter how a
+checkpoint shares a channel's size between the two linears. Names and order follow SpinQuant (Liu et al., 2024) and QuaRot (Ashkboos et al., 2024).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from telechat_kit.errors import CheckpointError, ParameterError
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.hadamard import Rotation, plain_rotation, random_rotation
+from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+
+FINAL_NORM = "transformer.ln_f.weight"
+KEY_VALUE, DENSE, UP, DOWN = (
+    "self_attention.key_value",
+    "self_attention.dense",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+#: Linear of a block -> the norm that it reads from
+READERS = {
+    "self_attention.query": "input_layernorm",
+    KEY_VALUE: "input_layernorm",
+    "mlp.gate_proj": "post_attention_layernorm",
+    UP: "post_attention_layernorm",
+}
+
+
+def why_not_r1(config: TelechatConfig) -> str | None:
+    """Why the residual stream of this network cannot be turned; None if it can."""
+    if config.embed_layernorm:
+        return "a norm stands between the embedding and the residual stream, and its weight has no reader to go to"
+    if config.apply_residual_connection_post_layernorm:
+        return "the residual stream passes through the norms, whose weights would have to stay where they are"
+    return None
+
+
+def open_shards(folder: Path, ingredients: Sequence[str], seed: int) -> Shards:
+    """The float checkpoint on the axes of a W8A8 one that was made with these `ingredients` of method best."""
+    if "rotation" not in ingredients:
+        return Shards(folder)
+    return RotatedShards(folder, seed, online="online_rotation" in ingredients)
+
+
+class RotatedShards(Shards):
+    """A float checkpoint as `Shards` has it, turned by R1 and R2, and R4 where `online`, when it is read.
+
+    Every tensor keeps its dtype. The head is the checkpoint's own or, where it was tied, a turned copy of the
+    embedding: `untied_bytes` more.
+
+    Raises:
+        ParameterError: this network cannot be turned; `why_not_r1` says why.
+    """
+
+    def __init__(self, folder: Path, seed: int, online: bool = False) -> None:
+        super().__init__(folder)
+        if reason := why_not_r1(self.config):
+            raise ParameterError(f"{folder} cannot be rotated: {reason}. Leave the ingredient rotation out.")
+        if biased := [name for name in self.tensors if name.endswith(("layernorm.bias", "ln_f.bias"))]:
+            raise ParameterError(
+                f"{folder} cannot be rotated: {biased[0]} shifts channels. Leave rotation out."
+            )
+        self.stream = random_rotation(self.config.hidden_size, seed)
+        self.values = random_rotation(self.config.head_dim, seed + 1)
+        self.products = plain_rotation(self.config.ffn_hidden_size) if online else None
+        self.untied_bytes = self._untie() if self.config.tie_word_embeddings else 0
+        if online:
+            self._change(online_rotation=True)
+
+    def _untie(self) -> int:
+        """Give the network a head of its own; the bytes it takes. What a tied head said of the rotary base stays."""
+        self._change(base_seqlen=self.config.ntk_base_context, tie_word_embeddings=False)
+        self.tensors[HEAD] = replace(self.tensors[EMBEDDING])
+        return self.tensors[HEAD].nbytes
+
+    def _change(self, **values: object) -> None:
+        for key, value in values.items():
+            setattr(self.config, key, value)
+        self.config_changes |= values
+
+    def read(self, names: Iterable[str], device: torch.device) -> dict[str, Tensor]:
+        """Float32 copies of the named tensors on `device`, turned."""
+        found = super().read(names, device)
+        return {name: self._turned(name, value) for name, value in found.items()}
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Float32 copy of some rows of a matrix that no rows are mixed of: `rows [...]` -> `[..., columns]`."""
+        if name not in (EMBEDDING, HEAD):
+            raise CheckpointError(f"{name} is not turned row by row.")
+        return self._outer(name, super().rows(name, rows))
+
+    def part(self, name: str, cut: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+        """`cut` of a tensor, which may take rows of an embedding, and is given the whole of others."""
+        if name in (EMBEDDING, HEAD):
+            return self._outer(name, super().part(name, cut, torch.float32)).to(dtype)
+        return cut(self.read([name], torch.device("cpu"))[name]).to(dtype)
+
+    def _parts(self, name: str) -> Iterator[Tensor]:
+        stored = self.tensors[name]
+        if name in (EMBEDDING, HEAD):
+            for part in super()._parts(name):
+                yield self._outer(name, part.float()).to(stored.dtype)
+        else:
+            yield self.read([name], torch.device("cpu"))[name].to(stored.dtype)
+
+    def _outer(self, name: str, rows: Tensor) -> Tensor:
+        """Rows of the embedding or of the head, turned."""
+        wide = rows.double()
+        if name == HEAD:
+            wide = wide * super().read([FINAL_NORM], rows.device)[FINAL_NORM].double()
+        return self.stream.rows(wide).float()
+
+    def _turned(self, name: str, value: Tensor) -> Tensor:
+        if name in (EMBEDDING, HEAD):
+            return self._outer(name, value)
+        module, _, part = name.rpartition(".")
+        if module.endswith(("layernorm", "ln_f")):
+            return torch.ones_like(value)
+        wide = value.double()
+        block, local = ".".join(name.split(".")[:3]), ".".join(name.split(".")[3:-1])
+        if part == "bias":
+            return self.stream.rows(wide).float()
+        if local in READERS:
+            wide = self._reader(block, local, wide)
+        if local == KEY_VALUE:
+            rows = self._value_sizes(block, value.device).reciprocal()
+            wide = turn_values(scale_values(wide, rows, self.config.head_dim), self.values)
+        elif local == UP and self.products:
+            wide = wide / self._product_sizes(block, value.device)[:, None]
+        return self._writer(block, local, wide).float()
+
+    def _reader(self, block: str, local: str, weight: Tensor) -> Tensor:
+        """`weight` of a linear that reads the stream: its norm's weight folded in, its columns turned."""
+        norm = f"{block}.{READERS[local]}.weight"
+        return self.stream.rows(weight * self._plain(norm, weight.device))
+
+    def _writer(self, block: str, local: str, weight: Tensor) -> Tensor:
+        """`weight` of a linear that adds to the stream, its columns and rows turned; any other as it is."""
+        if local == DENSE:
+            sizes = self._value_sizes(block, weight.device).view(-1, self.config.head_dim)
+            columns = sizes.repeat_interleave(weight.shape[1] // sizes.numel(), dim=0).flatten()
+            return self.stream.columns(turn_head_columns(weight * columns, self.values))
+        if local == DOWN:
+            if self.products:
+                weight = self.products.rows(weight * self._product_sizes(block, weight.device))
+            return self.stream.columns(weight)
+        return weight
+
+    def _value_sizes(self, block: str, device: torch.device) -> Tensor:
+        """Size `[heads * d]` of each value channel: turned channels are to be alike before, whoever scaled them."""
+        weight = self._plain(f"{block}.{KEY_VALUE}.weight", device)
+        norm = self._plain(f"{block}.{READERS[KEY_VALUE]}.weight", device)
+        values = (weight * norm).view(-1, 2, self.config.head_dim, weight.shape[1])[:, 1]
+        return _nonzero(values.norm(dim=-1).flatten())
+
+    def _product_sizes(self, block: str, device: torch.device) -> Tensor:
+        """Scale `[ffn]` that gives up_proj's rows and down_proj's columns one size, channel by channel."""
+        norm = self._plain(f"{block}.{READERS[UP]}.weight", device)
+        rows = (self._plain(f"{block}.{UP}.weight", device) * norm).norm(dim=1)
+        columns = self._plain(f"{block}.{DOWN}.weight", device).norm(dim=0)
+        return (_nonzero(rows) / _nonzero(columns)).sqrt()
+
+    def _plain(self, name: str, device: torch.device) -> Tensor:
+        """A tensor as the checkpoint has it, float64."""
+        return super().read([name], device)[name].double()
+
+
+def _nonzero(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+
+
+def scale_values(key_value: Tensor, scale: Tensor, head_dim: int) -> Tensor:
+    """`key_value [2 * heads * d, H]`, its value rows times `scale [heads * d]`."""
+    rows = torch.ones(key_value.shape[0], dtype=scale.dtype, device=scale.device).view(-1, 2, head_dim)
+    rows[:, 1] = scale.view(-1, head_dim)
+    return key_value * rows.view(-1, 1)
+
+
+def turn_values(key_value: Tensor, rotation: Rotation) -> Tensor:
+    """`key_value [2 * heads * d, H]` (head after head its key rows and its value rows), the values of each turned."""
+    per_head = key_value.view(-1, 2, rotation.size, key_value.shape[1]).clone()
+    per_head[:, 1] = rotation.columns(per_head[:, 1].transpose(0, 1)).transpose(0, 1)
+    return per_head.view_as(key_value)
+
+
+def turn_head_columns(dense: Tensor, rotation: Rotation) -> Tensor:
+    """`dense [H, heads * d]`, the columns of each head turned to read turned values."""
+    return rotation.rows(dense.reshape(dense.shape[0], -1, rotation.size)).reshape(dense.shape)
