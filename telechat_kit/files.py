@@ -48,6 +48,10 @@ def writing(path: Path) -> Iterator[None]:
         raise KitError(
             f"cannot write {path}: {error.strerror or error}. Free space or choose another folder."
         ) from error
+    except Exception as error:
+        if "(os error " not in str(error):  # so libraries in Rust name what the system said
+            raise
+        raise KitError(f"cannot write {path}: {error}. Free space or choose another folder.") from error
 
 
 @contextlib.contextmanager
@@ -65,7 +69,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all."""
+    """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all.
+
+    A link stays, and what it points to is replaced.
+    """
+    folder = folder.resolve()
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -77,11 +85,34 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Rename the finished folder `temporary` to `folder`, in place of what is there."""
+    """Rename the finished folder `temporary` to `folder`; what is there goes when the new one has its place."""
     temporary.chmod(0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        if folder.exists():
+            folder.rename(aside / "old")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if (aside / "old").exists():
+                (aside / "old").rename(folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes `folder`, and keep them waiting while the context lasts."""
+    folder = folder.resolve()
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path = folder.with_name(f".{folder.name}.{LOCK}")
+        with filelock.FileLock(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
 
 #: Names in a work folder that stand for the process at work in it

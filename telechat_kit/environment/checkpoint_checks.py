@@ -6,7 +6,7 @@ from pathlib import Path
 
 from telechat_kit.environment.check import Check
 from telechat_kit.errors import CheckpointError, ParameterError
-from telechat_kit.files import relative, resolve
+from telechat_kit.files import one_at_a_time, relative, resolve
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.folder import read_config, require_fitting, weight_files
 from telechat_kit.model.tiny import build_tiny
@@ -39,7 +39,9 @@ def make_embedded(checkpoint_path: str | Path, embedded_model: str = "") -> Path
             f'embedded_model "{embedded_model}" is unknown. Use one of {known}, or leave it empty.'
         )
     if embedded_model and _is_absent(folder):
-        EMBEDDED_MODELS[embedded_model](folder)
+        with one_at_a_time(folder):
+            if _is_absent(folder):  # no other process made it meanwhile
+                EMBEDDED_MODELS[embedded_model](folder)
     return folder
 
 
@@ -58,7 +60,7 @@ def prepare_checkpoint(checkpoint_path: str | Path, embedded_model: str = "") ->
 
 def _is_absent(folder: Path) -> bool:
     # a folder with other files is somebody's checkpoint, perhaps half copied: never replaced
-    return not (folder.is_dir() and any(folder.iterdir()))
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def weights_bytes(folder: Path) -> int:
