@@ -1,6 +1,5 @@
-"""Files and where they lie: project root, atomic writes, hashes, jsonl lines, room on the disk."""
+"""Files and where they lie: project root, atomic writes, hashes, room on the disk."""
 
-import codecs
 import contextlib
 import hashlib
 import json
@@ -15,6 +14,7 @@ from typing import Any
 import filelock
 
 from telechat_kit.errors import DataError, KitError
+from telechat_kit.strict_json import parse, read_bytes
 
 
 def project_root() -> Path:
@@ -53,6 +53,10 @@ def writing(path: Path) -> Iterator[None]:
         raise KitError(
             f"cannot write {path}: {error.strerror or error}. Free space or choose another folder."
         ) from error
+    except Exception as error:
+        if "(os error " not in str(error):  # so libraries in Rust name what the system said
+            raise
+        raise KitError(f"cannot write {path}: {error}. Free space or choose another folder.") from error
 
 
 @contextlib.contextmanager
@@ -70,7 +74,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all."""
+    """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all.
+
+    A link stays, and what it points to is replaced.
+    """
+    folder = folder.resolve()
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -82,11 +90,34 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Rename the finished folder `temporary` to `folder`, in place of what is there."""
+    """Rename the finished folder `temporary` to `folder`; what is there goes when the new one has its place."""
     temporary.chmod(0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        if folder.exists():
+            folder.rename(aside / "old")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if (aside / "old").exists():
+                (aside / "old").rename(folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes `folder`, and keep them waiting while the context lasts."""
+    folder = folder.resolve()
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path = folder.with_name(f".{folder.name}.{LOCK}")
+        with filelock.FileLock(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
 
 #: Names in a work folder that stand for the process at work in it
@@ -136,57 +167,15 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; a missing or damaged one is a `DataError` that names the file and line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist. Run the step that writes it, or correct the path."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Remove it and run the step again.") from error
-
-
-def read_jsonl(path: Path, required: str) -> list[dict[str, Any]]:
-    """Objects of a jsonl file, one a line; blank lines are skipped.
+def read_json(path: Path, remedy: str = "Remove it and run the step again.") -> Any:
+    """Parse a JSON file; `remedy` ends the errors of one that is damaged.
 
     Raises:
-        DataError: the file is missing or empty, or a line is no JSON object with a text under `required`.
+        DataError: the file is missing, or what `strict_json` does not take; file and line named.
     """
-    return list(read_numbered_jsonl(path, required).values())
-
-
-def read_numbered_jsonl(path: Path, required: str) -> dict[int, dict[str, Any]]:
-    """The objects of `read_jsonl` by the numbers of their lines in the file, from 1."""
-    if not path.is_file():
-        raise DataError(f'{path} does not exist. Give a file of {{"{required}": "..."}} lines.')
-    rows = {}
-    # not str.splitlines(): it also cuts at separators that may stand inside a JSON text, such as U+2028
-    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if line.strip():
-            rows[number] = _parse_line(line, path, number, required)
-    if not rows:
-        raise DataError(f'{path} holds no lines. Give at least one {{"{required}": "..."}} line.')
-    return rows
-
-
-def _parse_line(line: bytes, path: Path, number: int, required: str) -> dict[str, Any]:
-    where = f"{path}, line {number}"
-    try:
-        text = line.decode("utf-8").strip()
-        row = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}). Correct the line."
-        ) from error
-    if not isinstance(row, dict) or not isinstance(row.get(required), str) or not row[required].strip():
-        raise DataError(
-            f'{where}: expected an object with a non-empty text under "{required}", got {text[:80]}'
-        )
-    return row
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Run the step that writes it, or correct the path.")
+    return parse(read_bytes(path, remedy), str(path), remedy)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

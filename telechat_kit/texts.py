@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.files import read_numbered_jsonl, relative, resolve
+from telechat_kit.errors import CheckpointError, DataError, ParameterError
+from telechat_kit.files import relative, resolve
+from telechat_kit.rows import is_rows, read_numbered_rows
+from telechat_kit.strict_json import parse, read_bytes
 
 #: The documentation topics that every CPython ships: a real English text of half a megabyte.
 PYDOC_TOPICS = "pydoc_data.topics"
@@ -61,7 +63,7 @@ class Line:
 
 
 def load_text(source: str) -> Text:
-    """The text named by a profile: `pydoc_data.topics`, a `.jsonl` file of `{"input": ...}` lines, or a text file.
+    """The text named by a profile: `pydoc_data.topics`, a file of rows as `rows` reads them, or a text file.
 
     Several names separated by commas, or `kit`, are one text of all their lines: `texts_by_kind` parts them.
     """
@@ -100,8 +102,8 @@ def _load_single(source: str) -> Text:
         topics: dict[str, str] = importlib.import_module(PYDOC_TOPICS).topics
         return Text(source, ("\n".join(topics[key] for key in sorted(topics)),))
     path = resolve(source)
-    if path.suffix == ".jsonl":
-        rows = read_numbered_jsonl(path, "input")
+    if is_rows(path) and not path.is_dir():
+        rows = read_numbered_rows(path)
         answers = [row["answer"] for row in rows.values() if isinstance(row.get("answer"), str)]
         return Text(
             relative(path),
@@ -113,19 +115,31 @@ def _load_single(source: str) -> Text:
 
 
 def _read_plain(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f'{path} does not exist. Give a text or .jsonl file, or "{PYDOC_TOPICS}".')
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Give a text or .jsonl file.")
+    content = read_bytes(path, "Give a text.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f'{path} does not exist. Give a text or .jsonl file, or "{PYDOC_TOPICS}".') from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder. Give a text or .jsonl file.") from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it."
         ) from error
-    if not text.strip():
-        raise DataError(f"{path} is empty. Give a text.")
+    if _is_json(content):
+        raise DataError(f"{path} holds JSON, not a text. Let its name end in .jsonl or .json.")
     return text
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether a file begins with a JSON object or list of objects: never meant as a text to read."""
+    first = content.strip().split(b"\n", 1)[0].strip()
+    if not first.startswith((b"{", b"[{")):
+        return False
+    try:
+        return isinstance(parse(first, "", ""), dict | list)
+    except DataError:
+        return False
 
 
 def token_blocks(
@@ -200,11 +214,10 @@ def line_samples(
     samples = []
     for index in _chosen_lines(text, lines, count, seed):
         number, line = text.numbers[index], text.lines[index]
-        ids = chat_ids(tokenizer, line) if chat else text_ids(tokenizer, line)
+        where = f"{text.source}, line {number}"
+        ids = chat_ids(tokenizer, line, where) if chat else text_ids(tokenizer, line)
         if not ids:
-            raise DataError(
-                f"{text.source}, line {number}: the text has no tokens. Correct or remove the line."
-            )
+            raise DataError(f"{where}: the text has no tokens. Correct or remove the line.")
         samples.append(Line(number, tuple(ids[:tokens]), len(ids)))
     return samples
 
@@ -268,12 +281,50 @@ def line_ranges(tokenizer: Any, text: Text, numbers: Sequence[int]) -> list[tupl
     return ranges
 
 
-def chat_ids(tokenizer: Any, question: str) -> list[int]:
-    """Prompt ids of one question in the chat format of the model, up to where the answer begins."""
-    turns = [{"role": "user", "content": question}]
+def chat_ids(tokenizer: Any, question: str, where: str = "the question") -> list[int]:
+    """Prompt ids of one question in the chat format of the model, up to where the answer begins.
+
+    A question that stands in that format already loses its marks first, so that it gets them once.
+
+    Raises:
+        CheckpointError: the tokenizer has no chat template.
+        DataError: the question holds several turns; `where` names it.
+    """
+    if not tokenizer.chat_template:
+        raise CheckpointError(
+            "the tokenizer has no chat template, which questions and chat calibration need. Give the tokenizer of the "
+            "chat model, or put its chat_template.jinja into the checkpoint folder."
+        )
+    turns = [{"role": "user", "content": _bare(tokenizer, question, where)}]
     return list(
         tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     )
+
+
+#: Stands for a question while a template is looked at; no text has it
+_HOLE = "\ue0f0"
+
+
+def _bare(tokenizer: Any, question: str, where: str) -> str:
+    """`question` without the marks of the chat format that it may begin and end with."""
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _HOLE}], add_generation_prompt=True, tokenize=False
+    )
+    before, _, after = rendered.partition(_HOLE)
+    marks = [token for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if token]
+    opening = next((mark for mark in marks if before.strip().startswith(mark)), "")
+    if not opening or not question.lstrip().startswith(opening):
+        return question
+    before, after = before[before.rindex(opening) :].strip(), after.strip()
+    content, _, answer = question.strip().removeprefix(before).partition(after or "\n")
+    if not question.strip().startswith(before) or any(
+        mark in content or (mark == opening and mark in answer) for mark in marks
+    ):
+        raise DataError(
+            f'{where} begins with "{opening}": it is a chat of several turns, or of another format. Give one question '
+            "without marks."
+        )
+    return content.strip()
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -116,77 +116,13 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
 def test_damaged_json_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     path.write_text('{"a": 1,\n"b": }')
-    with pytest.raises(DataError, match=r"value\.json is not valid JSON: .*line 2.*run the step again"):
-        files.read_json(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe{}", b"\x00\x01"])
-def test_a_json_file_of_other_bytes_is_a_data_error(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "value.json"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"value\.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"value\.json is not valid JSON .*line 2.*run the step again"):
         files.read_json(path)
 
 
 def test_missing_json_says_which_step_to_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"value\.json does not exist. Run the step that writes it"):
         files.read_json(tmp_path / "value.json")
-
-
-def test_jsonl_lines_come_back_as_written(tmp_path: Path) -> None:
-    rows = [{"input": "一\u2028二\x85三"}, {"input": "b\nc", "other": 1}]
-    path = files.write_jsonl(tmp_path / "rows.jsonl", rows)
-    assert files.read_jsonl(path, "input") == rows
-    assert path.read_bytes().count(b"\n") == 2
-
-
-def test_jsonl_tolerates_blank_lines_a_byte_order_mark_and_crlf(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"input": "a"}\r\n\r\n  \r\n{"input": "b"}')
-    assert files.read_jsonl(path, "input") == [{"input": "a"}, {"input": "b"}]
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ('{"input": "b"', "not valid JSON"),
-        ("not json", "not valid JSON"),
-        ('{"question": "b"}', 'non-empty text under "input", got {"question": "b"}'),
-        ('{"input": ""}', "non-empty text"),
-        ('{"input": "  "}', "non-empty text"),
-        ('{"input": 3}', "non-empty text"),
-        ('{"input": null}', "non-empty text"),
-        ('["input"]', "expected an object"),
-        ('"input"', "expected an object"),
-    ],
-)
-def test_a_wrong_jsonl_line_is_named_by_file_and_line(tmp_path: Path, line: str, reason: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"input": "a"}}\n\n{line}\n{{"input": "c"}}\n')
-    with pytest.raises(DataError) as caught:
-        files.read_jsonl(path, "input")
-    assert str(caught.value).startswith(f"{path}, line 3: ")
-    assert reason in str(caught.value)
-
-
-def test_a_jsonl_file_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"input": "a"}\n' + '{"input": "电信"}\n'.encode("gb18030"))
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: not UTF-8"):
-        files.read_jsonl(path, "input")
-
-
-@pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_jsonl_file_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"rows\.jsonl holds no lines. Give at least one"):
-        files.read_jsonl(path, "input")
-
-
-def test_a_missing_jsonl_file_says_what_it_should_hold(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r'rows\.jsonl does not exist. Give a file of {"input": "..."} lines'):
-        files.read_jsonl(tmp_path / "rows.jsonl", "input")
 
 
 @pytest.mark.parametrize("below", [".", "params/data", "notebooks"])

@@ -3,10 +3,11 @@
 import hashlib
 import pydoc_data.topics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.model.tiny import byte_tokenizer
 from telechat_kit.texts import (
     PYDOC_TOPICS,
@@ -219,3 +220,49 @@ def test_ranges_of_lines_cover_them_in_the_joined_text(chosen: list[int]) -> Non
     left = TOKENIZER.decode([ids[i] for i in outside])
     for number, line in zip(LINES.numbers, LINES.lines, strict=True):
         assert (line in left) == (number not in chosen)
+
+
+@pytest.mark.parametrize("name", ["CALIBRATION.JSONL", "calibration.ndjson", "calibration.json"])
+def test_json_is_never_read_as_a_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"input": "a"}\n{"prompt": "b"}\n', encoding="utf-8")
+    assert load_text(str(path)).lines == ("a", "b")
+    path = tmp_path / "calibration.txt"
+    for content in ('{"input": "a"}\n{"input": "b"}\n', '[{"input": "a"}]'):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=r"calibration\.txt holds JSON, not a text"):
+            load_text(str(path))
+    path.write_text("{braces} are allowed, [lists] too", encoding="utf-8")
+    assert load_text(str(path)).lines == ("{braces} are allowed, [lists] too",)
+
+
+def chat_tokenizer(before: str = "<_user>", after: str = "<_bot>") -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = f"{{% for m in messages %}}{before}{{{{ m.content }}}}{after}{{% endfor %}}"
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "line", ["<_user>北京<_bot>", " <_user>北京<_bot>\n", "<_user>北京", "<_user>北京<_bot>首都<_end>"]
+)
+def test_a_question_in_chat_form_gets_its_marks_once(line: str) -> None:
+    tokenizer = chat_tokenizer()
+    assert chat_ids(tokenizer, line) == chat_ids(tokenizer, "北京")
+
+
+def test_marks_inside_a_question_stay() -> None:
+    tokenizer = chat_tokenizer()
+    assert tokenizer.decode(chat_ids(tokenizer, "what is <_user>?")) == "<_user>what is <_user>?<_bot>"
+
+
+@pytest.mark.parametrize("line", ["<_user>a<_bot>b<_end><_user>c<_bot>", "<_user>a<_user>b"])
+def test_a_chat_of_several_turns_is_refused_by_line(line: str) -> None:
+    with pytest.raises(
+        DataError, match=r'q\.jsonl, line 3 begins with "<_user>": it is a chat of several turns'
+    ):
+        chat_ids(chat_tokenizer(), line, "q.jsonl, line 3")
+
+
+def test_a_tokenizer_without_chat_template_says_what_to_do() -> None:
+    with pytest.raises(CheckpointError, match=r"no chat template.*chat_template\.jinja"):
+        chat_ids(byte_tokenizer(), "a")

@@ -25,7 +25,10 @@ FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
     type=click.Path(path_type=Path),
     help="The float checkpoint that was quantized (numpy), or the one beside .npy dictionaries.",
 )
-def export(folder: Path, target: Path, form: str, model_path: Path | None) -> None:
+@click.option(
+    "--overwrite", is_flag=True, help="Whatever TARGET holds may go, also what the kit did not write."
+)
+def export(folder: Path, target: Path, form: str, model_path: Path | None, overwrite: bool) -> None:
     """Write the quantized FOLDER in another file format into the new folder TARGET; its logits stay the same.
 
     \b
@@ -35,7 +38,8 @@ def export(folder: Path, target: Path, form: str, model_path: Path | None) -> No
     """
     from telechat_kit.quantization.formats.conversion import export as export_folder
 
-    record = export_folder(folder.absolute(), target.absolute(), form, model_path and model_path.absolute())
+    float_folder = model_path and model_path.absolute()
+    record = export_folder(folder.absolute(), target.absolute(), form, float_folder, overwrite=overwrite)
     click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
     for note in record.notes:
         click.echo(f"    {note}")

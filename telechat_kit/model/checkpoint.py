@@ -8,14 +8,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import GenerationConfig
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.compressed_tensors import read_compressed
+from telechat_kit.model.config_files import read_generation_config
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.model.folder import FLOAT_PART, is_w8a8, weight_files, weights_format
+from telechat_kit.model.folder import (
+    FLOAT_PART,
+    is_w8a8,
+    read_config,
+    require_fitting,
+    weight_files,
+    weights_format,
+)
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.sharding import Shard, narrow, sliced
@@ -67,17 +73,23 @@ def read_w8a8(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> W
 def build_w8a8(
     folder: Path, beside: Path, config: TelechatConfig, dtype: torch.dtype, shard: Shard
 ) -> TelechatForCausalLM:
+    require_fitting(beside if weights_format(folder) == "numpy" else folder, config)
+    weight_files(folder)
     with torch.device("meta"):
         model = TelechatForCausalLM(config)
-    weight_files(folder)
     weights = read_w8a8(folder, beside, model)
     if shard.count > 1:
         narrow(model, shard)
         weights = sliced(weights, shard)
     place(model, weights, dtype)
-    if (beside / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(beside)
+    set_generation(model, beside)
     return model
+
+
+def set_generation(model: TelechatForCausalLM, folder: Path) -> None:
+    """Give `model` the generation settings of `folder`, where there are some."""
+    if (settings := read_generation_config(folder)) is not None:
+        model.generation_config = settings
 
 
 def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> TelechatForCausalLM:
@@ -91,23 +103,25 @@ def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> Telechat
     }
     model.load_state_dict(values, strict=False, assign=True)
     model.tie_weights()
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    set_generation(model, folder)
     return model
 
 
 def build_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
-    weight_files(folder)
+    require_fitting(folder, read_config(folder))
+    safetensors = weight_files(folder)[0].suffix == ".safetensors"
+    read_generation_config(folder)  # transformers passes over a damaged one
     try:
         model, info = TelechatForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True
-        )
+            folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True,
+            use_safetensors=safetensors,
+        )  # fmt: skip
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{folder}: a .bin file holds more than tensors and could run code, so it is refused. "
             "Get the checkpoint from its publisher."
         ) from error
-    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # transformers, torch and safetensors have many kinds
         raise CheckpointError(
             f"{folder}: the weights cannot be read ({error}). Copy the checkpoint again."
         ) from error

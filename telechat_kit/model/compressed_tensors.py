@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.folder import load_tensors, read_object, weight_files
+from telechat_kit.model.config_files import read_object
+from telechat_kit.model.folder import load_tensors, weight_files
 from telechat_kit.model.int8_linears import (
     decode_scale,
     encode_scale,
@@ -27,6 +29,8 @@ from telechat_kit.model.int8_linears import (
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, stored_name
 
+#: A repeated group that holds a repeat: matching can take time exponential in the length of a name
+_NESTED_REPEATS = re.compile(r"\([^()]*[*+}][^()]*\)\s*[*+{]")
 _COMMON = {"num_bits": 8, "type": "int", "dynamic": False}
 _WEIGHTS = {**_COMMON, "strategy": "channel", "symmetric": True}
 _INPUTS = {**_COMMON, "strategy": "tensor", "symmetric": False}
@@ -56,7 +60,7 @@ def quantization_config(ignore: list[str], dynamic: bool = False) -> dict[str, A
 def read_compressed(folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
     """The weights of an `int-quantized` folder, with msModelSlim's tensors computed for its linears."""
     path = folder / "config.json"
-    config = read_object(path)["quantization_config"]
+    config = _checked(path, read_object(path)["quantization_config"])
     dynamic = _is_dynamic(path, config)
     first = weight_files(folder)[0]
     tensors = {stored_name(name, model.config): value for name, value in load_tensors(folder).items()}
@@ -109,6 +113,36 @@ def recovered_bias(packed: Mapping[str, Tensor]) -> Tensor:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
+
+
+class _Group(BaseModel):
+    """A group of linears that are quantized alike; what it says of them is looked at by `_check_part`."""
+
+    weights: dict[str, Any] | None = None
+    input_activations: dict[str, Any] | None = None
+
+
+class _Quantization(BaseModel):
+    """The types of `quantization_config`, as far as it is read."""
+
+    config_groups: dict[str, _Group] = {}
+    ignore: list[str] | None = None
+
+
+def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` if its values have their types and its patterns can be matched in no time."""
+    try:
+        found = _Quantization.model_validate(config)
+        for pattern in (entry[3:] for entry in found.ignore or [] if entry.startswith("re:")):
+            if len(pattern) > 200 or _NESTED_REPEATS.search(pattern):
+                raise ValueError(f"ignore: the pattern {pattern[:60]!r} may take for ever")
+            re.compile(pattern)
+    except (ValueError, RecursionError, re.error) as error:
+        told = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: quantization_config cannot be read ({told}). Copy the file again from its publisher."
+        ) from error
+    return config
 
 
 def _is_dynamic(path: Path, config: Mapping[str, Any]) -> bool:

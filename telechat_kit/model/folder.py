@@ -3,20 +3,19 @@
 What the tensors mean is left to `w8a8`, `numpy_files` and `compressed_tensors`, the model to `checkpoint`.
 """
 
-import pickle
-import struct
-import zipfile
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from telechat_kit.errors import CheckpointError, DataError
-from telechat_kit.files import read_json
+from telechat_kit.errors import CheckpointError
+from telechat_kit.model.config_files import read_index, read_object, require_config
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.weight_tables import damage, stored_shapes
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"
 W8A8_DESCRIPTION = "quant_model_description_w8a8.json"
@@ -32,9 +31,9 @@ ORIGIN = "origin.json"
 #: Float folder of a pair of scenario two that the kit exported, inside the folder of the dictionaries
 FLOAT_PART = "float"
 _NUMPY_WEIGHTS = "quant_weight.npy"
-_NUMPY_MAGIC = b"\x93NUMPY"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+#: Float weights in the order in which transformers looks for them
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")
 
 
 class QuantNames(NamedTuple):
@@ -64,7 +63,7 @@ def weights_format(folder: Path) -> Format:
     if config.get("quantization_config"):
         return "compressed-tensors"
     known = {names.quantize for names in QUANT_NAMES.values()}
-    return "safetensors" if config.get("quantize") in known else "float"
+    return "safetensors" if str(config.get("quantize")) in known else "float"
 
 
 def description_path(folder: Path) -> Path | None:
@@ -85,31 +84,22 @@ def read_config(folder: Path) -> TelechatConfig:
             f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there."
         )
     path = folder / "config.json"
-    model_type = read_object(path).get("model_type")
+    values = read_object(path)
+    model_type = values.get("model_type")
     if model_type != TelechatConfig.model_type:
         raise CheckpointError(
             f'{path}: model_type is "{model_type}", expected "telechat". Give a TeleChat checkpoint.'
         )
+    require_config(path, values)
     try:
         return TelechatConfig.from_pretrained(folder)
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except Exception as error:  # transformers checks keys of its own, each in its way
         raise CheckpointError(f"{path} describes no TeleChat: {error}. Copy the file again.") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint; a `CheckpointError` if there is none."""
-    try:
-        values = read_json(path)
-    except DataError as error:
-        raise CheckpointError(f"{path.parent} is no checkpoint folder: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object. Copy the file again.")
-    return values
 
 
 def origin(folder: Path) -> dict[str, Any]:
     """Where the weights come from, as `origin.json` of the folder says; empty when it has none."""
-    return read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    return read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -122,69 +112,106 @@ def weight_files(folder: Path) -> list[Path]:
     for path in files:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing. The checkpoint is incomplete: copy the file again.")
-        if damage := _damage(path):
-            raise CheckpointError(f"{path} is damaged ({damage}). Copy the file again.")
+        if problem := damage(path):
+            raise CheckpointError(f"{path} is damaged ({problem}). Copy the file again.")
     return files
+
+
+def require_fitting(folder: Path, config: TelechatConfig) -> None:
+    """Hold `config` against the tables of contents of the weight files, before anything is built from it.
+
+    Raises:
+        CheckpointError: other numbers of blocks, or another size of the vocabulary or of the feed-forward part.
+    """
+    shapes = stored_shapes(weight_files(folder))
+    blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
+    if not blocks:  # .bin files have no table; `Shards` looks into them
+        return
+    _require(folder, "n_layer", config.n_layer, max(blocks) + 1)
+    for name, shape in shapes.items():
+        if name.endswith(("word_embeddings.weight", "embed_tokens.weight")) and len(shape) == 2:
+            _require(folder, "vocab_size", config.vocab_size, shape[0])
+            _require(folder, "hidden_size", config.hidden_size, shape[1])
+        elif name.endswith("gate_proj.weight") and len(shape) == 2:
+            _require(folder, "ffn_hidden_size", config.ffn_hidden_size, shape[0])
+
+
+def _require(folder: Path, key: str, said: int, found: int) -> None:
+    if said != found:
+        raise CheckpointError(
+            f"{folder}: config.json says {key} {said}, the weights have {found}; config.json and weights do not belong "
+            "together."
+        )
 
 
 def load_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors or `.bin` files by their names there, on the CPU."""
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        tensors |= load_file(path) if path.suffix == ".safetensors" else _load_bin(path)
+        try:
+            tensors |= load_file(path) if path.suffix == ".safetensors" else read_bin(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} cannot be read ({error}). Copy the file again.") from error
     return tensors
 
 
-def _load_bin(path: Path) -> dict[str, Tensor]:
+def read_bin(path: Path, mmap: bool = False) -> dict[str, Tensor]:
+    """The tensors of a `.bin` file, on the CPU; nothing that it may hold is run.
+
+    Raises:
+        CheckpointError: it holds anything else, or is damaged.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        values = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except Exception as error:  # a damaged pickle may raise anything: the bytes are instructions
         raise CheckpointError(
-            f"{path} cannot be read as tensors only, so it is refused. Get the checkpoint from its publisher."
+            f"{path} holds more than tensors and could run code, or is damaged, so it is refused "
+            f"({' '.join(str(error).split())[:120]}). Get the checkpoint from its publisher."
         ) from error
+    if not isinstance(values, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
+    ):
+        raise CheckpointError(f"{path} holds no table of tensors. Get the checkpoint from its publisher.")
+    return values
 
 
 def _described_files(folder: Path) -> list[Path]:
-    for name in (W8A8_WEIGHTS, DYNAMIC_WEIGHTS, _ASCEND_WEIGHTS):
-        if (folder / f"{name}.index.json").is_file():
-            return _indexed_files(folder / f"{name}.index.json")
-        if (folder / name).is_file():
-            return [folder / name]
-    dynamic = (folder / DYNAMIC_DESCRIPTION).is_file()
-    return [folder / (DYNAMIC_WEIGHTS if dynamic else W8A8_WEIGHTS)]
+    names = (W8A8_WEIGHTS, DYNAMIC_WEIGHTS, _ASCEND_WEIGHTS)
+    found = [files for name in names if (files := _one_of(folder, name))]
+    if len(found) > 1:
+        raise _ambiguous(folder, found[0][0].name, found[1][0].name)
+    dynamic = (folder / DYNAMIC_DESCRIPTION).is_file() and not (folder / W8A8_DESCRIPTION).is_file()
+    return found[0] if found else [folder / (DYNAMIC_WEIGHTS if dynamic else W8A8_WEIGHTS)]
 
 
 def _float_files(folder: Path) -> list[Path]:
-    for index in _INDEXES:
-        if (folder / index).is_file():
-            return _indexed_files(folder / index)
-    for single in _SINGLE:
-        if (folder / single).is_file():
-            return [folder / single]
-    raise CheckpointError(
-        f"{folder} holds no weights: none of {', '.join(_INDEXES + _SINGLE)} is there. Copy the weights into it."
+    """The files that transformers would load: safetensors before `.bin`."""
+    for name in _SINGLE:
+        if files := _one_of(folder, name):
+            return files
+    known = ", ".join(f"{name}, {name}.index.json" for name in _SINGLE)
+    raise CheckpointError(f"{folder} holds no weights: none of {known} is there. Copy the weights into it.")
+
+
+def _one_of(folder: Path, name: str) -> list[Path]:
+    """The weights called `name`, in one file or in shards by an index; empty if there are none.
+
+    Raises:
+        CheckpointError: both are there and whole. transformers would take the one file, and say nothing.
+    """
+    single, index = folder / name, folder / f"{name}.index.json"
+    if not index.is_file():
+        return [single] if single.is_file() else []
+    shards = read_index(index)
+    if single.is_file() and single not in shards:
+        if all(path.is_file() for path in shards):
+            raise _ambiguous(folder, single.name, index.name)
+        return [single]
+    return shards
+
+
+def _ambiguous(folder: Path, first: str, second: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds weights twice, as {first} and as {second}, and nothing tells which are meant. "
+        "Move one of them away."
     )
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} lists no weight files. Copy the file again.")
-    return [index.parent / name for name in sorted(set(weight_map.values()))]
-
-
-def _damage(path: Path) -> str | None:
-    """Why a weight file cannot be whole, from its own table of contents; None if it may be."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        elif path.suffix == ".npy":
-            with path.open("rb") as stream:
-                return None if stream.read(6) == _NUMPY_MAGIC else "no NumPy file"
-        else:
-            with zipfile.ZipFile(path) as archive:
-                archive.infolist()
-    except (SafetensorError, zipfile.BadZipFile, OSError, struct.error) as error:
-        return str(error) or type(error).__name__
-    return None

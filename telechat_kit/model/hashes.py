@@ -5,9 +5,8 @@ from pathlib import Path
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.folder import weight_files
+from telechat_kit.model.tokenizer_files import FILES
 from telechat_kit.provenance import combined_hash, file_hash
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def weights_hash(folder: Path) -> str:
 
 def tokenizer_hash(folder: Path) -> str:
     """One hash over the tokenizer files of a checkpoint folder."""
-    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    files = [folder / name for name in FILES if (folder / name).is_file()]
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
 
 
@@ -51,5 +50,5 @@ def folder_hashes(folder: Path) -> FolderHashes:
         weights, problem = weights_hash(folder), ""
     except CheckpointError as error:
         weights, problem = "", str(error)
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    has_tokenizer = any((folder / name).is_file() for name in FILES)
     return FolderHashes(files, weights, tokenizer_hash(folder) if has_tokenizer else "", problem)

@@ -22,6 +22,8 @@ from transformers.utils import cached_file
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import resolve
+from telechat_kit.model.config_files import read_object, require_config
+from telechat_kit.model.tokenizer_files import guarded
 
 USER, BOT, END = "<_user>", "<_bot>", "<_end>"
 BOT_ROLES = ("assistant", "bot")  # "bot" is the name in the published history
@@ -227,7 +229,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of a model folder: official, quantized or demo.
 
     Raises:
-        CheckpointError: the folder, its config.json or its tokenizer file is not there.
+        CheckpointError: the folder, its config.json or its tokenizer file is not there or damaged, or the tokenizer
+            has ids that the model has not.
 
     Example:
         >>> tokenizer = load_tokenizer("models/tiny-w8a8")
@@ -243,7 +246,16 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             raise CheckpointError(
                 f"{folder} holds no {missing}. Copy it there from the published checkpoint."
             )
-    return AutoTokenizer.from_pretrained(folder)
+    config = read_object(folder / "config.json")
+    require_config(folder / "config.json", config)
+    tokenizer = guarded(folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    largest, size = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 160256)
+    if largest >= size:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has the id {largest}, the model {size} ids. Copy the tokenizer that belongs to "
+            "the weights."
+        )
+    return tokenizer
 
 
 _read_tokenizer_config = tokenization_auto.get_tokenizer_config

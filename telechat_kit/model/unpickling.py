@@ -53,6 +53,8 @@ class _Placeholder:
 
 
 def _storage(content: bytes) -> Any:
+    if content.startswith(b"PK"):
+        raise pickle.UnpicklingError("it holds an archive for a storage")
     storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.storage.TypedStorage | torch.UntypedStorage):
         raise pickle.UnpicklingError(f"it holds {type(storage).__name__} for a storage")
@@ -62,7 +64,19 @@ def _storage(content: bytes) -> Any:
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
     if not isinstance(storage, torch.storage.TypedStorage | torch.UntypedStorage):
         raise pickle.UnpicklingError("it builds a tensor of something else than a storage")
+    elements = storage.nbytes() // storage.element_size()
+    if not _fits(offset, size, stride, elements):
+        raise pickle.UnpicklingError("it builds a tensor larger than its storage")
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
+
+
+def _fits(offset: int, size: tuple[int, ...], stride: tuple[int, ...], elements: int) -> bool:
+    """Whether every element of a tensor lies in a storage of so many: torch would grow the storage instead."""
+    numbers = [offset, *size, *stride]
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(size) != len(stride):
+        return False
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    return 0 in size or last < elements
 
 
 def _parameter(data: Tensor, *_: object) -> Tensor:
@@ -103,14 +117,15 @@ def read_dictionary(path: Path) -> dict[str, Tensor]:
     # a damaged pickle may raise anything: the bytes are instructions
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({error}). "
+            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({str(error)[:200]}). "
             "Get the file from its publisher."
         ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no dictionary of tensors. Get the file from its publisher.")
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {name!r} is no tensor. Get the file from its publisher.")
+            told = ascii(name[:80]) if isinstance(name, str) else f"a name of type {type(name).__name__}"
+            raise CheckpointError(f"{path}: {told} is no tensor. Get the file from its publisher.")
     return values
 
 

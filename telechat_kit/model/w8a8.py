@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.model.config_files import read_object
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import (
     DYNAMIC,
@@ -21,7 +22,6 @@ from telechat_kit.model.folder import (
     STATIC,
     description_path,
     load_tensors,
-    read_object,
     weight_files,
 )
 from telechat_kit.model.int8_linears import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear

@@ -1,7 +1,6 @@
 """The weights of a float checkpoint one by one, read from `.bin` or safetensors shards when they are asked for."""
 
 import contextlib
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.folder import read_config, weight_files
+from telechat_kit.model.folder import read_bin, read_config, require_fitting, weight_files
 from telechat_kit.model.network import TelechatForCausalLM
 
 #: How much of a tensor is read at a time when it is only copied
@@ -50,6 +49,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_config(folder)
+        require_fitting(folder, self.config)
         self.config_changes: dict[str, object] = {}
         self.tensors = dict(self._stored())
         if self.config.tie_word_embeddings:
@@ -147,21 +147,8 @@ def _mapped(path: Path) -> Iterator[Mapping[str, Tensor]]:
             with safe_open(path, framework="pt") as file:
                 yield {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
         else:
-            yield _mapped_pickle(path)
+            yield read_bin(path, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, KeyError) as error:
         raise CheckpointError(
             f"{path}: the weights cannot be read ({error}). Copy the file again."
         ) from error
-
-
-def _mapped_pickle(path: Path) -> Mapping[str, Tensor]:
-    try:
-        values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and could run code, so it is refused. "
-            "Get the checkpoint from its publisher."
-        ) from error
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise CheckpointError(f"{path} holds no table of tensors. Get the checkpoint from its publisher.")
-    return values

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.files import read_jsonl, resolve, write_jsonl, writing
+from telechat_kit.files import resolve, write_jsonl, writing
 from telechat_kit.inference.generation import generate, generate_batch, stop_ids
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.progress import track
 from telechat_kit.provenance import code_hash, combined_hash
+from telechat_kit.rows import read_numbered_rows
 from telechat_kit.texts import chat_ids, common_prefix
 
 
@@ -71,8 +72,12 @@ def answer_lines(
     if batch < 1:
         raise ParameterError(f"answer_batch is {batch}: at least 1 line is answered at a time.")
     path = resolve(jsonl_path)
-    questions = [str(row["input"]) for row in read_jsonl(path, "input")[:limit]]
-    prompts = [chat_ids(pair.tokenizer, question) for question in questions]
+    rows = dict(list(read_numbered_rows(path).items())[:limit])
+    questions = [str(row["input"]) for row in rows.values()]
+    prompts = [
+        chat_ids(pair.tokenizer, question, f"{path}, line {number}")
+        for number, question in zip(rows, questions, strict=True)
+    ]
     _check_lengths(pair, path, questions, prompts, max_new_tokens)
     folder = None if work_folder is None else resolve(work_folder)
     asked = _Asked(questions, prompts, max_new_tokens, repetition_penalty, folder, batch)

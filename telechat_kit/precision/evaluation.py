@@ -6,7 +6,7 @@ from pathlib import Path
 
 from telechat_kit.backends import split_devices
 from telechat_kit.errors import ParameterError
-from telechat_kit.files import read_jsonl, relative, resolve
+from telechat_kit.files import relative, resolve
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks
 from telechat_kit.precision.answers import Answer, answer_lines
 from telechat_kit.precision.bundle import BUNDLE, save_bundle
@@ -14,6 +14,7 @@ from telechat_kit.precision.divergence import Divergence, Group, measure_diverge
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, load_questions, measure_tasks, require_harness
 from telechat_kit.provenance import Conditions
+from telechat_kit.rows import read_rows
 from telechat_kit.texts import Block, load_text
 
 SCHEMA = "telechat-kit/precision/2"
@@ -109,7 +110,7 @@ def measure_precision(
         >>> measured.divergence.sequences, len(measured.answers)
         (4, 1)
     """
-    read_jsonl(resolve(evaluation.jsonl_path), "input")
+    read_rows(resolve(evaluation.jsonl_path), "input")
     questions = load_questions(evaluation.tasks_path) if evaluation.tasks_path else []
     if questions:
         require_harness()

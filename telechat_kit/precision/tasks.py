@@ -6,8 +6,10 @@ The harness is an optional extra: `pip install telechat-kit[tasks]`. Nothing is 
 import csv
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from telechat_kit.errors import DataError, KitError
-from telechat_kit.files import read_jsonl, resolve, write_jsonl
+from telechat_kit.files import resolve, write_jsonl
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision.divergence import language_of
+from telechat_kit.rows import read_numbered_rows
 from telechat_kit.statistics import Estimate, paired_difference, share
+from telechat_kit.strict_json import read_bytes
 
 LETTERS = "ABCD"
 #: What stands before a question, as the papers of C-Eval, CMMLU and MMLU have it
@@ -27,13 +31,10 @@ PROMPTS = {
     "Chinese": "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。\n\n题目：{question}\n{choices}\n答案是：",
     "English": "The following is a multiple choice question (with answer) about {subject}.\n\n{question}\n{choices}\nAnswer:",
 }
-#: Columns of the published files in the order question, A, B, C, D, answer; MMLU's have no header
-_HEADERS = (
-    ("question", "A", "B", "C", "D", "answer"),
-    ("Question", "A", "B", "C", "D", "Answer"),
-)
-#: Where the published archives keep the questions with answers
-_SPLITS = ("test", "val")
+#: Columns of the published files, in small or capital letters; MMLU's have no header, but this order
+_COLUMNS = ("question", "a", "b", "c", "d", "answer")
+#: Where the published archives keep questions; not every split of every archive has the answers
+_SPLITS = ("test", "val", "dev")
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def load_questions(path: str | Path) -> list[Question]:
     path = resolve(path)
     if path.is_dir():
         return _read_folder(path)
-    rows = read_jsonl(path, "question")
-    return [_question(f"{path}, question {number}", row) for number, row in enumerate(rows, start=1)]
+    rows = read_numbered_rows(path, "question")
+    return [_question(f"{path}, line {number}", row) for number, row in rows.items()]
 
 
 def _question(where: str, row: dict[str, Any]) -> Question:
@@ -94,27 +95,53 @@ def _question(where: str, row: dict[str, Any]) -> Question:
 
 
 def _read_folder(folder: Path) -> list[Question]:
-    split = next((folder / name for name in _SPLITS if list((folder / name).glob("*.csv"))), folder)
-    files = sorted(split.glob("*.csv"))
-    if not files:
+    splits = [files for name in (*_SPLITS, "") if (files := _csv_files(folder / name))]
+    if not splits:
         raise DataError(
             f"{folder} holds no .csv files, nor do {' or '.join(_SPLITS)} below it. Give the folder of the "
             "unpacked C-Eval, CMMLU or MMLU, or a .jsonl file."
         )
-    return [question for path in files for question in _read_csv(path)]
+    answered = next((files for files in splits if _has_answers(files[0])), splits[0])
+    return [question for path in answered for question in _read_csv(path)]
+
+
+def _csv_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".csv" and path.is_file())
+
+
+def _has_answers(path: Path) -> bool:
+    """Whether a file is one of questions with answers: C-Eval's test split comes without."""
+    rows = _rows(path)
+    return bool(rows) and "answer" in (_header(rows[0][1]) or _COLUMNS)
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Rows of a CSV file with the numbers of the lines that they end in; blank ones left out."""
+    content = read_bytes(path, "Copy the file again, or remove it.")
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        return [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}. Convert it.") from error
+
+
+def _header(row: list[str]) -> list[str] | None:
+    """Names of the columns in small letters, if the first row of a file gives them."""
+    names = [cell.strip().lower() for cell in row]
+    return names if {"question", "a", "b", "c", "d"} <= set(names) else None
 
 
 def _read_csv(path: Path) -> Iterator[Question]:
-    subject = path.stem.removesuffix("_test").removesuffix("_val").replace("_", " ")
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8: {error}. Convert it.") from error
-    header = next((names for names in _HEADERS if rows and set(names) <= set(rows[0])), None)
-    columns = [rows[0].index(name) for name in header] if header else list(range(6))
-    for number, row in enumerate(rows[1:] if header else rows, start=2 if header else 1):
-        if len(row) <= max(columns):
-            raise DataError(f"{path}, line {number}: {len(row)} columns, expected {max(columns) + 1}.")
+    subject = re.sub("_(test|val|dev)$", "", path.stem).replace("_", " ")
+    rows = _rows(path)
+    header = _header(rows[0][1])
+    if header and (missing := [name for name in _COLUMNS if name not in header]):
+        raise DataError(f'{path} has no column "{missing[0]}". Give a split with questions and answers.')
+    columns = [header.index(name) for name in _COLUMNS] if header else list(range(len(_COLUMNS)))
+    width = len(header or _COLUMNS)
+    for number, row in rows[1:] if header else rows:
+        if len(row) != width:
+            raise DataError(f"{path}, line {number}: {len(row)} columns, expected {width}.")
         question, *choices, answer = (row[column] for column in columns)
         values = {"subject": subject, "question": question, "choices": choices, "answer": answer}
         yield _question(f"{path}, line {number}", values)

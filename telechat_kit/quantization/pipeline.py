@@ -17,7 +17,7 @@ from telechat_kit.files import relative, require_space, resolve, working_in
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.inference.memory import explained
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.model.folder import description_path, is_w8a8, read_config, weight_files
+from telechat_kit.model.folder import is_w8a8, read_config, weight_files
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
@@ -27,7 +27,8 @@ from telechat_kit.quantization.calibration.observers import make_observer
 from telechat_kit.quantization.calibration.passes import BEST
 from telechat_kit.quantization.calibration.samples import calibration_set
 from telechat_kit.quantization.formats.given import GivenWeights, check_given
-from telechat_kit.quantization.formats.w8a8_folder import needed_bytes, write_w8a8_folder
+from telechat_kit.quantization.formats.ownership import require_free
+from telechat_kit.quantization.formats.w8a8_folder import RECIPE, needed_bytes, write_w8a8_folder
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, parse_budget
 from telechat_kit.quantization.methods.rotation import open_shards, why_not_r1
@@ -84,6 +85,7 @@ def quantize(
     *,
     device: str = "auto",
     given_weights: bool = False,
+    overwrite: bool = False,
 ) -> QuantizeRecord:
     """Quantize the float checkpoint folder `checkpoint_path` into the W8A8 folder `quant_path`.
 
@@ -92,6 +94,7 @@ def quantize(
         calibration: on which text.
         device: that the passes over the network run on.
         given_weights: `quant_path` holds W8A8 weights already: `check_given_weights` instead of quantizing.
+        overwrite: whatever `quant_path` holds may go, also what the kit did not write.
 
     Raises:
         CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
@@ -108,6 +111,7 @@ def quantize(
     source, target = resolve(checkpoint_path), resolve(quant_path)
     torch_device = resolve_device(device)
     context = _check_request(source, target, recipe).training_seqlen
+    require_free(target.resolve(), RECIPE, [source], overwrite)
     tokenizer = load_tokenizer(source)
     chosen = calibration_set(
         tokenizer, calibration.source,
@@ -124,7 +128,7 @@ def quantize(
         **asked, **chosen.recipe(),
     )  # fmt: skip
     shards = open_shards(source, applied.ingredients, calibration.seed)
-    quantized = _quantize(shards, target, chosen.tensors(), applied, torch_device)
+    quantized = _quantize(shards, target.resolve(), chosen.tensors(), applied, torch_device)
     record = _record(source, target, quantized.linears, quantized.float_linears, applied, start, torch_device)
     return replace(record, measured=quantized.measured)
 
@@ -234,8 +238,6 @@ def _check_request(source: Path, target: Path, recipe: Recipe) -> TelechatConfig
         raise CheckpointError(
             f"quant_path is checkpoint_path ({source}). Give the W8A8 weights a folder of their own."
         )
-    if target.exists() and not description_path(target) and any(target.iterdir()):
-        raise CheckpointError(f"{target} holds other files. Give the W8A8 weights a folder of their own.")
     check_level(recipe.level, model_linear_names(config))
     make_observer(recipe.act_method)
     if recipe.activations not in ACTIVATIONS:

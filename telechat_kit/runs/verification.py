@@ -12,9 +12,10 @@ import yaml
 from telechat_kit.comparison.changes import Figure, figures
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, KitError
-from telechat_kit.files import read_jsonl, resolve
+from telechat_kit.files import resolve
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.provenance import code_hash, code_version, file_hash, machine
+from telechat_kit.rows import read_rows
 from telechat_kit.runs.execution import run_profile
 from telechat_kit.runs.plan import Selection, find_step
 from telechat_kit.runs.profile import load_profile, notebook_path
@@ -138,7 +139,7 @@ def _texts(run: RunData) -> Iterator[Origin]:
 
 
 def _questions(path: str, count: int) -> str:
-    return str([row["input"] for row in read_jsonl(resolve(path), "input")[:count]])
+    return str([row["input"] for row in read_rows(resolve(path), "input")[:count]])
 
 
 def made_again(origins: Sequence[Origin], run: RunData, repeated: RunData) -> list[Origin]:

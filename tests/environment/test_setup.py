@@ -142,7 +142,7 @@ def test_a_tokenizer_that_cannot_be_read_is_a_missing_row_with_advice(own_tiny: 
     for path in own_tiny.glob("*token*"):
         path.unlink()
     row = rows(check_setup(own_tiny, own_tiny))["tokenizer"]
-    assert (row.found, row.verdict) == ("not readable", "missing")
+    assert (row.found, row.verdict) == ("not usable", "missing")
     assert str(own_tiny) in row.advice
 
 
@@ -153,8 +153,8 @@ def test_a_tokenizer_of_another_model_is_a_missing_row(own_tiny: Path) -> None:
     tokenizer["added_tokens"].append({"id": 262, "content": "<more>", **extra})
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     row = rows(check_setup(own_tiny, own_tiny))["tokenizer"]
-    assert (row.found, row.required, row.verdict) == ("263 tokens", "at most 262", "wrong")
-    assert row.advice == "copy the tokenizer that belongs to the weights"
+    assert (row.found, row.verdict) == ("not usable", "missing")
+    assert "has the id 262, the model 262 ids. Copy the tokenizer that belongs to the weights" in row.advice
 
 
 def test_a_version_that_is_too_old_or_absent_is_a_missing_row(

@@ -14,7 +14,7 @@ TOPICS = "pydoc_data.topics"
 
 def test_a_malformed_question_is_found_before_the_models_are_loaded(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
-    path.write_text('{"input": "a"}\n{"question": "b"}\n')
+    path.write_text('{"input": "a"}\n{"answer": "b"}\n')
     with pytest.raises(DataError, match=r"questions\.jsonl, line 2"):
         measure_precision(
             tmp_path / "no model",

@@ -53,9 +53,9 @@ def test_the_shipped_questions_are_in_two_languages_and_their_answers_spread_eve
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"question": "q", "choices": ["a", "b"], "answer": "A"}, 'question 2: expected four "choices"'),
-        ({"question": "q", "choices": list("abcd"), "answer": "E"}, 'question 2: expected four "choices"'),
-        ({"question": "q", "choices": list("abcd"), "answer": ""}, 'question 2: expected four "choices"'),
+        ({"question": "q", "choices": ["a", "b"], "answer": "A"}, 'line 2: expected four "choices"'),
+        ({"question": "q", "choices": list("abcd"), "answer": "E"}, 'line 2: expected four "choices"'),
+        ({"question": "q", "choices": list("abcd"), "answer": ""}, 'line 2: expected four "choices"'),
         ({"choices": list("abcd"), "answer": "A"}, "line 2"),
     ],
 )
@@ -72,6 +72,44 @@ def test_a_folder_without_questions_and_a_row_with_too_few_columns_are_named(tmp
         load_questions(tmp_path)
     with pytest.raises(DataError, match=r"x_test\.csv, line 2: 3 columns, expected 6"):
         load_questions(folder_of(tmp_path, "test/x_test.csv", "q,a,b,c,d,A\nq,a,b\n"))
+
+
+CEVAL = {
+    "dev/logic_dev.csv": "id,question,A,B,C,D,answer,explanation\n0,哪一个是颜色？,红,桌,椅,门,A,红是颜色\n",
+    "test/logic_test.csv": "id,question,A,B,C,D\n0,哪种动物会飞？,猫,鸟,鱼,狗\n",
+    "val/logic_val.csv": "id,question,A,B,C,D,answer\n0,下列说法不正确的是____,一,二,三,四,A\n",
+}
+
+
+def test_the_split_that_has_answers_is_taken(tmp_path: Path) -> None:
+    for name, content in CEVAL.items():
+        folder_of(tmp_path, name, content)
+    assert [question.question for question in load_questions(tmp_path)] == ["下列说法不正确的是____"]
+    (tmp_path / "val" / "logic_val.csv").unlink()
+    assert [question.question for question in load_questions(tmp_path)] == ["哪一个是颜色？"]
+    (tmp_path / "dev" / "logic_dev.csv").unlink()
+    with pytest.raises(DataError, match=r'logic_test\.csv has no column "answer"'):
+        load_questions(tmp_path)
+
+
+def test_a_question_in_two_lines_and_choices_that_are_letters_stay_in_their_columns(tmp_path: Path) -> None:
+    content = '"two\nlines",a,b,c,d,D\n"A or B?",A,B,C,D,A\n'
+    first, second = load_questions(folder_of(tmp_path, "test/x_test.csv", content))
+    assert first == Question("x", "two\nlines", ("a", "b", "c", "d"), "D")
+    assert second.choices == ("A", "B", "C", "D")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", r"x\.csv is empty"),
+        ("1,q,a,b,c,A,B\n", r"x\.csv, line 1: 7 columns, expected 6"),
+        ("id,question,A,B,C,D,answer\n0,q,a,b,c,d\n", r"x\.csv, line 2: 6 columns, expected 7"),
+    ],
+)
+def test_an_empty_file_and_shifted_columns_are_refused(tmp_path: Path, content: str, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        load_questions(folder_of(tmp_path, "x.csv", content))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed")

@@ -36,6 +36,7 @@ from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, norm_names, place, stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.formats.numpy_export import FloatWeights, save_dictionaries
+from telechat_kit.quantization.formats.ownership import FILES, names_in, require_free
 from telechat_kit.quantization.formats.tensor_file import Entry, whole_entry, write_tensor_file
 from telechat_kit.quantization.formats.w8a8_folder import copy_beside
 
@@ -77,7 +78,12 @@ class _Source:
 
 
 def export(
-    folder: str | Path, target: str | Path, format: str, model_path: str | Path | None = None
+    folder: str | Path,
+    target: str | Path,
+    format: str,
+    model_path: str | Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> ExportRecord:
     """Write the quantized `folder` into the new folder `target` in another format; its logits stay the same.
 
@@ -89,6 +95,7 @@ def export(
             "compressed-tensors" (`int-quantized`, vLLM).
         model_path: for "numpy" the float checkpoint that was quantized, so that `float` holds its weights and
             not int8 weights times scale. For a `folder` of `.npy` dictionaries their float folder.
+        overwrite: whatever `target` holds may go, also what the kit did not write.
 
     Raises:
         CheckpointError, ParameterError: each names the cause and the remedy.
@@ -102,7 +109,8 @@ def export(
     float_folder = None if model_path is None else resolve(model_path)
     if format not in FORMATS:
         raise ParameterError(f'format "{format}" is unknown. Use one of {", ".join(FORMATS)}.')
-    _check_target(target, [source_folder, *([float_folder] if float_folder else [])])
+    target = target.resolve()
+    require_free(target, RECORD, [source_folder, *([float_folder] if float_folder else [])], overwrite)
     source = _read(source_folder, float_folder)
     _check_activations(source, format)
     _check_rotation(source, format, float_folder)
@@ -115,19 +123,8 @@ def export(
             record = _write_compressed(source, temporary, record)
         else:
             _write_described(source, temporary, format)
-        write_json(temporary / RECORD, asdict(record))
+        write_json(temporary / RECORD, {**asdict(record), FILES: names_in(temporary)})
     return record
-
-
-def _check_target(target: Path, inputs: list[Path]) -> None:
-    if any(path == target or path.is_relative_to(target) for path in inputs):
-        raise CheckpointError(
-            f"{target} holds the weights to be exported. Give the export a folder of its own."
-        )
-    if target.is_file():
-        raise CheckpointError(f"{target} is a file. Give the export a folder of its own.")
-    if target.is_dir() and not (target / RECORD).is_file() and any(target.iterdir()):
-        raise CheckpointError(f"{target} holds other files. Give the export a folder of its own.")
 
 
 def _read(folder: Path, float_folder: Path | None) -> _Source:

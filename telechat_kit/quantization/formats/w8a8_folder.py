@@ -15,13 +15,16 @@ from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES
 from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
 from telechat_kit.quantization.blocks import Block
+from telechat_kit.quantization.formats.ownership import FILES, names_in
 from telechat_kit.quantization.formats.tensor_file import Entry, file_entries, tensor_entry, write_tensor_file
 from telechat_kit.quantization.partial import Pass
 
 #: What stands beside the weights in a checkpoint folder and is copied as it is
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")
 _DESCRIPTIONS = (ASCEND_DESCRIPTION, *(names.description for names in QUANT_NAMES.values()))
-_OWN_FILES = ("config.json", "quantize.json", "export.json", *_DESCRIPTIONS)
+#: The kit's record in a quantized folder
+RECIPE = "quantize.json"
+_OWN_FILES = ("config.json", RECIPE, "export.json", *_DESCRIPTIONS)
 
 Put = Callable[[str, Tensor, str], None]
 
@@ -142,7 +145,7 @@ def write_w8a8_folder(
         write_tensor_file(folder / names.weights, entries)
         write_json(folder / names.description, kinds)
         write_json(folder / "config.json", {**config, "quantize": names.quantize})
-        write_json(folder / "quantize.json", details)
+        write_json(folder / RECIPE, {**details, FILES: names_in(folder)})
         replace_folder(folder, target)
 
 

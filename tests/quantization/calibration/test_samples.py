@@ -106,7 +106,7 @@ def test_the_evaluation_leaves_calibrated_lines_out(tiny_folder: Path, tmp_path:
         ({"calibration_format": "blocks"}, "", ParameterError, 'calibration_lines "all" has no meaning'),
         ({"calibration_tokens": 513}, "", ParameterError, "calibration_tokens is 513: .* at most 512"),
         ({}, '{"input": "a"}\n{"input": " "}', DataError, "lines.jsonl, line 2: expected"),
-        ({}, '{"input": "a"}\n\n{"input": ', DataError, "lines.jsonl, line 3: not valid JSON"),
+        ({}, '{"input": "a"}\n\n{"input": ', DataError, "lines.jsonl, line 3 is not valid JSON"),
         ({"calibration_lines": "2"}, '{"input": "a"}\n\n{"input": "b"}', DataError, "line 2 is empty"),
     ],
 )

@@ -458,9 +458,9 @@ def test_bad_requests_are_named_and_leave_nothing(
         export(tiny_folder, target, "ascendV1")
     with pytest.raises(CheckpointError, match="does not exist"):
         export(tmp_path / "nowhere", target, "ascendV1")
-    with pytest.raises(CheckpointError, match="folder of its own"):
+    with pytest.raises(CheckpointError, match="folder of their own"):
         export(quantized, quantized, "ascendV1")
-    with pytest.raises(CheckpointError, match="folder of its own"):
+    with pytest.raises(CheckpointError, match="folder of their own"):
         export(quantized, quantized.parent, "ascendV1")
     with pytest.raises(CheckpointError, match="of the quantized shape"):
         export(quantized, target, "numpy", model_path=float_s)

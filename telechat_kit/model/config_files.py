@@ -1,0 +1,164 @@
+"""What the JSON files of a checkpoint must look like before anything is built from them: one pydantic model a file.
+
+Sizes have bounds that no model of the family comes near: what lies beyond would only hang or ask for all memory.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from transformers import GenerationConfig
+
+from telechat_kit.errors import CheckpointError, DataError
+from telechat_kit.files import read_json
+
+GENERATION_CONFIG = "generation_config.json"
+_REMEDY = "Copy the file again from its publisher."
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it begins with a byte order mark, at which transformers stops.
+    """
+    try:
+        values = read_json(path, _REMEDY)
+    except DataError as error:
+        raise CheckpointError(f"{path.parent} is no checkpoint folder: {error}") from error
+    with path.open("rb") as file:
+        if file.read(3) == _BYTE_ORDER_MARK:
+            raise CheckpointError(
+                f"{path} begins with a byte order mark, which transformers does not read. Save it as UTF-8 without one."
+            )
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object. {_REMEDY}")
+    return values
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+def _size(most: int, least: int = 1) -> Any:
+    return Field(ge=least, le=most)
+
+
+def _named(name: str, *others: str, **bounds: Any) -> Any:
+    return Field(default=None, validation_alias=AliasChoices(name, *others), **bounds)
+
+
+_Id = Annotated[int, Field(ge=-1, lt=1 << 24)]
+_Ids = _Id | list[_Id] | None
+_Dtype = Literal["float16", "bfloat16", "float32", "float64"] | None
+
+
+class _Config(_File):
+    """`config.json`, by TeleChat's names or Llama's."""
+
+    vocab_size: Annotated[int, _size(1 << 24)] | None = None
+    hidden_size: int | None = _named("n_embed", "hidden_size", ge=4, le=1 << 17)
+    n_layer: int | None = _named("n_layer", "num_hidden_layers", ge=1, le=1024)
+    n_head: int | None = _named("n_head", "num_attention_heads", ge=1, le=4096)
+    num_key_value_heads: Annotated[int, _size(4096)] | None = None
+    ffn_hidden_size: int | None = _named("ffn_hidden_size", "intermediate_size", ge=1, le=1 << 20)
+    layer_norm_epsilon: float | None = _named("layer_norm_epsilon", "rms_norm_eps", gt=0, lt=1)
+    training_seqlen: int | None = _named("training_seqlen", "max_position_embeddings", ge=1, le=1 << 20)
+    base_seqlen: Annotated[int, _size(1 << 24)] | None = None
+    rope_theta: Annotated[float, Field(gt=1, lt=1e12)] = 10000.0
+    rope_table_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    tie_word_embeddings: bool = True
+    embed_layernorm: bool = False
+    apply_residual_connection_post_layernorm: bool = False
+    bos_token_id: _Ids = None
+    eos_token_id: _Ids = None
+    pad_token_id: _Ids = None
+    dtype: _Dtype = None
+    torch_dtype: _Dtype = None
+    quantize: str | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+class _Generation(_File):
+    """What `generation_config.json` may say, as far as answers depend on it."""
+
+    bos_token_id: _Ids = None
+    eos_token_id: _Ids = None
+    pad_token_id: _Ids = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    do_sample: bool | None = None
+
+
+class _Index(_File):
+    """The list of shards: tensor -> name of a file in the same folder."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")]] = Field(min_length=1)
+
+
+def require_config(path: Path, values: dict[str, Any]) -> None:
+    """Refuse a `config.json` whose values have other types than theirs, or no meaning.
+
+    Raises:
+        CheckpointError: the key is named.
+    """
+    config = _validated(path, values, _Config)
+    hidden, heads = config.hidden_size, config.n_head
+    if (
+        hidden is not None
+        and heads is not None
+        and (hidden % heads or hidden // heads % 2 or hidden // heads < 4)
+    ):
+        raise CheckpointError(
+            f"{path}: hidden_size {hidden} in {heads} heads gives no even head size of at least 4. {_REMEDY}"
+        )
+
+
+def read_index(path: Path) -> list[Path]:
+    """The weight files that an index names, each once, by name."""
+    index = _validated(path, read_object(path), _Index)
+    return [path.parent / name for name in sorted(set(index.weight_map.values()))]
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """The generation settings of a folder; None if it has none.
+
+    Raises:
+        CheckpointError: the file is damaged. transformers would go on with other settings and say nothing.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.is_file():
+        return None
+    _validated(path, read_object(path), _Generation)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # of many kinds, by what is wrong
+        raise CheckpointError(f"{path} cannot be read ({_short(error)}). {_REMEDY}") from error
+
+
+def _validated(path: Path, values: dict[str, Any], kind: type[Any]) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part)[:60] for part in first["loc"])
+        raise CheckpointError(
+            f"{path}: {key}: {first['msg']}, not {_told(first['input'])}. {_REMEDY}"
+        ) from error
+
+
+def _told(value: Any) -> str:
+    """A value in an error message, never longer than a line."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:60]
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,103 @@
+"""The files of a tokenizer: which there are, whether each can be read, and whether its chat template comes to an end."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from telechat_kit.errors import CheckpointError
+from telechat_kit.model.config_files import read_object
+from telechat_kit.strict_json import no_content
+
+#: All that decides how a text becomes ids
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+#: Seconds that a chat template may take for one short question
+MOST_SECONDS = 5.0
+_PROBE = "一 a <_user>1"
+
+
+def require_readable(folder: Path) -> None:
+    """Refuse tokenizer files that are empty, pointers of git-lfs, or no JSON where they should be.
+
+    Raises:
+        CheckpointError: the file and what is wrong with it.
+    """
+    for path in (folder / name for name in FILES if (folder / name).is_file()):
+        if path.suffix == ".json":
+            read_object(path)
+        elif problem := no_content(path.read_bytes()):
+            raise CheckpointError(f"{path} {problem.rstrip('.')}. Copy the file again from its publisher.")
+
+
+def guarded(folder: Path, load: Callable[[], Any]) -> Any:
+    """The tokenizer that `load` gives, once it has encoded a text and rendered a question.
+
+    Raises:
+        CheckpointError: a file is damaged, or the chat template fails or does not end.
+    """
+    require_readable(folder)
+    present = ", ".join(name for name in FILES if (folder / name).is_file())
+    try:
+        tokenizer = load()
+        tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    except BaseException as error:  # tokenizers written in Rust panic with an error that is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{folder}: its tokenizer ({present}) cannot be read: {_short(error)}. Copy these files again from their "
+            "publisher."
+        ) from error
+    if tokenizer.chat_template:
+        _require_end(folder, tokenizer)
+    return tokenizer
+
+
+def _require_end(folder: Path, tokenizer: Any) -> None:
+    question = [{"role": "user", "content": "1"}]
+    try:
+        within(
+            MOST_SECONDS,
+            lambda: tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False),
+        )
+    except TimeoutError as error:
+        raise CheckpointError(
+            f"{folder}: the chat template of its tokenizer does not end within {MOST_SECONDS:g} seconds for one "
+            "question. Get the tokenizer from its publisher."
+        ) from error
+    except Exception as error:  # templates raise what they like
+        raise CheckpointError(
+            f"{folder}: the chat template of its tokenizer fails for one question: {_short(error)}. Get the tokenizer "
+            "from its publisher."
+        ) from error
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What `call` gives, written in Python; `TimeoutError` at the first of its lines after so many seconds."""
+    end = time.monotonic() + seconds
+
+    def watch(_frame: FrameType, _event: str, _argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"longer than {seconds:g} seconds")
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        return call()
+    finally:
+        sys.settrace(before)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

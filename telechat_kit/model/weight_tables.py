@@ -1,0 +1,89 @@
+"""Weight files by their tables of contents: whether one can be whole, and what shapes a folder holds.
+
+Nothing of a tensor is read here, and nothing is built: a config that does not fit is refused before it costs memory.
+"""
+
+import struct
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from telechat_kit.errors import CheckpointError, DataError
+from telechat_kit.strict_json import LFS_POINTER, parse
+
+#: Bytes of a table of contents that no model of the family comes near
+MOST_HEADER_BYTES = 16 << 20
+_NUMPY_MAGIC = b"\x93NUMPY"
+
+
+def damage(path: Path) -> str | None:
+    """Why a weight file cannot be whole, from its own table of contents; None if it may be."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(LFS_POINTER))
+        if begin == LFS_POINTER:
+            return "a pointer of git-lfs: run `git lfs pull` where it was cloned"
+        if not begin:
+            return "empty"
+        if path.suffix == ".safetensors":
+            return _safetensors_damage(path, begin)
+        if path.suffix == ".npy":
+            return None if begin.startswith(_NUMPY_MAGIC) else "no NumPy file"
+        return _archive_damage(path)
+    except (
+        SafetensorError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        OSError,
+        ValueError,
+        struct.error,
+    ) as error:
+        return str(error) or type(error).__name__
+
+
+def _safetensors_damage(path: Path, begin: bytes) -> str | None:
+    if len(begin) < 8:
+        return "cut off"
+    (length,) = struct.unpack("<Q", begin[:8])
+    if length > MOST_HEADER_BYTES:
+        return f"a table of contents of {length / 1e6:,.0f} MB"
+    with safe_open(path, framework="pt") as file:
+        file.keys()
+    return None
+
+
+def _archive_damage(path: Path) -> str | None:
+    """torch stores tensors as they are: an archive that unpacks to more than it holds is none of its files."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        return f"it unpacks to {size / 1e6:,.0f} MB from {path.stat().st_size / 1e6:,.0f} MB"
+    return None
+
+
+def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of safetensors files, by their names there, from the tables of contents alone.
+
+    Raises:
+        CheckpointError: a table is damaged.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            for name, entry in _table(path).items():
+                shapes[name] = tuple(entry["shape"])
+    return shapes
+
+
+def _table(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        content = file.read(length)
+    try:
+        table = parse(content, str(path), "Copy the file again.")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return {name: entry for name, entry in table.items() if name != "__metadata__"}
