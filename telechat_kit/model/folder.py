@@ -16,7 +16,8 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError, DataError
 from telechat_kit.files import read_json
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
+from telechat_kit.model.forms import refusal
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"
 W8A8_DESCRIPTION = "quant_model_description_w8a8.json"
@@ -44,6 +45,11 @@ class QuantNames(NamedTuple):
     description: str
     quantize: str
 
+
+#: The configurations of the family, by model_type
+CONFIGS: dict[object, type[TelechatConfig]] = {
+    config.model_type: config for config in (TelechatConfig, Telechat3Config)
+}
 
 #: model_quant_type -> names in the older form; of the newer one ("ascendV1") the description is called otherwise
 QUANT_NAMES = {
@@ -85,14 +91,17 @@ def read_config(folder: Path) -> TelechatConfig:
             f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there."
         )
     path = folder / "config.json"
-    model_type = read_object(path).get("model_type")
-    if model_type != TelechatConfig.model_type:
+    values = read_object(path)
+    if (reason := refusal(values)) is not None:
+        raise CheckpointError(f"{path}: {reason}. Give a dense model of the family.")
+    config_class = CONFIGS.get(model_type := values.get("model_type"))
+    if config_class is None:
         raise CheckpointError(
-            f'{path}: model_type is "{model_type}", expected "telechat". Give a TeleChat checkpoint.'
+            f'{path}: model_type is "{model_type}", expected "telechat" or "telechat3". Give a TeleChat checkpoint.'
         )
     try:
-        return TelechatConfig.from_pretrained(folder)
-    except (TypeError, ValueError, ArithmeticError) as error:
+        return config_class.from_pretrained(folder)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{path} describes no TeleChat: {error}. Copy the file again.") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
+from telechat_kit.model.folder import DYNAMIC, FLOAT
 from telechat_kit.model.int8_linears import decode_scale
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
@@ -229,7 +229,6 @@ class _Quantizer:
             inputs,
             rounding=ROUNDING in used,
             bias=BIAS in used,
-            alike=self.recipe.kind == STATIC,
         )
         correct_biases(block, refined)
         return refined, inputs
