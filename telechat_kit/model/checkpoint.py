@@ -15,10 +15,11 @@ from transformers import GenerationConfig
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.compressed_tensors import read_compressed
 from telechat_kit.model.configuration import TelechatConfig
-from telechat_kit.model.folder import FLOAT_PART, is_w8a8, weight_files, weights_format
+from telechat_kit.model.folder import FLOAT_PART, is_w8a8, read_config, weight_files, weights_format
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.sharding import Shard, narrow, sliced
+from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import W8A8Weights, place, read_described
 from telechat_kit.model.weight_shards import Shards
 
@@ -68,7 +69,7 @@ def build_w8a8(
     folder: Path, beside: Path, config: TelechatConfig, dtype: torch.dtype, shard: Shard
 ) -> TelechatForCausalLM:
     with torch.device("meta"):
-        model = TelechatForCausalLM(config)
+        model = network_of(config)(config)
     weight_files(folder)
     weights = read_w8a8(folder, beside, model)
     if shard.count > 1:
@@ -83,7 +84,7 @@ def build_w8a8(
 def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> TelechatForCausalLM:
     shards = Shards(folder)
     with torch.device("meta"):
-        model = TelechatForCausalLM(shards.config)
+        model = network_of(shards.config)(shards.config)
     narrow(model, shard)
     values = {
         name: nn.Parameter(shards.part(name, partial(shard.view, name), dtype), requires_grad=False)
@@ -99,7 +100,7 @@ def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> Telechat
 def build_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
     weight_files(folder)
     try:
-        model, info = TelechatForCausalLM.from_pretrained(
+        model, info = network_of(read_config(folder)).from_pretrained(
             folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True
         )
     except pickle.UnpicklingError as error:

@@ -143,6 +143,7 @@ class Telechat3Config(TelechatConfig):
     }
     #: what TeleChat's networks may have and this one has not
     embed_layernorm = False
+    online_rotation = False
     apply_residual_connection_post_layernorm = False
 
     def __init__(

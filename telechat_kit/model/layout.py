@@ -35,6 +35,10 @@ class Layout:
         """The linears of a block that add to the residual stream."""
         return self.dense, self.down
 
+    def module_name(self, stored: str) -> str:
+        """Name in the network of a stored module or tensor: the 7B checkpoints leave out the prefix."""
+        return stored if stored == HEAD or stored.startswith(self.prefix) else self.prefix + stored
+
     def block(self, index: int) -> str:
         """What names of the block number `index` begin with."""
         return f"{self.blocks}.{index}."
@@ -63,3 +67,19 @@ LLAMA = Layout(
     dense="self_attn.o_proj",
 )
 LAYOUTS = (TELECHAT, LLAMA)
+
+#: Groups of linears of one block that read the same tensor, and the linears that add to the stream, in both layouts
+SHARED_INPUTS = tuple(dict.fromkeys(group for layout in LAYOUTS for group in layout.shared_inputs))
+EXITS = tuple(dict.fromkeys(name for layout in LAYOUTS for name in layout.exits))
+
+
+def group_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """What the `name` of a linear begins with, and the names behind it of all that read the same input.
+
+    None for a linear that reads its input alone.
+    """
+    for group in SHARED_INPUTS:
+        for member in group:
+            if name.endswith(member):
+                return name.removesuffix(member), group
+    return None

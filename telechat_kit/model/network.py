@@ -71,11 +71,12 @@ class TelechatAttention(nn.Module):
 class TelechatMLP(nn.Module):
     """SwiGLU feed-forward. With `online_rotation` down_proj reads the product turned (R4), as its weight expects."""
 
-    def __init__(self, config: TelechatConfig) -> None:
+    def __init__(self, config: TelechatConfig, bias: bool = True) -> None:
+        """`bias`: of down_proj."""
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
-        self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size)
+        self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
         self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class TelechatBlock(nn.Module):
 class TelechatPreTrainedModel(PreTrainedModel):
     """What transformers needs to know of TeleChat to load, save and initialize it."""
 
-    config_class = TelechatConfig
+    config_class: type[TelechatConfig] = TelechatConfig
     base_model_prefix = "transformer"
     _no_split_modules = ["TelechatBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from telechat_kit.model.layout import EXITS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.calibration.observers import fake_quantize, fake_quantize_per_token
 from telechat_kit.quantization.calibration.passes import (
-    SHARED_INPUTS,
     Observer,
     observed,
     with_weights,
@@ -26,9 +26,6 @@ from telechat_kit.quantization.methods.rounding import gptq_round
 
 #: A token is massive when the energy of its residual stream is this many times the median one; how much it counts then
 MASSIVE_ENERGY, MASSIVE_WEIGHT = 16.0, 1000.0
-
-#: Linears that add to the residual stream; both have a bias in TeleChat
-EXITS = ("self_attention.dense", "mlp.down_proj")
 
 #: Linears of a block that read the same input
 INPUTS = (*SHARED_INPUTS, *((exit_,) for exit_ in EXITS))
@@ -124,7 +121,7 @@ def refine(
         weights[name], scale = quantize_weight(weight)
         if rounding and found.second is not None:
             weights[name] = gptq_round(weight, scale, found.second)
-        if bias and name.endswith(EXITS):
+        if bias and name.endswith(EXITS) and block.submodule(name).bias is not None:
             error = functional.linear(found.quantized, weights[name] * scale)
             error = (error - functional.linear(found.exact, weight)) / found.total
             biases[name] = block.parameter(f"{name}.bias").data - error
@@ -199,4 +196,4 @@ def _stream_of(name: str) -> int:
     """Which energy a linear's error is relative to: that of the stream which its norm reads, or that it adds to."""
     if name.endswith("mlp.down_proj"):
         return 2
-    return 0 if name.endswith(("query", "key_value")) else 1
+    return 1 if ".mlp." in name or name.endswith(EXITS) else 0
