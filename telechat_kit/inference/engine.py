@@ -18,6 +18,7 @@ from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, l
 from telechat_kit.backends.cpu_kernels.screen import screen_of
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
+from telechat_kit.model.telechat3 import Telechat3Attention
 
 #: Positions per vector of the key cache, and per tile: capacities are multiples of it
 BLOCK = 64
@@ -44,11 +45,12 @@ def engine_for(model: TelechatForCausalLM) -> "Engine | None":
 def unsuited(model: TelechatForCausalLM) -> str | None:
     """Why the engine cannot run `model`; None if it can."""
     linears = [linear for block in _blocks(model) for linear in _linears(block)]
+    modules = [module for module in model.transformer.h.modules() if type(module) is W8A8Linear]
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
         "a rotation before down_proj": model.config.online_rotation,
-        "no int8 linears": not any(type(linear) is W8A8Linear for linear in linears),
+        "no int8 linears": not modules,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
         "float tensors not float32 on the CPU": any(p.dtype != torch.float32 or p.is_meta for p in floats),
         f"head_dim no multiple of {LANES}": model.config.head_dim % LANES != 0,
@@ -61,19 +63,32 @@ def _blocks(model: TelechatForCausalLM) -> list[TelechatBlock]:
     return cast(list[TelechatBlock], list(model.transformer.h))
 
 
-def _linears(block: TelechatBlock) -> tuple[nn.Module, ...]:
-    """In the order of the kernels' record."""
+def _linears(block: TelechatBlock) -> tuple[nn.Module | tuple[nn.Module, nn.Module], ...]:
+    """In the order of the kernels' record; a pair for key_value where key and value have linears of their own."""
     attention, mlp = block.self_attention, block.mlp
-    return (attention.query, attention.key_value, attention.dense, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    feed_forward = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    if isinstance(attention, Telechat3Attention):
+        pair = attention.k_proj, attention.v_proj
+        return attention.q_proj, pair, attention.o_proj, *feed_forward
+    return attention.query, attention.key_value, attention.dense, *feed_forward
 
 
-def _readable(linear: nn.Module) -> bool:
-    """Whether the kernels can read the weight: int8 in panels with static activations, or float as on disk."""
+def _readable(linear: nn.Module | tuple[nn.Module, nn.Module]) -> bool:
+    """Whether the kernels can read the weight: int8 in panels with static activations, or float as on disk.
+
+    A pair is read as one, so both must be of one kind.
+    """
+    if isinstance(linear, tuple):
+        return all(map(_readable, linear)) and len({isinstance(part, W8A8Linear) for part in linear}) == 1
     if isinstance(linear, W8A8Linear):
         return type(linear) is W8A8Linear and linear.weight.ndim == 4
     return (
         isinstance(linear, nn.Linear) and linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
     )
+
+
+def _tensors(linear: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in (*linear.named_parameters(), *linear.named_buffers())}
 
 
 def _addresses(model: TelechatForCausalLM) -> tuple[int, ...]:
@@ -165,14 +180,23 @@ class Engine:
             *map(self._linear, _linears(block)),
         )
 
-    def _linear(self, linear: nn.Module) -> Linear:
-        if isinstance(linear, W8A8Linear):
-            tensors = dict(linear.named_buffers())
-            self._kept += tensors.values()
-            return linear_record(**tensors, inputs=linear.in_features)
-        assert isinstance(linear, nn.Linear)
-        self._kept += [linear.weight, linear.bias]
-        return float_record(linear.weight, linear.bias)
+    def _linear(self, linear: nn.Module | tuple[nn.Module, nn.Module]) -> Linear:
+        """The record of a linear; of a pair, head after head a key and a value, which takes a copy."""
+        one = linear[0] if isinstance(linear, tuple) else linear
+        tensors = self._interleaved(*linear) if isinstance(linear, tuple) else _tensors(linear)
+        self._kept += tensors.values()
+        if isinstance(one, W8A8Linear):
+            return linear_record(**tensors, inputs=one.in_features)
+        return float_record(tensors["weight"], tensors.get("bias"))
+
+    def _interleaved(self, key: nn.Module, value: nn.Module) -> dict[str, Tensor]:
+        """Tensors as of one `key_value`; rows, or panels of them, are those of the heads one after the other."""
+        heads, found = self.config.kv_heads, _tensors(key)
+        for name, other in _tensors(value).items():
+            if name not in ("input_scale", "input_offset"):  # which are the same for both
+                parts = (tensor.view(heads, -1, *tensor.shape[1:]) for tensor in (found[name], other))
+                found[name] = torch.cat(list(parts), dim=1).flatten(0, 1)
+        return found
 
 
 class EngineRun:

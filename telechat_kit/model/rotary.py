@@ -52,7 +52,8 @@ def yarn_frequencies(config: Telechat3Config) -> Tensor:
     width = max(high - low, 0.001)  # as in the common code: no division by zero
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     periods = config.rope_theta ** _exponents(dim)
-    return ramp / (config.yarn_ratio * periods) + (1 - ramp) / periods
+    kept = 1 - ramp
+    return 1.0 / (config.yarn_ratio * periods) * (1 - kept) + 1.0 / periods * kept
 
 
 def rotary_tables(

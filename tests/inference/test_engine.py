@@ -14,8 +14,9 @@ from telechat_kit.inference.generation import generate, start_run
 from telechat_kit.inference.loading import load_model, prepare
 from telechat_kit.inference.network_run import NetworkRun
 from telechat_kit.model import TelechatForCausalLM
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
+from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import linear_names
 from telechat_kit.quantization.formats.packing import pack_linear
 
@@ -31,12 +32,17 @@ def random_model(
     kv_heads: int = 6, float_linears: tuple[str, ...] = (), **changes: Any
 ) -> TelechatForCausalLM:
     """A W8A8 model of random weights, 6 heads on `kv_heads` of keys and values."""
-    torch.manual_seed(0)
     shape = {"vocab_size": 300, "hidden_size": 96, "n_layer": 2, "n_head": 6, "ffn_hidden_size": 100}
     if kv_heads != 6:
         changes |= {"num_key_value_heads": kv_heads, "base_seqlen": 400}
     config = TelechatConfig(**shape, training_seqlen=400, initializer_range=0.15, **changes)
-    model = TelechatForCausalLM(config).eval()
+    return quantized(config, float_linears)
+
+
+def quantized(config: TelechatConfig, float_linears: tuple[str, ...]) -> TelechatForCausalLM:
+    """Random weights of the shape of `config`, in int8 but for the `float_linears`."""
+    torch.manual_seed(0)
+    model = network_of(config)(config).eval()
     for name in linear_names(model):
         linear = model.get_submodule(name)
         if name.endswith(float_linears):
@@ -129,6 +135,28 @@ def test_groups_of_heads_share_their_keys_and_values(kv_heads: int, length: int)
     assert engine.cache_bytes_per_position == NetworkRun(model, 1).cache.slots.nbytes
     assert engine.cache_bytes_per_position == 2 * 4 * 2 * kv_heads * 16
     assert_equal_runs(model, length)
+
+
+def telechat3_model(kv_heads: int, float_linears: tuple[str, ...] = ()) -> TelechatForCausalLM:
+    """A W8A8 TeleChat3 of random weights: query, key and value have linears of their own."""
+    yarn = {"rope_type": "telechat3-yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+    config = Telechat3Config(
+        vocab_size=300, hidden_size=96, num_hidden_layers=2, num_attention_heads=6, intermediate_size=100,
+        num_key_value_heads=kv_heads, max_position_embeddings=400, rope_scaling=yarn, initializer_range=0.15,
+    )  # fmt: skip
+    return quantized(config, float_linears)
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_keys_and_values_of_two_linears_are_read_as_one(kv_heads: int, length: int) -> None:
+    assert_equal_runs(telechat3_model(kv_heads), length)
+    assert_equal_runs(telechat3_model(kv_heads, ("q_proj", "k_proj", "v_proj")), length)
+
+
+def test_a_key_in_float_beside_an_int8_value_is_left_to_the_modules() -> None:
+    model = telechat3_model(2, ("k_proj",))
+    assert unsuited(model) == "linears of another kind, or not prepared"
 
 
 def test_the_screened_head_chooses_what_the_float_head_chooses(model: TelechatForCausalLM) -> None:
