@@ -74,7 +74,7 @@ def build_w8a8(
     weights = read_w8a8(folder, beside, model)
     if shard.count > 1:
         narrow(model, shard)
-        weights = sliced(weights, shard)
+        weights = sliced(weights, shard, config)
     place(model, weights, dtype)
     if (beside / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(beside)
@@ -87,7 +87,9 @@ def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> Telechat
         model = network_of(shards.config)(shards.config)
     narrow(model, shard)
     values = {
-        name: nn.Parameter(shards.part(name, partial(shard.view, name), dtype), requires_grad=False)
+        name: nn.Parameter(
+            shards.part(name, partial(shard.view, name, config=shards.config), dtype), requires_grad=False
+        )
         for name in shards.tensors
     }
     model.load_state_dict(values, strict=False, assign=True)
