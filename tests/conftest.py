@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grouped import grouped_config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 # kernels and command lines that tests start: several processes whose threads wait for each other take many times as long
@@ -15,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from telechat_kit.environment import check_setup
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.demo import build_demo
-from telechat_kit.model.tiny import build_tiny
+from telechat_kit.model.tiny import build_tiny, write_random
 from telechat_kit.performance.cases import Grid
 from telechat_kit.performance.measurement import measure_performance
 from telechat_kit.precision import Evaluation, measure_precision
@@ -31,6 +32,22 @@ torch.set_num_threads(1)
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Float checkpoint of random weights with a byte tokenizer, 4 blocks."""
     return build_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session", params=["telechat2", "telechat3"])
+def grouped_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Float checkpoint of random weights, 6 heads on 2 of keys and values, under both layouts' names."""
+    folder = tmp_path_factory.mktemp("grouped") / request.param
+    return write_random(folder, grouped_config(request.param, 6, 2))
+
+
+@pytest.fixture(scope="session")
+def grouped_w8a8_folder(grouped_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """W8A8 form of `grouped_folder` by method best, all linears int8."""
+    folder = tmp_path_factory.mktemp("grouped") / f"{grouped_folder.name}-w8a8"
+    few = Calibration(calibration_samples=8, calibration_tokens=64)
+    quantize(grouped_folder, folder, Recipe("L0", anti_outlier="best"), few, device="cpu")
+    return folder
 
 
 @pytest.fixture(scope="session")

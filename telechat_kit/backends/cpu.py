@@ -163,7 +163,7 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of `query [B, heads, T, d]` over `key` and `value [B, heads, S, d]`, as in `plain`."""
+    """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, as in `plain`."""
     if _compiled(query) and compiled.can_attend(query, key, mask):
         return compiled.attention(query, key, value)
     return plain.attention(query, key, value, mask)

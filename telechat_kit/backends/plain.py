@@ -62,25 +62,37 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of `query [B, heads, T, d]` over `key` and `value [B, heads, S, d]`, scaled by 1/sqrt(d).
+    """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, scaled by 1/sqrt(d).
 
-    `mask` is None or additive, `[B, 1, T, S]`. Without one the T queries are the last T of the S positions;
+    Neighboring heads of the query share a key and value head. `mask` is None or additive, `[B, 1, T, S]`. Without one the T queries are the last T of the S positions;
     T is then 1 or S.
     """
     causal = mask is None and query.shape[2] > 1
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    grouped = query.shape[1] != key.shape[1]
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    )
+
+
+def expanded(shared: Tensor, heads: int) -> Tensor:
+    """Keys or values `[B, kv_heads, S, d]` with one head for each of `heads` of the query: copies, where some share one."""
+    return shared if shared.shape[1] == heads else shared.repeat_interleave(heads // shared.shape[1], dim=1)
 
 
 def attention_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """`attention` without torch's fused operator, which not every device has; softmax in float32."""
-    scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()
-    if mask is None and (length := query.shape[2]) > 1:
+    shape, length = query.shape, query.shape[2]
+    # the queries of a group are rows of one product
+    rows = (query * shape[-1] ** -0.5).reshape(shape[0], key.shape[1], -1, shape[-1])
+    scores = (rows @ key.transpose(-1, -2)).float().view(*shape[:3], -1)
+    if mask is None and length > 1:
         hidden = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
         scores = scores.masked_fill(hidden, torch.finfo(torch.float32).min)
     if mask is not None:
         # the lowest value of the mask's dtype may not be low enough beside float32 scores
         scores = scores.masked_fill(mask < 0, torch.finfo(torch.float32).min)
-    return scores.softmax(-1).to(value.dtype) @ value
+    shares = scores.softmax(-1).to(value.dtype).view(*rows.shape[:3], -1)
+    return (shares @ value).view(shape)
 
 
 def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

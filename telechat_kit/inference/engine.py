@@ -1,9 +1,8 @@
 """The fast way through a W8A8 model on the CPU: a whole prompt, or a whole token, in one call of the kernels.
 
 Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
-of the modules to float rounding. Two savings are exact: heads of `key_value` that repeat others (grouped heads after a
-recast; the values may be scaled apart) are computed and cached once, and an int8 copy of the head finds the few rows that
-can hold the largest logit, which alone are computed in float.
+of the modules to float rounding. One saving is exact: an int8 copy of the head finds the few rows that can hold the
+largest logit, which alone are computed in float.
 """
 
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
-from telechat_kit.inference.shared_heads import VALUE, shared_heads
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
-from telechat_kit.model.repeated_heads import per_head
+from telechat_kit.model.telechat3 import Telechat3Attention
 
 #: Positions per vector of the key cache, and per tile: capacities are multiples of it
 BLOCK = 64
@@ -47,11 +45,12 @@ def engine_for(model: TelechatForCausalLM) -> "Engine | None":
 def unsuited(model: TelechatForCausalLM) -> str | None:
     """Why the engine cannot run `model`; None if it can."""
     linears = [linear for block in _blocks(model) for linear in _linears(block)]
+    modules = [module for module in model.transformer.h.modules() if type(module) is W8A8Linear]
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
         "a rotation before down_proj": model.config.online_rotation,
-        "no int8 linears": not any(type(linear) is W8A8Linear for linear in linears),
+        "no int8 linears": not modules,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
         "float tensors not float32 on the CPU": any(p.dtype != torch.float32 or p.is_meta for p in floats),
         f"head_dim no multiple of {LANES}": model.config.head_dim % LANES != 0,
@@ -64,19 +63,32 @@ def _blocks(model: TelechatForCausalLM) -> list[TelechatBlock]:
     return cast(list[TelechatBlock], list(model.transformer.h))
 
 
-def _linears(block: TelechatBlock) -> tuple[nn.Module, ...]:
-    """In the order of the kernels' record."""
+def _linears(block: TelechatBlock) -> tuple[nn.Module | tuple[nn.Module, nn.Module], ...]:
+    """In the order of the kernels' record; a pair for key_value where key and value have linears of their own."""
     attention, mlp = block.self_attention, block.mlp
-    return (attention.query, attention.key_value, attention.dense, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    feed_forward = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    if isinstance(attention, Telechat3Attention):
+        pair = attention.k_proj, attention.v_proj
+        return attention.q_proj, pair, attention.o_proj, *feed_forward
+    return attention.query, attention.key_value, attention.dense, *feed_forward
 
 
-def _readable(linear: nn.Module) -> bool:
-    """Whether the kernels can read the weight: int8 in panels with static activations, or float as on disk."""
+def _readable(linear: nn.Module | tuple[nn.Module, nn.Module]) -> bool:
+    """Whether the kernels can read the weight: int8 in panels with static activations, or float as on disk.
+
+    A pair is read as one, so both must be of one kind.
+    """
+    if isinstance(linear, tuple):
+        return all(map(_readable, linear)) and len({isinstance(part, W8A8Linear) for part in linear}) == 1
     if isinstance(linear, W8A8Linear):
         return type(linear) is W8A8Linear and linear.weight.ndim == 4
     return (
         isinstance(linear, nn.Linear) and linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
     )
+
+
+def _tensors(linear: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in (*linear.named_parameters(), *linear.named_buffers())}
 
 
 def _addresses(model: TelechatForCausalLM) -> tuple[int, ...]:
@@ -96,9 +108,6 @@ class Engine:
         """`screened_head=False` computes every logit in float for every token; the ids are the same."""
         config = model.config
         self.config, self.addresses = config, _addresses(model)
-        key_values = [block.self_attention.key_value for block in _blocks(model)]
-        self.shared = shared_heads(key_values, config.n_head)
-        self.kv_heads = config.n_head // self.shared.size
         self._kept: list[object] = []  # what the records point to
         self.screen = screen_of(model.lm_head.weight.detach()) if screened_head else None
         self.network = self._network(model)
@@ -114,7 +123,7 @@ class Engine:
     @property
     def cache_bytes_per_position(self) -> int:
         """Bytes of keys and values that a decode step reads for each position."""
-        return 2 * 4 * self.config.n_layer * self.kv_heads * self.config.head_dim
+        return 2 * 4 * self.config.n_layer * self.config.kv_heads * self.config.head_dim
 
     def run(self, capacity: int) -> "EngineRun":
         """A new sequence of up to `capacity` positions."""
@@ -132,13 +141,13 @@ class Engine:
             layers=config.n_layer,
             hidden=config.hidden_size,
             heads=config.n_head,
-            kv_heads=self.kv_heads,
+            kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             ffn=config.ffn_hidden_size,
             vocab=config.vocab_size,
             residual_after_norm=config.apply_residual_connection_post_layernorm,
             epsilon=config.layer_norm_epsilon,
-            blocks=(Block * config.n_layer)(*map(self._block, _blocks(model), self.shared.factors)),
+            blocks=(Block * config.n_layer)(*map(self._block, _blocks(model))),
             embedding=self._keep(embedding),
             embedding_norm=self._norm(transformer.word_embeddings_layernorm)
             if config.embed_layernorm
@@ -164,49 +173,30 @@ class Engine:
         bias = None if norm.bias is None else self._keep(norm.bias.detach())
         return Norm(self._keep(norm.weight.detach()), bias)
 
-    def _block(self, block: TelechatBlock, value_factors: Tensor | None) -> Block:
-        query, key_value, *rest = _linears(block)
+    def _block(self, block: TelechatBlock) -> Block:
         return Block(
             self._norm(block.input_layernorm),
             self._norm(block.post_attention_layernorm),
-            self._linear(query),
-            self._key_value(key_value, scaled=value_factors is None),
-            *map(self._linear, rest),
-            None if value_factors is None else self._keep(value_factors),
+            *map(self._linear, _linears(block)),
         )
 
-    def _linear(self, linear: nn.Module) -> Linear:
-        if isinstance(linear, W8A8Linear):
-            return self._int8_linear(linear, linear.weight, linear.quant_bias, linear.deq_scale)
-        return self._float_linear(linear.weight, linear.bias)
+    def _linear(self, linear: nn.Module | tuple[nn.Module, nn.Module]) -> Linear:
+        """The record of a linear; of a pair, head after head a key and a value, which takes a copy."""
+        one = linear[0] if isinstance(linear, tuple) else linear
+        tensors = self._interleaved(*linear) if isinstance(linear, tuple) else _tensors(linear)
+        self._kept += tensors.values()
+        if isinstance(one, W8A8Linear):
+            return linear_record(**tensors, inputs=one.in_features)
+        return float_record(tensors["weight"], tensors.get("bias"))
 
-    def _key_value(self, linear: nn.Module, scaled: bool) -> Linear:
-        """Of heads that share the first one: a copy, the module keeps its own. Unless `scaled`, values stay integers."""
-        if self.shared.size == 1:
-            return self._linear(linear)
-        if isinstance(linear, W8A8Linear):
-            tensors = linear.weight, linear.quant_bias, linear.deq_scale
-            weight, bias, scale = map(self._first_heads, tensors)
-            if not scaled:
-                per_head(scale, self.kv_heads)[:, VALUE] = 1.0
-            return self._int8_linear(linear, weight, bias, scale)
-        assert isinstance(linear, nn.Linear)
-        bias = None if linear.bias is None else self._first_heads(linear.bias.detach())
-        return self._float_linear(self._first_heads(linear.weight.detach()), bias)
-
-    def _first_heads(self, tensor: Tensor) -> Tensor:
-        """Of a tensor whose rows, or panels, are those of the heads: those of each group's first one."""
-        heads = tensor.view(self.config.n_head, -1, *tensor.shape[1:])
-        return heads[:: self.shared.size].flatten(0, 1).clone()
-
-    def _int8_linear(self, linear: W8A8Linear, weight: Tensor, bias: Tensor, scale: Tensor) -> Linear:
-        self._kept += [weight, bias, scale]
-        scales = linear.input_scale, linear.input_offset
-        return linear_record(weight, *scales, bias, scale, linear.in_features)
-
-    def _float_linear(self, weight: Any, bias: Any) -> Linear:
-        self._kept += [weight, bias]
-        return float_record(weight, bias)
+    def _interleaved(self, key: nn.Module, value: nn.Module) -> dict[str, Tensor]:
+        """Tensors as of one `key_value`; rows, or panels of them, are those of the heads one after the other."""
+        heads, found = self.config.kv_heads, _tensors(key)
+        for name, other in _tensors(value).items():
+            if name not in ("input_scale", "input_offset"):  # which are the same for both
+                parts = (tensor.view(heads, -1, *tensor.shape[1:]) for tensor in (found[name], other))
+                found[name] = torch.cat(list(parts), dim=1).flatten(0, 1)
+        return found
 
 
 class EngineRun:
@@ -215,7 +205,7 @@ class EngineRun:
     def __init__(self, engine: Engine, capacity: int) -> None:
         config, self.capacity = engine.config, -(-capacity // BLOCK) * BLOCK
         self.length = 0
-        self._slots = torch.empty(2, config.n_layer, engine.kv_heads, self.capacity, config.head_dim)
+        self._slots = torch.empty(2, config.n_layer, config.kv_heads, self.capacity, config.head_dim)
         self._logits = torch.empty(1, config.vocab_size)
         self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), (0, 0)
         self._profile = torch.zeros(len(PHASES), dtype=torch.float64)

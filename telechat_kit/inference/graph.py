@@ -12,20 +12,20 @@ from torch import Tensor
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import ParameterError
 from telechat_kit.inference.network_run import NetworkRun
-from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 
 #: How a decode step is given to the device: operator by operator, or as a graph captured once for each run
 GRAPHS = ("none", "capture")
 
 
 class _Positioned:
-    """A cache `[layer, 2, B, heads, capacity, d]` for the network, written at a position that the device knows."""
+    """A cache `[layer, 2, B, kv_heads, capacity, d]` for the network, written at a position that the device knows."""
 
     def __init__(self, slots: Tensor, position: Tensor) -> None:
         self._slots, self._position = slots, position
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store `[B, heads, 1, d]` at the position; give keys and values of all positions, filled or not."""
+        """Store `[B, kv_heads, 1, d]` at the position; give keys and values of all positions, filled or not."""
         keys, values = self._slots[layer]
         return keys.index_copy_(2, self._position, key), values.index_copy_(2, self._position, value)
 
@@ -69,7 +69,7 @@ class GraphRun:
 
     def __init__(self, run: NetworkRun) -> None:
         model, capacity = run.model, run.cache.capacity
-        require_graph("capture", shared=run.cache.slots.shape[3] != model.config.n_head)
+        require_graph("capture", shared=_heads_here(model) != model.config.n_head)
         if capacity > (longest := model.config.training_seqlen):
             raise ParameterError(
                 f'graph "capture" goes up to the trained length of {longest} positions, not {capacity}: beyond it '
@@ -94,6 +94,12 @@ class GraphRun:
         self._replay()
         cache.length += 1
         return self._step.logits
+
+
+def _heads_here(model: TelechatForCausalLM) -> int:
+    block = model.transformer.h[0]
+    assert isinstance(block, TelechatBlock)
+    return block.self_attention.n_head
 
 
 def require_graph(graph: str, shared: bool = False) -> None:

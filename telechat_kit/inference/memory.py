@@ -9,7 +9,8 @@ import torch
 from telechat_kit.backends import Backend, backend_for
 from telechat_kit.backends.data_sheets import SHEETS, DataSheet
 from telechat_kit.errors import DeviceError
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
+from telechat_kit.model.sharding import Shard
 
 #: A model that leaves no room for the cache of so many tokens is not worth loading
 LEAST_CONTEXT = 1024
@@ -49,16 +50,18 @@ def needs(config: TelechatConfig, w8a8: bool, float_bytes: int = 2, devices: int
     embedding, norms and head.
     """
     hidden, own, wide = config.hidden_size, config.hidden_size // devices, config.ffn_hidden_size // devices
-    # query, key_value, dense, gate_proj, up_proj, down_proj: [out, in]
-    linears = [(own, hidden), (2 * own, hidden), (hidden, own)]
+    shared = len(Shard(0, devices).kv_heads(config)) * config.head_dim
+    # query, key and value, dense, gate_proj, up_proj, down_proj: [out, in]
+    linears = [(own, hidden), (2 * shared, hidden), (hidden, own)]
     linears += [(wide, hidden), (wide, hidden), (hidden, wide)]
     elements, outputs = sum(out * size for out, size in linears), sum(out for out, _ in linears)
-    block = elements + outputs * BYTES_PER_OUTPUT if w8a8 else (elements + 2 * hidden) * float_bytes
+    biases = 0 if isinstance(config, Telechat3Config) else 2 * hidden
+    block = elements + outputs * BYTES_PER_OUTPUT if w8a8 else (elements + biases) * float_bytes
     norms = (2 * config.n_layer + 1) * hidden * float_bytes
     embedding = config.vocab_size * hidden * float_bytes
     read = config.n_layer * block + norms + embedding  # one of both tables: the head
     looked_up = 0 if config.tie_word_embeddings else embedding
-    return Needs(read + looked_up, read, 2 * config.n_layer * own * float_bytes)
+    return Needs(read + looked_up, read, 2 * config.n_layer * shared * float_bytes)
 
 
 def require_room(

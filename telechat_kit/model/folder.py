@@ -14,7 +14,8 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.config_files import read_index, read_object, require_config
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
+from telechat_kit.model.forms import refusal
 from telechat_kit.model.weight_tables import damage, stored_shapes
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"
@@ -43,6 +44,11 @@ class QuantNames(NamedTuple):
     description: str
     quantize: str
 
+
+#: The configurations of the family, by model_type
+CONFIGS: dict[object, type[TelechatConfig]] = {
+    config.model_type: config for config in (TelechatConfig, Telechat3Config)
+}
 
 #: model_quant_type -> names in the older form; of the newer one ("ascendV1") the description is called otherwise
 QUANT_NAMES = {
@@ -85,14 +91,16 @@ def read_config(folder: Path) -> TelechatConfig:
         )
     path = folder / "config.json"
     values = read_object(path)
-    model_type = values.get("model_type")
-    if model_type != TelechatConfig.model_type:
+    if (reason := refusal(values)) is not None:
+        raise CheckpointError(f"{path}: {reason}. Give a dense model of the family.")
+    config_class = CONFIGS.get(model_type := values.get("model_type"))
+    if config_class is None:
         raise CheckpointError(
-            f'{path}: model_type is "{model_type}", expected "telechat". Give a TeleChat checkpoint.'
+            f'{path}: model_type is "{model_type}", expected "telechat" or "telechat3". Give a TeleChat checkpoint.'
         )
     require_config(path, values)
     try:
-        return TelechatConfig.from_pretrained(folder)
+        return config_class.from_pretrained(folder)
     except Exception as error:  # transformers checks keys of its own, each in its way
         raise CheckpointError(f"{path} describes no TeleChat: {error}. Copy the file again.") from error
 

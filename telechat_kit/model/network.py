@@ -37,14 +37,15 @@ class TelechatRMSNorm(nn.Module):
 
 
 class TelechatAttention(nn.Module):
-    """Multi-head attention; `key_value` gives key and value interleaved per head."""
+    """Attention; `key_value` gives key and value interleaved per head, each for a group of neighboring queries."""
 
     def __init__(self, config: TelechatConfig, layer: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.n_head, self.head_dim, self.layer = config.n_head, config.head_dim, layer
+        self.n_head, self.kv_heads, self.head_dim = config.n_head, config.kv_heads, config.head_dim
+        self.layer = layer
         self.query = nn.Linear(size, size, bias=False)
-        self.key_value = nn.Linear(size, 2 * size, bias=False)
+        self.key_value = nn.Linear(size, 2 * self.kv_heads * self.head_dim, bias=False)
         self.dense = nn.Linear(size, size)
 
     def forward(
@@ -52,24 +53,30 @@ class TelechatAttention(nn.Module):
     ) -> Tensor:
         backend = backend_for(x.device.type)
         batch, length, _ = x.shape
-        query = self.query(x).view(batch, length, self.n_head, self.head_dim).transpose(1, 2)
-        key_value = self.key_value(x).view(batch, length, self.n_head, 2 * self.head_dim).transpose(1, 2)
-        key, value = key_value.split(self.head_dim, dim=-1)
+        query, key, value = (part.transpose(1, 2) for part in self.project(x))
         query, key = backend.rotate(query, *tables), backend.rotate(key, *tables)
         if past is not None:
             key, value = past.update(key, value, self.layer)
         mixed = backend.attention(query, key, value, mask)
         return self.dense(mixed.transpose(1, 2).reshape(batch, length, -1))
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query `[B, T, n_head, d]`, key and value `[B, T, kv_heads, d]` of `x [B, T, H]`, not rotated yet."""
+        query = self.query(x).unflatten(-1, (self.n_head, self.head_dim))
+        key_value = self.key_value(x).unflatten(-1, (self.kv_heads, 2 * self.head_dim))
+        key, value = key_value.split(self.head_dim, dim=-1)
+        return query, key, value
+
 
 class TelechatMLP(nn.Module):
     """SwiGLU feed-forward. With `online_rotation` down_proj reads the product turned (R4), as its weight expects."""
 
-    def __init__(self, config: TelechatConfig) -> None:
+    def __init__(self, config: TelechatConfig, bias: bool = True) -> None:
+        """`bias`: of down_proj."""
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
-        self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size)
+        self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
         self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +109,7 @@ class TelechatBlock(nn.Module):
 class TelechatPreTrainedModel(PreTrainedModel):
     """What transformers needs to know of TeleChat to load, save and initialize it."""
 
-    config_class = TelechatConfig
+    config_class: type[TelechatConfig] = TelechatConfig
     base_model_prefix = "transformer"
     _no_split_modules = ["TelechatBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -170,12 +177,12 @@ class TelechatModel(TelechatPreTrainedModel):
     ) -> tuple[Tensor | None, int]:
         """The ids to run, and how many of their positions the caller asked for.
 
-        Past the trained length the rotary factor changes with every token and reaches all earlier hidden
-        states, so a cache cannot agree with the full forward: the sequence is run again from its ids, which
-        are kept with the cache. The published code stops with an IndexError there.
+        In 7B and 12B, past the trained length, the rotary factor changes with every token and reaches all earlier
+        hidden states, so a cache cannot agree with the full forward: the sequence is run again from its ids, which
+        are kept with the cache. The published code stops with an IndexError there; that of TeleChat2 goes on.
         """
         new = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
-        if past is None:
+        if past is None or self.config.keys_keep_tables:
             return input_ids, new
         start, whole = past.get_seq_length(), input_ids
         known = getattr(past, "token_ids", None)

@@ -1,11 +1,15 @@
-"""TeleChat's rotary tables: an NTK base and a log-length factor that depend on the length of the forward call."""
+"""The family's rotary tables.
+
+TeleChat and TeleChat2 have an NTK base and a log-length factor that depend on the length of the sequence at the
+call, TeleChat3 a yarn of its own that does not.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 
 
 def ntk_alpha(length: int, config: TelechatConfig) -> float:
@@ -20,20 +24,61 @@ def length_factor(length: int, config: TelechatConfig) -> float:
     return 1.0 if ratio <= 1 else 1.0 + 0.1 * math.log(ratio)
 
 
-def rotary_tables(length: int, config: TelechatConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin `[max(length, training_seqlen), head_dim]`, float32 values rounded to `rope_table_dtype`.
+def yarn_factor(config: Telechat3Config) -> float:
+    """TeleChat3's factor on cos and sin: 0.07 ln(ratio) + 1, where the common yarn has 0.1."""
+    yarn, ratio = config.rope_scaling, config.yarn_ratio
+    if yarn.get("attention_factor") is not None:
+        return float(yarn["attention_factor"])
+    strengths = yarn.get("mscale"), yarn.get("mscale_all_dim")
+    one, all_dim = strengths if all(strengths) else (1.0, 0.0)
 
-    The published code rounds cos and sin to float16, multiplies by the length factor and rounds again,
-    whatever the dtype of the model. Calculated on the CPU, so that every device gets the same tables.
+    def grown(strength: float) -> float:
+        return 0.07 * strength * math.log(max(ratio, 1.0)) + 1.0
+
+    return grown(one) / grown(all_dim)
+
+
+def yarn_frequencies(config: Telechat3Config) -> Tensor:
+    """float32 `[head_dim / 2]`: high frequencies as trained, low ones divided by the ratio, a ramp in between."""
+    dim, yarn = config.head_dim, config.rope_scaling
+    trained = yarn["original_max_position_embeddings"]
+
+    def index(rotations: float) -> float:
+        """Of the frequency that turns so often over the trained length."""
+        return dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(index(yarn.get("beta_fast") or 32)), 0)
+    high = min(math.ceil(index(yarn.get("beta_slow") or 1)), dim - 1)
+    width = max(high - low, 0.001)  # as in the common code: no division by zero
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    periods = config.rope_theta ** _exponents(dim)
+    kept = 1 - ramp
+    return 1.0 / (config.yarn_ratio * periods) * (1 - kept) + 1.0 / periods * kept
+
+
+def rotary_tables(
+    length: int, config: TelechatConfig, device: torch.device, rows: slice | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and sin `[max(length, training_seqlen), head_dim]`, or some `rows` of them, for a call of `length` tokens.
+
+    TeleChat's published code rounds cos and sin to float16, multiplies by the length factor and rounds again,
+    whatever the dtype of the model; here it is `rope_table_dtype`. All are calculated on the CPU, so that every
+    device gets the same ones.
     """
-    dim, table_dtype = config.head_dim, getattr(torch, config.rope_table_dtype)
-    base = config.rope_theta * ntk_alpha(length, config) ** (dim / (dim - 2))
-    exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-    rows = torch.arange(max(length, config.training_seqlen), dtype=torch.float32)
-    angle = torch.outer(rows, 1.0 / base**exponent).repeat(1, 2)
-    factor = length_factor(length, config)
+    positions = torch.arange(max(length, config.training_seqlen), dtype=torch.float32)[rows or slice(None)]
+    if isinstance(config, Telechat3Config):
+        frequencies, factor, table_dtype = yarn_frequencies(config), yarn_factor(config), torch.float32
+    else:
+        dim, table_dtype = config.head_dim, getattr(torch, config.rope_table_dtype)
+        base = config.rope_theta * ntk_alpha(length, config) ** (dim / (dim - 2))
+        frequencies, factor = 1.0 / base ** _exponents(dim), length_factor(length, config)
+    angle = torch.outer(positions, frequencies).repeat(1, 2)
     cos, sin = ((table.to(table_dtype) * factor).float() for table in (angle.cos(), angle.sin()))
     return cos.to(device), sin.to(device)
+
+
+def _exponents(dim: int) -> Tensor:
+    return torch.arange(0, dim, 2, dtype=torch.float32) / dim
 
 
 class Rotary:
@@ -46,10 +91,19 @@ class Rotary:
 
     def rows(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin `[stop - start, head_dim]` for the slots `start .. stop` of a sequence of `stop` tokens."""
-        dtype = torch.float16 if like.dtype == torch.float16 else torch.float32
+        dtype = self._dtype(like)
+        if start and stop > self.config.training_seqlen:  # a step whose tables no other one has
+            cos, sin = rotary_tables(stop, self.config, like.device, slice(start, stop))
+            return cos.to(dtype), sin.to(dtype)
         key = (max(stop, self.config.training_seqlen), like.device, dtype)
         if self._tables is None or self._key != key:
             cos, sin = rotary_tables(stop, self.config, like.device)
             self._key, self._tables = key, (cos.to(dtype), sin.to(dtype))
         cos, sin = self._tables
         return cos[start:stop], sin[start:stop]
+
+    def _dtype(self, like: Tensor) -> torch.dtype:
+        """TeleChat multiplies with wider tables than bfloat16, TeleChat3 in the dtype of the model."""
+        if isinstance(self.config, Telechat3Config):
+            return like.dtype
+        return torch.float16 if like.dtype == torch.float16 else torch.float32

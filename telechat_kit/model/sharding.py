@@ -5,6 +5,7 @@ the inputs that these left on the device, so that their outputs are sums over th
 are whole on each. How the sums travel is left to `telechat_kit.inference.parallel`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,8 +21,10 @@ from telechat_kit.model.shard_linears import ShardedDynamicLinear, ShardedFloatL
 from telechat_kit.model.w8a8 import W8A8Weights
 
 #: Linears whose outputs are split, and those whose inputs are
-SPLIT_OUTPUTS = ("query", "key_value", "gate_proj", "up_proj")
-SPLIT_INPUTS = ("dense", "down_proj")
+SPLIT_OUTPUTS = ("query", "key_value", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+SPLIT_INPUTS = ("dense", "o_proj", "down_proj")
+#: Those whose outputs are keys and values, head after head
+_KEYS_AND_VALUES = ("key_value", "k_proj", "v_proj")
 #: Tensors of a linear with one entry for each output
 _PER_OUTPUT = ("weight", "weight_scale", "quant_bias", "deq_scale", "bias")
 
@@ -35,15 +38,28 @@ class Shard:
     add_up: AddUp = same
     largest: AddUp = same
 
-    def of(self, name: str, tensor: Tensor) -> Tensor:
+    def of(self, name: str, tensor: Tensor, config: TelechatConfig) -> Tensor:
         """This part of the tensor `name` of a checkpoint: a copy, or the tensor itself where every part needs all."""
-        part = self.view(name, tensor)
+        part = self.view(name, tensor, config)
         return tensor if part is tensor else part.clone()
 
-    def view(self, name: str, tensor: Tensor) -> Tensor:
-        """The same without a copy."""
+    def view(self, name: str, tensor: Tensor, config: TelechatConfig) -> Tensor:
+        """The same, without a copy but of key/value heads that cannot be split evenly."""
         axis = split_axis(name)
-        return tensor if axis is None else tensor.chunk(self.count, axis)[self.rank]
+        if axis is None:
+            return tensor
+        if config.kv_heads % self.count and name.split(".")[-2] in _KEYS_AND_VALUES:
+            return tensor.unflatten(0, (config.kv_heads, -1))[self.kv_heads(config)].flatten(0, 1)
+        return tensor.chunk(self.count, axis)[self.rank]
+
+    def kv_heads(self, config: TelechatConfig) -> list[int]:
+        """The key/value heads that the query heads of this part read, each for as many of them.
+
+        Where they do not split evenly, parts hold a head more than once, so that all groups are of one size.
+        """
+        own, group = config.n_head // self.count, config.n_head // config.kv_heads
+        size = math.gcd(own, group)
+        return [(self.rank * own + first) // group for first in range(0, own, size)]
 
     def require_even(self, config: TelechatConfig) -> None:
         """Refuse a model whose heads or channels cannot be split evenly, or are mixed: a `DeviceError`."""
@@ -70,21 +86,27 @@ def split_axis(name: str) -> int | None:
     return 1 if linear in SPLIT_INPUTS and part == "weight" else None
 
 
-def sliced(weights: W8A8Weights, shard: Shard) -> W8A8Weights:
+def sliced(weights: W8A8Weights, shard: Shard, config: TelechatConfig) -> W8A8Weights:
     """`weights` with this part of every tensor; what is mapped from a file is read only as far as it is needed."""
-    return replace(weights, tensors={name: shard.of(name, value) for name, value in weights.tensors.items()})
+    parts = {name: shard.of(name, value, config) for name, value in weights.tensors.items()}
+    return replace(weights, tensors=parts)
 
 
 def narrow(model: TelechatForCausalLM, shard: Shard) -> None:
     """Give `model`, which lies on the meta device, the shapes of this part."""
+    kv_heads = len(shard.kv_heads(model.config))
     for block in _blocks(model):
         block.self_attention.n_head //= shard.count
+        block.self_attention.kv_heads = kv_heads
         for name, linear in _linears(block):
             assert isinstance(linear, nn.Linear)
             out, size = linear.weight.shape
-            out, size = (
-                (out // shard.count, size) if _last(name) in SPLIT_OUTPUTS else (out, size // shard.count)
-            )
+            if _last(name) in _KEYS_AND_VALUES:
+                out = out // model.config.kv_heads * kv_heads
+            elif _last(name) in SPLIT_OUTPUTS:
+                out //= shard.count
+            else:
+                size //= shard.count
             block.set_submodule(name, nn.Linear(size, out, linear.bias is not None, device="meta"))
 
 

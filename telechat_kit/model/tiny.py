@@ -10,16 +10,16 @@ from telechat_kit.files import atomic_folder, write_json
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import ORIGIN
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.telechat3 import network_of
 
 SPECIAL = ("<_unk>", "<_start>", "<_end>", "<_pad>", "<_user>", "<_bot>")
 
 
 def build_tiny(folder: Path, seed: int = 0) -> Path:
     """Write a TeleChat checkpoint of 4 blocks with weights drawn by `seed`; its texts mean nothing."""
-    tokenizer = byte_tokenizer()
     config = TelechatConfig(
         architectures=["TelechatForCausalLM"],
-        vocab_size=len(tokenizer),
+        vocab_size=len(byte_tokenizer()),
         hidden_size=64,
         n_layer=4,
         n_head=4,
@@ -30,9 +30,14 @@ def build_tiny(folder: Path, seed: int = 0) -> Path:
         initializer_range=0.15,
         dtype="float32",
     )
+    return write_random(folder, config, seed)
+
+
+def write_random(folder: Path, config: TelechatConfig, seed: int = 0) -> Path:
+    """Write a checkpoint of the shape of `config` with weights drawn by `seed`, and the byte tokenizer beside it."""
     with atomic_folder(folder) as temporary:
         _random_model(config, seed).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        byte_tokenizer().save_pretrained(temporary)
         write_json(
             temporary / ORIGIN, {"name": "random TeleChat", "license": "none (random numbers)", "seed": seed}
         )
@@ -59,4 +64,4 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _random_model(config: TelechatConfig, seed: int) -> TelechatForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return TelechatForCausalLM(config)
+        return network_of(config)(config)

@@ -5,6 +5,7 @@ The readers of the formats end in a `W8A8Weights`; here is what all of them must
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,10 +28,6 @@ from telechat_kit.model.folder import (
 from telechat_kit.model.int8_linears import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
-#: Linears of a block that read the same tensor; loaders fuse them and refuse a mixed pair.
-SHARED_INPUTS = (("self_attention.query", "self_attention.key_value"), ("mlp.gate_proj", "mlp.up_proj"))
-#: The norm that each of these pairs reads
-PAIR_NORMS = ("input_layernorm", "post_attention_layernorm")
 #: Every tensor that a quantized linear may have on disk
 LINEAR_TENSORS = (*RUNTIME_TENSORS, "weight_scale", "weight_offset", "bias")
 
@@ -138,9 +135,10 @@ def _with_folded_norms(weights: W8A8Weights, model: TelechatForCausalLM) -> W8A8
     """
     tensors = dict(weights.tensors)
     for block in range(model.config.n_layer):
-        prefix = stored_name(f"transformer.h.{block}", model.config)
-        for norm, pair in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
-            name, readers = f"{prefix}.{norm}", {f"{prefix}.{reader}" for reader in pair}
+        layout = model.config.layout
+        prefix = stored_name(layout.block(block), model.config)
+        for norm, group in zip(layout.norms, layout.shared_inputs, strict=True):
+            name, readers = prefix + norm, {prefix + reader for reader in group}
             folded = tensors.get(f"{name}.module.weight")
             if folded is None or torch.equal(folded, weights.tensor(f"{name}.weight")):
                 continue
@@ -216,14 +214,14 @@ _OFFSET_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torc
 
 
 def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> None:
-    """Loaders fuse the linears of a pair and keep one scale: both must carry the same (MindIE refuses others too).
+    """Loaders fuse linears that read one input and keep one scale: all must carry the same (MindIE refuses others too).
 
     Nor can a static and a dynamic one be fused.
     """
     for block in range(model.config.n_layer):
-        prefix = stored_name(f"transformer.h.{block}", model.config)
-        for pair in SHARED_INPUTS:
-            first, second = (f"{prefix}.{linear}" for linear in pair)
+        prefix = stored_name(model.config.layout.block(block), model.config)
+        groups = [[prefix + linear for linear in group] for group in model.config.layout.shared_inputs]
+        for first, second in [pair for group in groups for pair in combinations(group, 2)]:
             if {first, second} <= weights.linears and len({first, second} & weights.dynamic) == 1:
                 weights.refuse(f"of {first} and {second}, which read the same input, one is {DYNAMIC}")
             if {first, second} <= weights.linears - weights.dynamic:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.folder import read_bin, read_config, require_fitting, weight_files
-from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.layout import HEAD
+from telechat_kit.model.telechat3 import network_of
 
 #: How much of a tensor is read at a time when it is only copied
 CHUNK_BYTES = 32 << 20
-
-EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Shards:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the embedding, which stands for the checkpoint's."""
-        return self.tensors[EMBEDDING].dtype
+        return self.tensors[self.config.layout.embedding].dtype
 
     def read(self, names: Iterable[str], device: torch.device) -> dict[str, Tensor]:
         """Float32 copies of the named tensors on `device`."""
@@ -111,12 +110,15 @@ class Shards:
         for path in weight_files(self.folder):
             with _mapped(path) as values:
                 for key, value in values.items():
-                    yield _module_name(key), StoredTensor(path, key, value.dtype, value.shape)
+                    yield (
+                        self.config.layout.module_name(key),
+                        StoredTensor(path, key, value.dtype, value.shape),
+                    )
 
     def _check(self) -> None:
         """Refuse a folder whose tensors are not those of its configuration."""
         with torch.device("meta"):
-            shapes = {name: p.shape for name, p in TelechatForCausalLM(self.config).named_parameters()}
+            shapes = {name: p.shape for name, p in network_of(self.config)(self.config).named_parameters()}
         if self.config.tie_word_embeddings:
             shapes.pop(HEAD, None)
         if missing := sorted(shapes.keys() - self.tensors.keys()):
@@ -132,11 +134,6 @@ class Shards:
                     f"{stored.path}: {stored.key} has shape {tuple(stored.shape)}, {expected}; "
                     "config.json and weights do not belong together."
                 )
-
-
-def _module_name(key: str) -> str:
-    """Name in the network of a stored tensor: the 7B checkpoints leave out the prefix."""
-    return key if key == HEAD or key.startswith("transformer.") else f"transformer.{key}"
 
 
 @contextlib.contextmanager

@@ -5,19 +5,16 @@ copies. To hold an int8 linear beside its float one, both must see the same valu
 that converts on its way in and out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatRMSNorm
-from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.calibration.passes import DENSE, DOWN, KEY_VALUE, UP, value_rows
+from telechat_kit.quantization.calibration.groups import value_columns, value_rows
 from telechat_kit.quantization.methods.splitting import copied_channels, copy_channels
-
-GATE = "mlp.gate_proj"
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def float_in_quantized(linear: nn.Module, basis: Basis) -> Converted:
 def split_alike(block: Block, quantized: Block) -> None:
     """Give the float block the copies of feed-forward channels that the quantized one has, if any."""
     width = block.module.mlp.down_proj.weight.shape[1]
-    rows = dense_weight(quantized.module.get_submodule(GATE))
+    rows = dense_weight(quantized.module.get_submodule(block.layout.gate))
     if rows.shape[0] > width:
         copy_channels(block, copied_channels(rows, width))
 
@@ -73,21 +70,24 @@ def block_bases(block: Block, quantized: Block) -> dict[str, Basis]:
     What norms give changes the inputs of their readers; rows of `up_proj` and of the values change what those two
     give and what `down_proj` and `dense` read.
     """
-    before, after, values = block.module, quantized.module, value_rows(block)
+    layout, before, after = block.layout, block.module, quantized.module
     device = next(before.parameters()).device
     one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     bases: dict[str, Basis] = {}
-    for norm, readers in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
+    for norm, readers in zip(layout.norms, layout.shared_inputs, strict=True):
         scale, shift = _norm_change(before.get_submodule(norm), after.get_submodule(norm))
         bases |= {reader: Basis(scale, shift, one) for reader in readers}
-    up, key_value = bases[UP], bases[KEY_VALUE]
-    out = _row_factors(before.get_submodule(UP), after.get_submodule(UP), up.scale)
-    bases |= {UP: Basis(up.scale, up.shift, out), DOWN: Basis(out, zero, one)}
-    rows = _row_factors(before.get_submodule(KEY_VALUE), after.get_submodule(KEY_VALUE), key_value.scale)
+
+    def row_factors(name: str) -> Tensor:
+        return _row_factors(before.get_submodule(name), after.get_submodule(name), bases[name].scale)
+
+    out, rows, values = row_factors(layout.up), row_factors(layout.value), value_rows(block)
     scaled = torch.ones_like(rows)
     scaled[values] = rows[values]
-    bases |= {KEY_VALUE: Basis(key_value.scale, key_value.shift, scaled)}
-    return bases | {DENSE: Basis(scaled[values], zero, one)}
+    bases[layout.up] = replace(bases[layout.up], out=out)
+    bases[layout.value] = replace(bases[layout.value], out=scaled)
+    read = scaled[values][value_columns(block)]
+    return bases | {layout.down: Basis(out, zero, one), layout.dense: Basis(read, zero, one)}
 
 
 def _norm_change(norm: nn.Module, quantized: nn.Module) -> tuple[Tensor, Tensor]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.layout import Layout
 from telechat_kit.model.network import TelechatBlock, TelechatRMSNorm
 from telechat_kit.model.rotary import Rotary
+from telechat_kit.model.telechat3 import block_of
 from telechat_kit.model.w8a8 import linear_names
-from telechat_kit.model.weight_shards import EMBEDDING, Shards
+from telechat_kit.model.weight_shards import Shards
 from telechat_kit.progress import track
 from telechat_kit.quantization.partial import Pass
-
-EMBEDDING_NORM = "transformer.word_embeddings_layernorm.weight"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,13 @@ class Block:
     rotary: Rotary
 
     @property
+    def layout(self) -> Layout:
+        """What the checkpoint calls the modules."""
+        return self.rotary.config.layout
+
+    @property
     def prefix(self) -> str:
-        return block_prefix(self.index)
+        return self.layout.block(self.index)
 
     @property
     def linear_names(self) -> list[str]:
@@ -53,16 +58,11 @@ class Block:
             return [self.module(x, self.rotary.rows(0, x.shape[1], x), None, None) for x in states]
 
 
-def block_prefix(index: int) -> str:
-    """What names of the block number `index` begin with."""
-    return f"transformer.h.{index}."
-
-
 def load_block(shards: Shards, index: int, rotary: Rotary, device: torch.device) -> Block:
     """The block number `index` with float32 weights of its own on `device`."""
     with torch.device("meta"):
-        module = TelechatBlock(shards.config, index)
-    prefix = block_prefix(index)
+        module = block_of(shards.config, index)
+    prefix = shards.config.layout.block(index)
     values = shards.read([prefix + name for name, _ in module.named_parameters()], device)
     module.load_state_dict({name.removeprefix(prefix): value for name, value in values.items()}, assign=True)
     return Block(index, module.requires_grad_(False).eval(), rotary)
@@ -71,19 +71,20 @@ def load_block(shards: Shards, index: int, rotary: Rotary, device: torch.device)
 def embed(shards: Shards, samples: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Hidden states `[1, T, H]` before the first block, from the ids `[1, T]` of each sample."""
     with torch.inference_mode():
-        states = [shards.rows(EMBEDDING, sample).to(device) for sample in samples]
+        layout = shards.config.layout
+        states = [shards.rows(layout.embedding, sample).to(device) for sample in samples]
         if not shards.config.embed_layernorm:
             return states
         norm = TelechatRMSNorm(shards.config.hidden_size, shards.config.layer_norm_epsilon)
-        norm.weight.data = shards.read([EMBEDDING_NORM], device)[EMBEDDING_NORM]
+        norm.weight.data = shards.read([layout.embedding_norm], device)[layout.embedding_norm]
         return [norm(x) for x in states]
 
 
 def model_linear_names(config: TelechatConfig) -> list[str]:
     """Names of all linears of the blocks, in the order of the network."""
     with torch.device("meta"):
-        local = linear_names(TelechatBlock(config, 0))
-    return [block_prefix(index) + name for index in range(config.n_layer) for name in local]
+        local = linear_names(block_of(config, 0))
+    return [config.layout.block(index) + name for index in range(config.n_layer) for name in local]
 
 
 class Stage(Protocol):

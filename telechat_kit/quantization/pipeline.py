@@ -23,8 +23,8 @@ from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.provenance import Conditions, code_hash, combined_hash, file_hash
 from telechat_kit.quantization.blocks import model_linear_names
+from telechat_kit.quantization.calibration.groups import BEST
 from telechat_kit.quantization.calibration.observers import make_observer
-from telechat_kit.quantization.calibration.passes import BEST
 from telechat_kit.quantization.calibration.samples import calibration_set
 from telechat_kit.quantization.formats.given import GivenWeights, check_given
 from telechat_kit.quantization.formats.ownership import require_free

@@ -6,7 +6,8 @@ from typing import Any
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.model.folder import DYNAMIC, STATIC
-from telechat_kit.quantization.calibration.passes import BEST, KEY_VALUE, UP
+from telechat_kit.model.layout import LAYOUTS
+from telechat_kit.quantization.calibration.groups import BEST
 from telechat_kit.quantization.levels.fallback import AUTO, is_list
 
 #: What method best can be made of beside scaled norms; all by default
@@ -104,8 +105,8 @@ class AppliedRecipe:
         """Feeders that method best leaves alone, for want of an ingredient."""
         if self.anti_outlier != BEST:
             return ()
-        feeders = {UP_PROJ: UP, VALUES: KEY_VALUE}
-        return tuple(feeder for name, feeder in feeders.items() if name not in self.ingredients)
+        feeders = [(UP_PROJ, LAYOUTS[0].up), *((VALUES, layout.value) for layout in LAYOUTS)]
+        return tuple(feeder for name, feeder in feeders if name not in self.ingredients)
 
     @property
     def by_noise(self) -> bool:

@@ -11,22 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
+from telechat_kit.model.folder import DYNAMIC, FLOAT
 from telechat_kit.model.int8_linears import decode_scale
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
 from telechat_kit.quantization.calibration.channels import ChannelMaxima
+from telechat_kit.quantization.calibration.groups import BEST, norm_groups
 from telechat_kit.quantization.calibration.linear_quality import LinearFigures, noisiest_first, residual_noise
 from telechat_kit.quantization.calibration.observers import make_observer
 from telechat_kit.quantization.calibration.passes import (
-    BEST,
     FIRST_SAMPLE_ONLY,
     SENSITIVITY_SAMPLES,
     Observer,
     calibrate,
     calibrate_dynamic,
     fold,
-    norm_groups,
     observed,
     sensitivity,
     smoothing_scales,
@@ -229,7 +228,6 @@ class _Quantizer:
             inputs,
             rounding=ROUNDING in used,
             bias=BIAS in used,
-            alike=self.recipe.kind == STATIC,
         )
         correct_biases(block, refined)
         return refined, inputs

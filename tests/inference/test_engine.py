@@ -14,8 +14,9 @@ from telechat_kit.inference.generation import generate, start_run
 from telechat_kit.inference.loading import load_model, prepare
 from telechat_kit.inference.network_run import NetworkRun
 from telechat_kit.model import TelechatForCausalLM
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
+from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import linear_names
 from telechat_kit.quantization.formats.packing import pack_linear
 
@@ -27,17 +28,23 @@ def model(tiny_w8a8_folder: Path) -> TelechatForCausalLM:
     return load_model(tiny_w8a8_folder, device="cpu")
 
 
-def random_model(repeat: int = 1, float_linears: tuple[str, ...] = (), **changes: Any) -> TelechatForCausalLM:
-    """A W8A8 model of random weights, `repeat` neighbouring heads with one key and value."""
-    torch.manual_seed(0)
+def random_model(
+    kv_heads: int = 6, float_linears: tuple[str, ...] = (), **changes: Any
+) -> TelechatForCausalLM:
+    """A W8A8 model of random weights, 6 heads on `kv_heads` of keys and values."""
     shape = {"vocab_size": 300, "hidden_size": 96, "n_layer": 2, "n_head": 6, "ffn_hidden_size": 100}
+    if kv_heads != 6:
+        changes |= {"num_key_value_heads": kv_heads, "base_seqlen": 400}
     config = TelechatConfig(**shape, training_seqlen=400, initializer_range=0.15, **changes)
-    model = TelechatForCausalLM(config).eval()
+    return quantized(config, float_linears)
+
+
+def quantized(config: TelechatConfig, float_linears: tuple[str, ...]) -> TelechatForCausalLM:
+    """Random weights of the shape of `config`, in int8 but for the `float_linears`."""
+    torch.manual_seed(0)
+    model = network_of(config)(config).eval()
     for name in linear_names(model):
         linear = model.get_submodule(name)
-        if name.endswith("key_value"):
-            heads = linear.weight.data.view(6, -1, config.hidden_size)
-            heads.copy_(heads[::repeat].repeat_interleave(repeat, 0))
         if name.endswith(float_linears):
             other = FloatLinear(*linear.weight.shape[::-1], linear.bias is not None)
             other.load_state_dict(linear.state_dict())
@@ -65,8 +72,7 @@ def assert_equal_runs(model: TelechatForCausalLM, length: int, new: int = 4) -> 
         logits, expected = fast.logits(step), slow.logits(step)
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
         step = [int(expected.argmax())]
-    heads = slice(None, None, engine.shared.size)
-    slow_keys = slow.cache.slots[-1, 0, 0, heads, : slow.cache.length]
+    slow_keys = slow.cache.slots[-1, 0, 0, :, : slow.cache.length]
     assert torch.equal(last_keys(fast, slow.cache.length), slow_keys)
 
 
@@ -110,7 +116,7 @@ def test_every_kind_of_telechat_is_covered(post_layernorm: bool, embed_layernorm
 )
 def test_linears_kept_in_float_are_covered(float_linears: tuple[str, ...]) -> None:
     assert_equal_runs(random_model(float_linears=float_linears), 70)
-    assert_equal_runs(random_model(repeat=3, float_linears=float_linears), 70)
+    assert_equal_runs(random_model(kv_heads=2, float_linears=float_linears), 70)
 
 
 def test_norms_with_a_bias_are_covered() -> None:
@@ -120,61 +126,37 @@ def test_norms_with_a_bias_are_covered() -> None:
     assert_equal_runs(model, 70)
 
 
-@pytest.mark.parametrize("repeat", [1, 2, 3, 6])
-def test_equal_heads_are_found_and_shared(repeat: int) -> None:
-    model = random_model(repeat=repeat)
-    engine = engine_for(model)
-    assert engine is not None
-    assert engine.shared.size == repeat
-    assert engine.kv_heads == 6 // repeat
-    assert_equal_runs(model, 140)
-
-
-@pytest.mark.parametrize("part", ["weight", "quant_bias"])
-def test_heads_that_differ_in_one_number_are_not_shared(part: str) -> None:
-    model = random_model(repeat=3)
-    getattr(model.transformer.h[1].self_attention.key_value, part).view(-1)[-1] += 1
-    assert Engine(model).shared.size == 1
-    assert_equal_runs(model, 40)
-
-
-def scale_values(linear: torch.nn.Module, powers_of_two: bool) -> None:
-    """Each value channel of every head by a factor of its own, in place, some turned."""
-    generator = torch.Generator().manual_seed(1)
-    factors = torch.rand(6, 2, 16, generator=generator) * 3 + 0.2
-    if powers_of_two:
-        factors = factors.log2().round().exp2()
-    signs = torch.randint(0, 2, (6, 2, 16), generator=generator) * 2 - 1
-    factors[:, 0], signs[:, 0] = 1, 1
-    if isinstance(linear, W8A8Linear):
-        linear.weight.view(12, -1, 16, 4).mul_(signs.view(12, 1, 16, 1))
-        linear.quant_bias.mul_(signs.flatten())
-        linear.deq_scale.mul_(factors.flatten())
-    else:
-        linear.weight.mul_((factors * signs).view(-1, 1))
-
-
 @pytest.mark.parametrize("length", [1, 40, 300])
-@pytest.mark.parametrize("repeat", [2, 3, 6])
-def test_values_scaled_apart_are_shared_bit_for_bit(repeat: int, length: int) -> None:
-    """As method best leaves repeated heads: one int8 row but for the sign, scales of their own."""
-    model = random_model(repeat=repeat)
-    for block in model.transformer.h:
-        scale_values(block.self_attention.key_value, powers_of_two=False)
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+def test_groups_of_heads_share_their_keys_and_values(kv_heads: int, length: int) -> None:
+    model = random_model(kv_heads)
     engine = engine_for(model)
     assert engine is not None
-    assert engine.shared.size == repeat
-    assert all(factors is not None and len(factors.unique()) > 90 for factors in engine.shared.factors)
+    assert engine.cache_bytes_per_position == NetworkRun(model, 1).cache.slots.nbytes
+    assert engine.cache_bytes_per_position == 2 * 4 * 2 * kv_heads * 16
     assert_equal_runs(model, length)
 
 
-@pytest.mark.parametrize("powers_of_two", [True, False])
-def test_float_values_are_shared_where_that_is_exact(powers_of_two: bool) -> None:
-    model = random_model(repeat=3, float_linears=("key_value",))
-    for block in model.transformer.h:
-        scale_values(block.self_attention.key_value, powers_of_two)
-    assert Engine(model).shared.size == (3 if powers_of_two else 1)
-    assert_equal_runs(model, 140)
+def telechat3_model(kv_heads: int, float_linears: tuple[str, ...] = ()) -> TelechatForCausalLM:
+    """A W8A8 TeleChat3 of random weights: query, key and value have linears of their own."""
+    yarn = {"rope_type": "telechat3-yarn", "factor": 4.0, "original_max_position_embeddings": 100}
+    config = Telechat3Config(
+        vocab_size=300, hidden_size=96, num_hidden_layers=2, num_attention_heads=6, intermediate_size=100,
+        num_key_value_heads=kv_heads, max_position_embeddings=400, rope_scaling=yarn, initializer_range=0.15,
+    )  # fmt: skip
+    return quantized(config, float_linears)
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_keys_and_values_of_two_linears_are_read_as_one(kv_heads: int, length: int) -> None:
+    assert_equal_runs(telechat3_model(kv_heads), length)
+    assert_equal_runs(telechat3_model(kv_heads, ("q_proj", "k_proj", "v_proj")), length)
+
+
+def test_a_key_in_float_beside_an_int8_value_is_left_to_the_modules() -> None:
+    model = telechat3_model(2, ("k_proj",))
+    assert unsuited(model) == "linears of another kind, or not prepared"
 
 
 def test_the_screened_head_chooses_what_the_float_head_chooses(model: TelechatForCausalLM) -> None:

@@ -13,6 +13,7 @@ from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json
 from telechat_kit.inference.generation import generate
 from telechat_kit.inference.loading import load_model
+from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.model import demo
 from telechat_kit.model.demo import GGUF_FILE, GGUF_SHA256, demo_weights
 from telechat_kit.model.folder import origin
@@ -85,6 +86,13 @@ def test_demo_config_leaves_the_rotary_base_alone(demo_folder: Path) -> None:
     assert config["rope_theta"] == 100000
     assert config["rope_table_dtype"] == "float32"
     assert config["base_seqlen"] == config["training_seqlen"] == 8192
+
+
+def test_demo_keeps_its_three_heads_of_keys_and_values(demo_folder: Path) -> None:
+    model = load_model(demo_folder, device="cpu")
+    assert (model.config.n_head, model.config.kv_heads) == (9, 3)
+    assert model.transformer.h[0].self_attention.key_value.weight.shape == (2 * 3 * 64, 576)
+    assert PreallocatedCache.of(model, 1, 100).slots.shape == (30, 2, 1, 3, 100, 64)
 
 
 def test_demo_folder_says_where_it_comes_from(demo_folder: Path) -> None:

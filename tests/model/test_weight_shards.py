@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model import weight_shards as shards_module
-from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+from telechat_kit.model.layout import HEAD, TELECHAT
+from telechat_kit.model.weight_shards import Shards
 
 GOLDEN = Path(__file__).parent.parent / "data" / "model"
 CPU = torch.device("cpu")
@@ -36,15 +37,15 @@ def test_tensors_are_those_of_the_loaded_model(case: str, tied: bool, kind: str,
         assert torch.equal(value, model.get_parameter(name))
         assert value.data_ptr() % 64 == 0  # a copy, not the mapped file
     ids = torch.tensor([[5, 3, 3]])
-    assert torch.equal(shards.rows(EMBEDDING, ids), model.get_input_embeddings()(ids))
+    assert torch.equal(shards.rows(TELECHAT.embedding, ids), model.get_input_embeddings()(ids))
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 1 << 30])
 def test_chunks_are_the_bytes_of_the_tensor(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "CHUNK_BYTES", chunk_bytes)
     shards = Shards(GOLDEN / "7b-small")
-    stored = load_file(GOLDEN / "7b-small" / "model.safetensors")[shards.tensors[EMBEDDING].key]
-    assert b"".join(shards.chunks(EMBEDDING)) == stored.view(torch.uint8).numpy().tobytes()
+    stored = load_file(GOLDEN / "7b-small" / "model.safetensors")[shards.tensors[TELECHAT.embedding].key]
+    assert b"".join(shards.chunks(TELECHAT.embedding)) == stored.view(torch.uint8).numpy().tobytes()
 
 
 class Harmful:

@@ -140,7 +140,6 @@ typedef struct {
 typedef struct {
     norm input_norm, post_norm;
     linear query, key_value, dense, gate, up, down;
-    const float *value_factors; /* [hidden]: cached values times these are the values of each head; NULL: they are as cached */
 } block;
 
 typedef struct {
@@ -197,22 +196,6 @@ INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, co
             if (add) sum[r][v] += *target;
             *target = sum[r][v];
         }
-}
-
-/* out[rows][16 * vectors] += terms[rows][steps] . (values * factors), every row with factors of its own. */
-INLINE void value_tile(int rows, int vectors, const float *terms, int64_t stride, const float *values, int64_t along, int steps,
-                       const float *factors, int64_t factor_stride, float *out, int64_t out_stride) {
-    vf sum[3][4] = {{{0}}}, factor[3][4];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) factor[r][v] = *(const vf *)(factors + r * factor_stride + v * LANES);
-    for (int k = 0; k < steps; k++) {
-        vf w[4];
-        for (int v = 0; v < vectors; v++) w[v] = *(const vf *)(values + v * LANES + k * along);
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) sum[r][v] = fused(all(terms[r * stride + k]), w[v] * factor[r][v], sum[r][v]);
-    }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) *(vf *)(out + r * out_stride + v * LANES) += sum[r][v];
 }
 
 /* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. */
@@ -459,29 +442,19 @@ static float softmax_terms(float *scores, int count, int width, float scale, flo
     return lane_sum(sum);
 }
 
-/* Values as cached, or times factors [dim], which every row has `stride` apart. */
-typedef struct {
-    const float *cached, *factors; /* factors NULL: as cached */
-    int64_t stride;
-} value_source;
-
-/* out[rows][dim] += terms[rows] . `count` positions of the values from `begin` on. */
-static void add_values(int dim, const float *terms, int64_t stride, int rows, value_source source, int begin, int count, float *out, int64_t out_stride) {
-    const float *values = source.cached + (int64_t)begin * dim;
-    for (int r = 0; r < rows; r += source.factors ? MIN(tile_rows(rows - r), 3) : tile_rows(rows - r))
+/* out[rows][dim] += terms[rows] . the first `count` of the values. */
+static void add_values(int dim, const float *terms, int64_t stride, int rows, const float *values, int count, float *out, int64_t out_stride) {
+    for (int r = 0; r < rows; r += tile_rows(rows - r))
         for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
 #define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1)
-#define SCALED(R, V) value_tile(MIN(R, 3), V, terms + r * stride, stride, values + v, dim, count, source.factors + r * source.stride + v, source.stride, out + r * out_stride + v, out_stride)
-            if (source.factors) EACH_TILE(rows - r, (dim - v) / LANES, SCALED);
-            else EACH_TILE(rows - r, (dim - v) / LANES, TILE);
-#undef SCALED
+            EACH_TILE(rows - r, (dim - v) / LANES, TILE);
 #undef TILE
         }
 }
 
 /* out[rows][dim] = terms . values over the positions begin .. end, not yet divided by sums[rows]. Row r sees the
  * positions below first_end + r * causal. `begin` is a multiple of BLOCK. */
-static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, value_source values,
+static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, const float *values,
                    int begin, int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums) {
     const int end = first_end + (rows - 1) * causal, width = (end - begin + BLOCK - 1) / BLOCK * BLOCK;
     for (int t = 0; t < width; t += BLOCK)
@@ -495,7 +468,7 @@ static void attend(int dim, const float *query, int64_t stride, int rows, const 
         memset(out + r * out_stride, 0, dim * sizeof(float));
     }
     for (int t = 0; t < end - begin; t += VALUES)
-        add_values(dim, scores + t, width, rows, values, begin + t, MIN(VALUES, end - begin - t), out, out_stride);
+        add_values(dim, scores + t, width, rows, values + (int64_t)(begin + t) * dim, MIN(VALUES, end - begin - t), out, out_stride);
 }
 
 /* One query: the positions in parts of PART, whatever the number of threads, so that the sums are always the same. */
@@ -515,7 +488,7 @@ static void join_parts(int dim, int parts, const float *partial, const float *ma
 }
 
 /* The queries of a prompt from `first` on, of one head: out[rows][dim]. */
-static void attend_prompt(int dim, const float *query, int64_t stride, int first, int rows, const float *keys, value_source values,
+static void attend_prompt(int dim, const float *query, int64_t stride, int first, int rows, const float *keys, const float *values,
                           float *scores, float *out, int64_t out_stride) {
     float maxima[SCORE_ROWS], sums[SCORE_ROWS];
     for (int start = 0; start < rows; start += SCORE_ROWS) {
@@ -626,7 +599,6 @@ static int32_t choose(const network *m, const float *x, uint8_t *bytes, head_spa
 typedef struct {
     int rows, chunk, positions, threads; /* of the call; chunk: rows that a thread works on at a time */
     float *x, *query, *key_value;        /* [rows][hidden] twice, [2 * hidden] */
-    float *values;                       /* [heads][rows][head_dim] of a prompt, where heads scale shared values */
     float *partial, *maxima, *sums;      /* attention of one token: [parts][hidden], [parts][heads] twice */
     float *normed, *mixed, *y, *act, *scores; /* from here on a part for each thread */
     uint8_t *bytes, *act_bytes;
@@ -649,12 +621,6 @@ static int64_t score_count(const network *m, const space *s) {
     return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->positions + BLOCK) / LANES * LANES;
 }
 
-static int scaled_apart(const network *m) {
-    for (int i = 0; i < m->layers; i++)
-        if (m->blocks[i].value_factors) return 1;
-    return 0;
-}
-
 static space plan(const network *m, int rows, int positions, int threads, char **next) {
     const int turns = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
     space s = {.rows = rows, .chunk = (rows + turns - 1) / turns, .positions = positions, .threads = threads};
@@ -662,7 +628,6 @@ static space plan(const network *m, int rows, int positions, int threads, char *
     s.x = take(next, (int64_t)rows * m->hidden, size);
     s.query = take(next, (int64_t)rows * m->hidden, size);
     s.key_value = take(next, 2 * m->hidden, size);
-    s.values = take(next, scaled_apart(m) ? (int64_t)rows * m->hidden : 0, size);
     s.partial = take(next, (int64_t)parts_of(positions) * m->hidden, size);
     s.maxima = take(next, parts_of(positions) * m->heads, size);
     s.sums = take(next, parts_of(positions) * m->heads, size);
@@ -712,16 +677,6 @@ static void quantize_pair(const linear *a, const linear *b, const float *x, int 
     quantize_rows(a->deq_scale ? a : b, x, a->inputs, rows, bytes);
 }
 
-/* Where the scaled values of head h stand while a prompt runs: [heads][rows][dim]. */
-static float *prompt_values(const network *m, const space *s, int h) { return s->values + (int64_t)h * s->rows * m->head_dim; }
-
-/* The values of one position, which `key_value` holds, times the factors of each head. */
-static void scale_values(const network *m, const space *s, const float *factors, int position, const float *key_value) {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    for (int h = 0; h < m->heads; h++)
-        for (int i = 0; i < dim; i++) prompt_values(m, s, h)[position * dim + i] = key_value[(h / group * 2 + 1) * dim + i] * factors[h * dim + i];
-}
-
 /* Queries of the rows first .. end, and their keys and values into the cache. */
 static void project(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
     const block *b = m->blocks + layer;
@@ -739,17 +694,14 @@ static void project(const network *m, const cache *c, int layer, const space *s,
         }
         const float *key_value = w->y + (int64_t)r * b->key_value.outputs;
         for (int h = 0; h < m->kv_heads; h++) append(m, c, layer, first + r, h, key_value);
-        if (b->value_factors) scale_values(m, s, b->value_factors, first + r, key_value);
     }
 }
 
 static void attend_rows(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int rows) {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads, scaled = m->blocks[layer].value_factors != NULL;
-    for (int h = 0; h < m->heads; h++) {
-        const value_source values = {scaled ? prompt_values(m, s, h) : values_of(m, c, layer, h / group), NULL, 0};
-        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group), values,
-                      w->scores, w->mixed + h * dim, m->hidden);
-    }
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    for (int h = 0; h < m->heads; h++)
+        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group),
+                      values_of(m, c, layer, h / group), w->scores, w->mixed + h * dim, m->hidden);
 }
 
 static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
@@ -821,7 +773,6 @@ static void add_share(const linear *l, const float *input, const uint8_t *bytes,
 
 /* Attention over this thread's parts of the cache; `query` is scratch. */
 static void attend_share(const network *m, const cache *c, int layer, const space *s, float *query, float *scores) {
-    const float *factors = m->blocks[layer].value_factors;
     const int dim = m->head_dim, group = m->heads / m->kv_heads, position = s->positions - 1, parts = parts_of(s->positions);
     const range items = share(m->kv_heads * parts, 1, omp_get_thread_num(), omp_get_num_threads());
     for (int h = 0; h < m->heads; h++)
@@ -830,8 +781,7 @@ static void attend_share(const network *m, const cache *c, int layer, const spac
         const int head = i / parts, begin = i % parts * PART, end = MIN(begin + PART, s->positions), first = head * group;
         const int64_t record = (int64_t)(i % parts) * m->heads + first;
         if (end == s->positions) append(m, c, layer, position, head, s->key_value);
-        const value_source values = {values_of(m, c, layer, head), factors ? factors + first * dim : NULL, dim};
-        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values, begin, end, 0, scores,
+        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
                s->partial + record * dim, dim, s->maxima + record, s->sums + record);
     }
 }
@@ -935,7 +885,7 @@ void silu_product(const float *gate, const float *up, int64_t count, float *out,
 }
 
 typedef struct {
-    int32_t batch, heads, queries, positions, dim;
+    int32_t batch, heads, kv_heads, queries, positions, dim;
     int64_t query[3], key[3], value[3]; /* strides of batch, head and position; the values' last one is dim */
 } attention_shape;
 
@@ -945,7 +895,7 @@ int64_t attention_scratch(const attention_shape *a) {
     return (room * (a->dim + SCORE_ROWS) + parts_of(a->positions) * (a->dim + 2)) / LANES * LANES + LANES;
 }
 
-static void attend_one(const attention_shape *a, const float *query, const float *keys, value_source values, float *scores, float *out) {
+static void attend_one(const attention_shape *a, const float *query, const float *keys, const float *values, float *scores, float *out) {
     const int parts = parts_of(a->positions);
     float *maxima = scores + PART, *sums = maxima + parts, *partial = sums + parts;
     for (int p = 0; p < parts; p++)
@@ -960,8 +910,9 @@ void attention(const attention_shape *a, const float *query, const float *key, c
     for (int item = 0; item < a->batch * a->heads; item++) {
         const int b = item / a->heads, h = item % a->heads;
         float *keys = scratch + omp_get_thread_num() * each, *scores = keys + (int64_t)(a->positions + BLOCK) / BLOCK * BLOCK * a->dim;
-        const float *q = query + b * a->query[0] + h * a->query[1], *k = key + b * a->key[0] + h * a->key[1];
-        const value_source values = {value + b * a->value[0] + h * a->value[1], NULL, 0};
+        const int shared = h / (a->heads / a->kv_heads);
+        const float *q = query + b * a->query[0] + h * a->query[1], *k = key + b * a->key[0] + shared * a->key[1];
+        const float *values = value + b * a->value[0] + shared * a->value[1];
         float *target = out + b * a->queries * row + (int64_t)h * a->dim;
         for (int t = 0; t < a->positions; t++) put_key(keys, t, k + t * a->key[2], a->dim);
         if (a->queries == 1) attend_one(a, q, keys, values, scores, target);

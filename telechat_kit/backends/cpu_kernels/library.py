@@ -47,7 +47,6 @@ class Block(Structure):
         ("gate", Linear),
         ("up", Linear),
         ("down", Linear),
-        ("value_factors", c_void_p),
     )
 
 
@@ -85,7 +84,7 @@ class AttentionShape(Structure):
     """Sizes, and strides of batch, head and position, of one attention."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("batch", "heads", "queries", "positions", "dim")),
+        *((name, c_int32) for name in ("batch", "heads", "kv_heads", "queries", "positions", "dim")),
         *((name, c_int64 * 3) for name in ("query", "key", "value")),
     )
 

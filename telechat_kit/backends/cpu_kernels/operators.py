@@ -99,12 +99,12 @@ def can_attend(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of `query [B, heads, T, d]` over `key`, `value [B, heads, S, d]`; T is 1 or S."""
+    """Causal attention of `query [B, heads, T, d]` over `key`, `value [B, kv_heads, S, d]`; T is 1 or S."""
     batch, heads, queries, dim = query.shape
     query, key = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key))
     value = value if value.stride()[2:] == (dim, 1) else value.contiguous()
     strides = ((ctypes.c_int64 * 3)(*x.stride()[:3]) for x in (query, key, value))
-    shape = AttentionShape(batch, heads, queries, key.shape[2], dim, *strides)
+    shape = AttentionShape(batch, heads, key.shape[1], queries, key.shape[2], dim, *strides)
     threads = torch.get_num_threads()
     scratch = torch.empty(threads * kernels().attention_scratch(shape))
     out = torch.empty(batch, queries, heads, dim)

@@ -106,7 +106,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of `query [B, heads, T, d]` over `key` and `value [B, heads, S, d]`, scaled by 1/sqrt(d).
+    """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, scaled by 1/sqrt(d).
 
     `mask` as in `plain.attention`. With one, the slower way is taken: what the operators give for a row that may
     see nothing is not documented, and such rows (padding) must stay finite.
@@ -121,7 +121,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     length, common = key.shape[2], _attention_options(query)
     if decode:
         lengths = [length] * len(query)
-        return call("attention", operator, query, key, value, actual_seq_lengths=lengths, **common)
+        groups = {} if key.shape[1] == query.shape[1] else {"num_key_value_heads": key.shape[1]}
+        return call("attention", operator, query, key, value, actual_seq_lengths=lengths, **groups, **common)
+    # the 310P's operator for prompts knows no groups
+    key, value = (plain.expanded(shared, query.shape[1]) for shared in (key, value))
     triangle = chip.causal_mask == "triangle"
     size = TRIANGLE if triangle else length
     options = {"atten_mask": _hidden(size, query.device), "pre_tokens": _ALL_TOKENS, "next_tokens": 0}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.calibration.passes import DOWN, all_groups
+from telechat_kit.quantization.calibration.groups import reader_scales
 
 
 class ChannelMaxima:
@@ -31,10 +31,9 @@ class ChannelMaxima:
 
         `channels` tells which feed-forward channel each one is, if some were split.
         """
-        groups = all_groups(block)
-        divisor = {name: scale for feeder, scale in scales.items() for name in groups[feeder]}
+        divisor = reader_scales(block, scales)
         if channels is not None:
-            down = block.prefix + DOWN
+            down = block.prefix + block.layout.down
             divisor |= {down: divisor[down].to(channels.device)[channels]} if down in divisor else {}
         return {
             name: _facts(largest, divisor.get(name), block.parameter(f"{name}.weight").data)

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telechat_kit.errors import DataError
+from telechat_kit.model.layout import EXITS, LAYOUTS
 from telechat_kit.quantization.blocks import Block
 
 #: Tokens of a sample whose products are compared with float ones
 TOKENS = 64
 
 #: Linear of a block -> the linear through which its output reaches the residual stream
-EXITS = {
-    "self_attention.query": "self_attention.dense",
-    "self_attention.key_value": "self_attention.dense",
-    "self_attention.dense": "self_attention.dense",
-    "mlp.gate_proj": "mlp.down_proj",
-    "mlp.up_proj": "mlp.down_proj",
-    "mlp.down_proj": "mlp.down_proj",
+EXIT_OF = {
+    name: exit_
+    for layout in LAYOUTS
+    for readers, exit_ in zip(layout.shared_inputs, layout.exits, strict=True)
+    for name in (*readers, exit_)
 }
 
 
@@ -160,7 +159,7 @@ def residual_noise(
     shares = {}
     for name, taken in figures.items():
         if taken.noise:
-            exit_signal = figures[block.prefix + EXITS[name.removeprefix(block.prefix)]].signal
+            exit_signal = figures[block.prefix + EXIT_OF[name.removeprefix(block.prefix)]].signal
             parts = zip(taken.noise, taken.signal, exit_signal, stream, strict=True)
             shares[name] = sum(n / s * e / r for n, s, e, r in parts if s and r) / len(stream)
     return shares
@@ -171,5 +170,4 @@ def noisiest_first(noise: Mapping[str, float]) -> list[str]:
 
     The noise of the others is a guess, and too high where theirs spreads over channels that their exit hardly reads.
     """
-    exits = set(EXITS.values())
-    return sorted(noise, key=lambda name: (name.split(".", 3)[3] not in exits, -noise[name]))
+    return sorted(noise, key=lambda name: (not name.endswith(EXITS), -noise[name]))

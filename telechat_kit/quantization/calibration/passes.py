@@ -3,12 +3,18 @@
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from telechat_kit.errors import DataError
-from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
+from telechat_kit.quantization.calibration.groups import (
+    BEST,
+    all_groups,
+    by_channel,
+    reader_scales,
+    smoothing_groups,
+    value_rows,
+)
 from telechat_kit.quantization.calibration.linear_quality import LinearFigures, watched
 from telechat_kit.quantization.calibration.observers import (
     HistogramObserver,
@@ -32,25 +38,10 @@ Observer = MinMaxObserver | HistogramObserver
 #: msModelSlim scores the sensitivity on this many samples
 SENSITIVITY_SAMPLES = 5
 
-#: The kit's own method: SmoothQuant with other exponents, up_proj -> down_proj and value -> dense smoothed as
-#: well. The loss of W8A8 sits in down_proj's input, which no norm feeds. `refinement` and `splitting` have the rest.
-BEST = "best"
 #: Exponents of method best by activations: of groups that a norm or the values feed, and of up_proj -> down_proj.
 #: A static range is as wide as the widest channel, so channels are brought close to one size. A token's own scale
 #: asks for less, and what is not moved into the weights cannot cost there.
 BEST_EXPONENTS = {"static": (0.8, 0.9), "dynamic": (0.5, 0.5)}
-UP, DOWN = "mlp.up_proj", "mlp.down_proj"
-KEY_VALUE, DENSE = "self_attention.key_value", "self_attention.dense"
-
-#: norm of a block -> the linears that it feeds
-NORM_GROUPS: dict[str, tuple[str, ...]] = dict(zip(PAIR_NORMS, SHARED_INPUTS, strict=True))
-
-#: Linear whose rows can be scaled against the columns of another one -> that other one. SwiGLU's product is linear
-#: in `up`, and attention mixes the positions of a value channel, never channels.
-LINEAR_GROUPS: dict[str, tuple[str, ...]] = {UP: (DOWN,), KEY_VALUE: (DENSE,)}
-
-#: Methods that smooth such groups too -> which ones
-LINEAR_FEEDERS = {BEST: (UP, KEY_VALUE), "m4": (UP, KEY_VALUE)}
 
 #: Methods that look at no sample beyond the first: sensitivity alone decides how many the first pass needs
 FIRST_SAMPLE_ONLY = ("none", "m3")
@@ -63,7 +54,7 @@ def smoothing_scales(
 
     Args:
         states: hidden states before the block, each `[1, T, H]`; all of them are looked at, but by m3.
-        method: "none" gives no scales; `LINEAR_FEEDERS` tells which methods scale more than norms.
+        method: "none" gives no scales; `groups` tells which methods scale more than norms.
         signs: of method best; without them its scales are SmoothQuant's.
         activations: "static" or "dynamic": decides the exponents of method best.
 
@@ -71,13 +62,18 @@ def smoothing_scales(
     """
     groups = smoothing_groups(block, method)
     statistics = {feeder: GroupStatistics(keep_first=method in MEASURING) for feeder in groups}
-    with observed(block, {linears[0]: statistics[feeder].update for feeder, linears in groups.items()}):
+
+    def updating(feeder: str) -> Callable[[Tensor], None]:
+        return lambda x: statistics[feeder].update(by_channel(block, feeder, x))
+
+    with observed(block, {linears[0]: updating(feeder) for feeder, linears in groups.items()}):
         after = block.run(states)
     scales = {}
     for feeder, linears in groups.items():
-        weights = [block.parameter(f"{name}.weight").data for name in linears]
+        weights = [by_channel(block, feeder, block.parameter(f"{name}.weight").data) for name in linears]
         if method == BEST:
-            scales[feeder] = _best_scale(feeder, statistics[feeder], weights, signs, activations)
+            alpha = BEST_EXPONENTS[activations][feeder.endswith(block.layout.up)]
+            scales[feeder] = _best_scale(statistics[feeder], weights, signs, alpha)
         else:
             scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
         # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
@@ -85,63 +81,25 @@ def smoothing_scales(
     return scales, after
 
 
-def _best_scale(
-    feeder: str, statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool, activations: str
-) -> Tensor:
-    alpha = BEST_EXPONENTS[activations][feeder.endswith(UP)]
+def _best_scale(statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool, alpha: float) -> Tensor:
     if signs:
         return balanced_scale(statistics.minimum, statistics.maximum, weights, alpha)
     return migration_scale(statistics, weights, alpha)
 
 
-def smoothing_groups(block: Block, method: str) -> dict[str, list[str]]:
-    """What feeds the linears that `method` smooths, norm or linear, by name -> names of those linears."""
-    if method == "none":
-        return {}
-    linears = {feeder: LINEAR_GROUPS[feeder] for feeder in LINEAR_FEEDERS.get(method, ())}
-    return _named(block, NORM_GROUPS | linears)
-
-
-def all_groups(block: Block) -> dict[str, list[str]]:
-    """Every feeder that a method may smooth, by name -> names of the linears it feeds."""
-    return _named(block, NORM_GROUPS | LINEAR_GROUPS)
-
-
-def norm_groups(block: Block) -> dict[str, list[str]]:
-    """Name of each norm of the block -> names of the linears it feeds directly."""
-    return _named(block, NORM_GROUPS)
-
-
-def _named(block: Block, groups: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    return {
-        block.prefix + feeder: [block.prefix + linear for linear in linears]
-        for feeder, linears in groups.items()
-    }
-
-
 def fold(block: Block, scales: Mapping[str, Tensor]) -> None:
     """Scale the feeder of each group of `scales` down and its linears up, channel by channel, in place.
 
-    A feeder is a norm, up_proj (each row) or key_value (the rows of values); the block computes the same as before.
+    A feeder is a norm, up_proj (each row) or what gives the values (their rows); the block computes the same as before.
     """
-    groups = all_groups(block)
+    columns, groups = reader_scales(block, scales), all_groups(block)
     for name, scale in scales.items():
         feeder, *linears = (block.parameter(f"{module}.weight") for module in (name, *groups[name]))
-        rows = value_rows(block) if name.endswith(KEY_VALUE) else None
-        feeder.data, folded = fold_smoothing(feeder.data, [linear.data for linear in linears], scale, rows)
+        rows = value_rows(block) if name.endswith(block.layout.value) else None
+        weights, factors = [linear.data for linear in linears], columns[groups[name][0]]
+        feeder.data, folded = fold_smoothing(feeder.data, weights, scale, rows, factors)
         for linear, weight in zip(linears, folded, strict=True):
             linear.data = weight
-
-
-def value_rows(block: Block) -> Tensor:
-    """Rows `[H]` of key_value that hold the values, in the order of dense's columns.
-
-    key_value has, head after head, the rows of its key and then those of its value.
-    """
-    attention = block.module.self_attention
-    device = attention.key_value.weight.device
-    rows = torch.arange(2 * attention.n_head * attention.head_dim, device=device)
-    return rows.view(attention.n_head, 2, attention.head_dim)[:, 1].flatten()
 
 
 def sensitivity(block: Block, states: Sequence[Tensor]) -> dict[str, float]:

@@ -33,6 +33,7 @@ from telechat_kit.model.folder import (
 )
 from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, decode_scale
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, norm_names, place, stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.formats.numpy_export import FloatWeights, save_dictionaries
@@ -135,7 +136,7 @@ def _read(folder: Path, float_folder: Path | None) -> _Source:
     if not is_w8a8(folder):
         raise CheckpointError(f"{folder} is not quantized. Quantize it first, then export.")
     with torch.device("meta"):
-        model, probe = TelechatForCausalLM(config), TelechatForCausalLM(config)
+        model, probe = (network_of(config)(config) for _ in range(2))
     weights = read_w8a8(folder, beside, model)
     place(probe, weights, config.dtype or torch.float32)
     return _Source(folder, beside, model, weights)
@@ -191,7 +192,7 @@ def _packed(source: _Source, linear: str) -> dict[str, Tensor]:
 def _config(source: _Source) -> dict[str, Any]:
     """The source's config.json without what only its own format says, the dtype under both of its names."""
     config = read_json(source.beside / "config.json")
-    embedding = source.weights.tensors[stored_name("transformer.word_embeddings.weight", source.model.config)]
+    embedding = source.weights.tensors[stored_name(source.model.config.layout.embedding, source.model.config)]
     dtype = str(embedding.dtype).removeprefix("torch.")
     dropped = ("quantize", "quantization_config")
     kept = {key: value for key, value in config.items() if key not in dropped}

@@ -14,8 +14,8 @@ from telechat_kit.files import read_json
 from telechat_kit.model.checkpoint import config_folder, needed_model_path, read_w8a8
 from telechat_kit.model.folder import is_w8a8, read_config, weight_files, weights_format
 from telechat_kit.model.int8_linears import decode_scale
-from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS, W8A8Weights, linear_names, place, stored_name
+from telechat_kit.model.telechat3 import network_of
+from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.progress import track
 from telechat_kit.quantization.formats.numpy_export import largest_deviation, rounding_slack
@@ -125,7 +125,7 @@ def _read(float_folder: Path, quant_folder: Path) -> _Pair:
     shards.require_finite()
     weight_files(quant_folder)
     with torch.device("meta"):
-        model = TelechatForCausalLM(config)
+        model = network_of(config)(config)
     names = linear_names(model)
     weights = read_w8a8(quant_folder, float_folder, model)
     place(model, weights, shards.dtype)
@@ -137,8 +137,9 @@ def _check_float_readers(pair: _Pair) -> None:
     if weights_format(pair.folder) != "numpy":
         return
     for block in range(pair.shards.config.n_layer):
-        prefix = f"transformer.h.{block}."
-        for norm, readers in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
+        layout = pair.shards.config.layout
+        prefix = layout.block(block)
+        for norm, readers in zip(layout.norms, layout.shared_inputs, strict=True):
             kept = [r for r in readers if pair.stored(prefix + r) not in pair.weights.linears]
             name = f"{prefix}{norm}.weight"
             ours = pair.shards.read([name], torch.device("cpu"))[name]

@@ -12,7 +12,7 @@ from torch import Tensor
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import FILES, NORMS
-from telechat_kit.model.w8a8 import PAIR_NORMS, SHARED_INPUTS, W8A8Weights, linear_names, stored_name
+from telechat_kit.model.w8a8 import W8A8Weights, linear_names, stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.formats.tensor_file import Entry, tensor_entry, whole_entry
 
@@ -31,8 +31,8 @@ def save_dictionaries(
             _save(folder / file, values)
     norms: dict[str, Tensor] = {}
     for block in range(model.config.n_layer):
-        for norm in PAIR_NORMS:
-            name = f"transformer.h.{block}.{norm}"
+        for norm in model.config.layout.norms:
+            name = model.config.layout.block(block) + norm
             norms[f"{name}.weight"] = tensors[stored_name(f"{name}.weight", model.config)]
             norms[f"{name}.bias"] = torch.zeros_like(norms[f"{name}.weight"])
     _save(folder / NORMS, norms)
@@ -85,8 +85,9 @@ class FloatWeights:
 def _suppressed(name: str, weights: W8A8Weights, original: Shards) -> Tensor:
     """Weight of the original checkpoint times the smoothing scale: the original norm over the folded one."""
     weight = _original(f"{name}.weight", weights, original)
-    for norm, pair in zip(PAIR_NORMS, SHARED_INPUTS, strict=True):
-        reader = next((linear for linear in pair if name.endswith(linear)), None)
+    layout = original.config.layout
+    for norm, group in zip(layout.norms, layout.shared_inputs, strict=True):
+        reader = next((linear for linear in group if name.endswith(linear)), None)
         if reader is not None:
             key = f"{name.removesuffix(reader)}{norm}.weight"
             old, new = _original(key, weights, original), weights.tensors[key]
@@ -96,7 +97,7 @@ def _suppressed(name: str, weights: W8A8Weights, original: Shards) -> Tensor:
 
 def _original(name: str, weights: W8A8Weights, original: Shards) -> Tensor:
     """The tensor of the float checkpoint that a quantized model stores under `name`, in its dtype there."""
-    key = name if name.startswith("transformer.") else f"transformer.{name}"
+    key = original.config.layout.module_name(name)
     stored = original.tensors.get(key)
     if stored is None or stored.shape != weights.tensors[name].shape:
         raise CheckpointError(

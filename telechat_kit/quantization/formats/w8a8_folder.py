@@ -11,9 +11,10 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json, replace_folder, require_space, write_json, writing
+from telechat_kit.model.configuration import Telechat3Config
 from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES
 from telechat_kit.model.w8a8 import stored_name
-from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+from telechat_kit.model.weight_shards import HEAD, Shards
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.formats.ownership import FILES, names_in
 from telechat_kit.quantization.formats.tensor_file import Entry, file_entries, tensor_entry, write_tensor_file
@@ -85,11 +86,12 @@ def _put_norm_copies(norm: str, weight: Tensor, put: Put, kind: str) -> None:
 
 def _outer_entries(shards: Shards, kind: str) -> Iterator[tuple[Entry, str]]:
     """What stands outside the blocks, and its kind: matrices as they are, norms with their copies."""
+    layout = shards.config.layout
     for name, stored in shards.tensors.items():
-        if name in (EMBEDDING, HEAD):
+        if name in (layout.embedding, HEAD):
             file_name, chunks = stored_name(name, shards.config), partial(shards.chunks, name)
             yield tensor_entry(file_name, stored.dtype, stored.shape, chunks), FLOAT
-        elif not name.startswith("transformer.h."):
+        elif not name.startswith(layout.blocks):
             yield from _outer_norm_entries(name.removesuffix(".weight"), shards, kind)
 
 
@@ -112,10 +114,9 @@ def needed_bytes(shards: Shards, trial: bool = False) -> int:
 
     A `trial` quantization before it leaves its blocks as well.
     """
-    blocks = sum(
-        stored.shape.numel() for name, stored in shards.tensors.items() if name.startswith("transformer.h.")
-    )
-    outer = sum(shards.tensors[name].nbytes for name in (EMBEDDING, HEAD) if name in shards.tensors)
+    layout, tensors = shards.config.layout, shards.tensors
+    blocks = sum(stored.shape.numel() for name, stored in tensors.items() if name.startswith(layout.blocks))
+    outer = sum(tensors[name].nbytes for name in (layout.embedding, HEAD) if name in tensors)
     return (3 if trial else 2) * blocks + outer
 
 
@@ -138,7 +139,8 @@ def write_w8a8_folder(
     if shards.config.online_rotation:
         kinds["online_rotation"] = "mlp.down_proj: hadamard"
     require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
-    config = {**dtype_config(shards), "ffn_hidden_size": ffn_hidden_size}
+    width = "intermediate_size" if isinstance(shards.config, Telechat3Config) else "ffn_hidden_size"
+    config = {**dtype_config(shards), width: ffn_hidden_size}
     with writing(target):
         folder = _fresh(blocks.folder / "result")
         copy_beside(shards.folder, folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.model.w8a8 import SHARED_INPUTS
+from telechat_kit.model.layout import LAYOUTS, group_of
 from telechat_kit.quantization.calibration.sensitivity import rank
 
 #: The level that is found by measuring
@@ -57,17 +57,18 @@ def is_list(level: str) -> bool:
 def listed(level: str, names: Sequence[str]) -> list[str]:
     """Those of `names` that `level`, names and shell patterns separated by commas, lists, in its order.
 
-    The prefix `transformer.` may be left out, as in the files of the 7B.
+    The prefix `transformer.` may be left out, as in the files of the 7B, and so may `model.`.
 
     Raises:
         ParameterError: one of them matches nothing; it is named, with the nearest name.
     """
     found: dict[str, None] = {}
+    prefixes = ("", *(layout.prefix for layout in LAYOUTS))
     for pattern in filter(None, (part.strip() for part in level.split(","))):
         matches = [
             name
             for name in names
-            if fnmatchcase(name, pattern) or fnmatchcase(name.removeprefix("transformer."), pattern)
+            if any(fnmatchcase(name.removeprefix(prefix), pattern) for prefix in prefixes)
         ]
         if not matches:
             nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0)[0]
@@ -80,11 +81,8 @@ def listed(level: str, names: Sequence[str]) -> list[str]:
 
 def partners(name: str) -> list[str]:
     """The other linears that read the same input as `name`."""
-    for group in SHARED_INPUTS:
-        for member in group:
-            if name.endswith(member):
-                return [name.removesuffix(member) + other for other in group if other != member]
-    return []
+    before, group = group_of(name) or ("", ())
+    return [before + other for other in group if before + other != name]
 
 
 def input_groups(names: Iterable[str], together: bool = True) -> list[list[str]]:

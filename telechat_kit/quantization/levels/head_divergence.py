@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.model.network import TelechatRMSNorm
-from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
-
-FINAL_NORM = "transformer.ln_f.weight"
+from telechat_kit.model.weight_shards import HEAD, Shards
 
 #: Rows of the head that are multiplied at a time: bounds the memory at large vocabularies
 HEAD_ROWS = 4096
@@ -44,13 +42,14 @@ def kl_divergences(
 def _head_inputs(shards: Shards, states: Sequence[Tensor], device: torch.device) -> Tensor:
     """The head's input `[tokens, H]` of all samples."""
     norm = TelechatRMSNorm(shards.config.hidden_size, shards.config.layer_norm_epsilon)
-    norm.weight.data = shards.read([FINAL_NORM], device)[FINAL_NORM]
+    name = shards.config.layout.final_norm
+    norm.weight.data = shards.read([name], device)[name]
     normed: Tensor = norm(torch.cat([x[0] for x in states]).to(device))
     return normed
 
 
 def _head_rows(shards: Shards, device: torch.device) -> Iterator[Tensor]:
     """The head's weight, float32, some rows at a time."""
-    name = EMBEDDING if shards.config.tie_word_embeddings else HEAD
+    name = shards.config.layout.embedding if shards.config.tie_word_embeddings else HEAD
     for rows in torch.arange(shards.tensors[name].shape[0]).split(HEAD_ROWS):
         yield shards.rows(name, rows).to(device)

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from telechat_kit.model.repeated_heads import multiples, per_head, repeats
+from telechat_kit.model.layout import EXITS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.calibration.observers import fake_quantize, fake_quantize_per_token
 from telechat_kit.quantization.calibration.passes import (
-    KEY_VALUE,
-    SHARED_INPUTS,
     Observer,
     observed,
     with_weights,
@@ -28,12 +26,6 @@ from telechat_kit.quantization.methods.rounding import gptq_round
 
 #: A token is massive when the energy of its residual stream is this many times the median one; how much it counts then
 MASSIVE_ENERGY, MASSIVE_WEIGHT = 16.0, 1000.0
-
-#: Relative difference of multiples after a few float32 operations
-SAME = 1e-6
-
-#: Linears that add to the residual stream; both have a bias in TeleChat
-EXITS = ("self_attention.dense", "mlp.down_proj")
 
 #: Linears of a block that read the same input
 INPUTS = (*SHARED_INPUTS, *((exit_,) for exit_ in EXITS))
@@ -111,7 +103,6 @@ def refine(
     inputs: Mapping[str, QuantizeInput],
     rounding: bool,
     bias: bool,
-    alike: bool = False,
 ) -> Refined:
     """Round the weights of the linears in `inputs` and correct the biases of the exits among them.
 
@@ -121,8 +112,6 @@ def refine(
         inputs: how the input of each int8 linear is quantized.
         rounding: by GPTQ instead of to the nearest.
         bias: less the mean error that int8 brings.
-        alike: heads of key_value that repeat others get their int8 weights, so that they need computing and caching
-            once. It helps the engine, which runs static activations.
     """
     nearest = {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in inputs}
     moments = _moments(block, states, nearest, inputs, energies)
@@ -132,29 +121,11 @@ def refine(
         weights[name], scale = quantize_weight(weight)
         if rounding and found.second is not None:
             weights[name] = gptq_round(weight, scale, found.second)
-        if alike and name.endswith(KEY_VALUE):
-            weights[name] = _repeated_alike(weight, weights[name], block.module.self_attention.n_head)
-        if bias and name.endswith(EXITS):
+        if bias and name.endswith(EXITS) and block.submodule(name).bias is not None:
             error = functional.linear(found.quantized, weights[name] * scale)
             error = (error - functional.linear(found.exact, weight)) / found.total
             biases[name] = block.parameter(f"{name}.bias").data - error
     return Refined(weights, biases)
-
-
-def _repeated_alike(weight: Tensor, rounded: Tensor, heads: int) -> Tensor:
-    """The `rounded` int8 weight of key_value `[2 * H, H]`, repeated heads with the rows of the first one.
-
-    The values of repeated heads are multiples in the float `weight`, with one int8 row but for the sign. Rounding in
-    float32 parts some of them; who finds them equal computes and caches them once.
-    """
-    keys, values = per_head(weight, heads).unbind(1)
-    size = repeats(keys)[0]
-    factors = multiples(values.double(), size, tolerance=SAME)
-    if factors is None:
-        return rounded
-    alike = per_head(rounded, heads).clone()
-    alike[:, 1] = alike[::size, 1].repeat_interleave(size, dim=0) * factors.sign().to(torch.int8)[..., None]
-    return alike.view_as(rounded)
 
 
 def run_refined(
@@ -225,4 +196,4 @@ def _stream_of(name: str) -> int:
     """Which energy a linear's error is relative to: that of the stream which its norm reads, or that it adds to."""
     if name.endswith("mlp.down_proj"):
         return 2
-    return 0 if name.endswith(("query", "key_value")) else 1
+    return 1 if ".mlp." in name or name.endswith(EXITS) else 0

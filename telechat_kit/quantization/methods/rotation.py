@@ -17,24 +17,10 @@ import torch
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError, ParameterError
-from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.hadamard import Rotation, plain_rotation, random_rotation
-from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
-
-FINAL_NORM = "transformer.ln_f.weight"
-KEY_VALUE, DENSE, UP, DOWN = (
-    "self_attention.key_value",
-    "self_attention.dense",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-#: Linear of a block -> the norm that it reads from
-READERS = {
-    "self_attention.query": "input_layernorm",
-    KEY_VALUE: "input_layernorm",
-    "mlp.gate_proj": "post_attention_layernorm",
-    UP: "post_attention_layernorm",
-}
+from telechat_kit.model.layout import HEAD
+from telechat_kit.model.weight_shards import Shards
 
 
 def why_not_r1(config: TelechatConfig) -> str | None:
@@ -67,10 +53,11 @@ class RotatedShards(Shards):
         super().__init__(folder)
         if reason := why_not_r1(self.config):
             raise ParameterError(f"{folder} cannot be rotated: {reason}. Leave the ingredient rotation out.")
-        if biased := [name for name in self.tensors if name.endswith(("layernorm.bias", "ln_f.bias"))]:
+        if biased := [name for name in self.tensors if name.endswith(("norm.bias", "ln_f.bias"))]:
             raise ParameterError(
                 f"{folder} cannot be rotated: {biased[0]} shifts channels. Leave rotation out."
             )
+        self.layout = self.config.layout
         self.stream = random_rotation(self.config.hidden_size, seed)
         self.values = random_rotation(self.config.head_dim, seed + 1)
         self.products = plain_rotation(self.config.ffn_hidden_size) if online else None
@@ -80,8 +67,10 @@ class RotatedShards(Shards):
 
     def _untie(self) -> int:
         """Give the network a head of its own; the bytes it takes. What a tied head said of the rotary base stays."""
-        self._change(base_seqlen=self.config.ntk_base_context, tie_word_embeddings=False)
-        self.tensors[HEAD] = replace(self.tensors[EMBEDDING])
+        if not isinstance(self.config, Telechat3Config):
+            self._change(base_seqlen=self.config.ntk_base_context)
+        self._change(tie_word_embeddings=False)
+        self.tensors[HEAD] = replace(self.tensors[self.layout.embedding])
         return self.tensors[HEAD].nbytes
 
     def _change(self, **values: object) -> None:
@@ -96,19 +85,19 @@ class RotatedShards(Shards):
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """Float32 copy of some rows of a matrix that no rows are mixed of: `rows [...]` -> `[..., columns]`."""
-        if name not in (EMBEDDING, HEAD):
+        if name not in (self.layout.embedding, HEAD):
             raise CheckpointError(f"{name} is not turned row by row.")
         return self._outer(name, super().rows(name, rows))
 
     def part(self, name: str, cut: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
         """`cut` of a tensor, which may take rows of an embedding, and is given the whole of others."""
-        if name in (EMBEDDING, HEAD):
+        if name in (self.layout.embedding, HEAD):
             return self._outer(name, super().part(name, cut, torch.float32)).to(dtype)
         return cut(self.read([name], torch.device("cpu"))[name]).to(dtype)
 
     def _parts(self, name: str) -> Iterator[Tensor]:
         stored = self.tensors[name]
-        if name in (EMBEDDING, HEAD):
+        if name in (self.layout.embedding, HEAD):
             for part in super()._parts(name):
                 yield self._outer(name, part.float()).to(stored.dtype)
         else:
@@ -118,40 +107,36 @@ class RotatedShards(Shards):
         """Rows of the embedding or of the head, turned."""
         wide = rows.double()
         if name == HEAD:
-            wide = wide * super().read([FINAL_NORM], rows.device)[FINAL_NORM].double()
+            wide = wide * self._plain(self.layout.final_norm, rows.device)
         return self.stream.rows(wide).float()
 
     def _turned(self, name: str, value: Tensor) -> Tensor:
-        if name in (EMBEDDING, HEAD):
+        if name in (self.layout.embedding, HEAD):
             return self._outer(name, value)
         module, _, part = name.rpartition(".")
-        if module.endswith(("layernorm", "ln_f")):
+        if module.endswith(("norm", "ln_f")):
             return torch.ones_like(value)
         wide = value.double()
         block, local = ".".join(name.split(".")[:3]), ".".join(name.split(".")[3:-1])
         if part == "bias":
             return self.stream.rows(wide).float()
-        if local in READERS:
-            wide = self._reader(block, local, wide)
-        if local == KEY_VALUE:
+        for norm, readers in zip(self.layout.norms, self.layout.shared_inputs, strict=True):
+            if local in readers:
+                wide = self.stream.rows(wide * self._plain(f"{block}.{norm}.weight", value.device))
+        if local == self.layout.value:
             rows = self._value_sizes(block, value.device).reciprocal()
-            wide = turn_values(scale_values(wide, rows, self.config.head_dim), self.values)
-        elif local == UP and self.products:
+            wide = turn_values(wide, rows, self.values, self._parts_per_head)
+        elif local == self.layout.up and self.products:
             wide = wide / self._product_sizes(block, value.device)[:, None]
         return self._writer(block, local, wide).float()
 
-    def _reader(self, block: str, local: str, weight: Tensor) -> Tensor:
-        """`weight` of a linear that reads the stream: its norm's weight folded in, its columns turned."""
-        norm = f"{block}.{READERS[local]}.weight"
-        return self.stream.rows(weight * self._plain(norm, weight.device))
-
     def _writer(self, block: str, local: str, weight: Tensor) -> Tensor:
         """`weight` of a linear that adds to the stream, its columns and rows turned; any other as it is."""
-        if local == DENSE:
+        if local == self.layout.dense:
             sizes = self._value_sizes(block, weight.device).view(-1, self.config.head_dim)
             columns = sizes.repeat_interleave(weight.shape[1] // sizes.numel(), dim=0).flatten()
             return self.stream.columns(turn_head_columns(weight * columns, self.values))
-        if local == DOWN:
+        if local == self.layout.down:
             if self.products:
                 weight = self.products.rows(weight * self._product_sizes(block, weight.device))
             return self.stream.columns(weight)
@@ -159,17 +144,22 @@ class RotatedShards(Shards):
 
     def _value_sizes(self, block: str, device: torch.device) -> Tensor:
         """Size `[heads * d]` of each value channel: turned channels are to be alike before, whoever scaled them."""
-        weight = self._plain(f"{block}.{KEY_VALUE}.weight", device)
-        norm = self._plain(f"{block}.{READERS[KEY_VALUE]}.weight", device)
-        values = (weight * norm).view(-1, 2, self.config.head_dim, weight.shape[1])[:, 1]
+        weight = self._plain(f"{block}.{self.layout.value}.weight", device)
+        norm = self._plain(f"{block}.{self.layout.norms[0]}.weight", device)
+        values = (weight * norm).view(-1, self._parts_per_head, self.config.head_dim, weight.shape[1])[:, -1]
         return _nonzero(values.norm(dim=-1).flatten())
 
     def _product_sizes(self, block: str, device: torch.device) -> Tensor:
         """Scale `[ffn]` that gives up_proj's rows and down_proj's columns one size, channel by channel."""
-        norm = self._plain(f"{block}.{READERS[UP]}.weight", device)
-        rows = (self._plain(f"{block}.{UP}.weight", device) * norm).norm(dim=1)
-        columns = self._plain(f"{block}.{DOWN}.weight", device).norm(dim=0)
+        norm = self._plain(f"{block}.{self.layout.norms[1]}.weight", device)
+        rows = (self._plain(f"{block}.{self.layout.up}.weight", device) * norm).norm(dim=1)
+        columns = self._plain(f"{block}.{self.layout.down}.weight", device).norm(dim=0)
         return (_nonzero(rows) / _nonzero(columns)).sqrt()
+
+    @property
+    def _parts_per_head(self) -> int:
+        """Of the linear that gives the values: a key and a value for each head, or the value alone."""
+        return 2 if self.layout.key == self.layout.value else 1
 
     def _plain(self, name: str, device: torch.device) -> Tensor:
         """A tensor as the checkpoint has it, float64."""
@@ -180,18 +170,12 @@ def _nonzero(sizes: Tensor) -> Tensor:
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
 
-def scale_values(key_value: Tensor, scale: Tensor, head_dim: int) -> Tensor:
-    """`key_value [2 * heads * d, H]`, its value rows times `scale [heads * d]`."""
-    rows = torch.ones(key_value.shape[0], dtype=scale.dtype, device=scale.device).view(-1, 2, head_dim)
-    rows[:, 1] = scale.view(-1, head_dim)
-    return key_value * rows.view(-1, 1)
-
-
-def turn_values(key_value: Tensor, rotation: Rotation) -> Tensor:
-    """`key_value [2 * heads * d, H]` (head after head its key rows and its value rows), the values of each turned."""
-    per_head = key_value.view(-1, 2, rotation.size, key_value.shape[1]).clone()
-    per_head[:, 1] = rotation.columns(per_head[:, 1].transpose(0, 1)).transpose(0, 1)
-    return per_head.view_as(key_value)
+def turn_values(weight: Tensor, scale: Tensor, rotation: Rotation, parts: int) -> Tensor:
+    """`weight [heads * parts * d, H]`, the last part of each head its values: scaled by `scale [heads * d]`, turned."""
+    per_head = weight.view(-1, parts, rotation.size, weight.shape[1]).clone()
+    values = per_head[:, -1] * scale.view(-1, rotation.size, 1)
+    per_head[:, -1] = rotation.columns(values.transpose(0, 1)).transpose(0, 1)
+    return per_head.view_as(weight)
 
 
 def turn_head_columns(dense: Tensor, rotation: Rotation) -> Tensor:

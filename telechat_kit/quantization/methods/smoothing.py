@@ -146,7 +146,11 @@ def scale_from_statistics(
 
 
 def fold_smoothing(
-    feeder: Tensor, weights: Sequence[Tensor], scale: Tensor, rows: Tensor | None = None
+    feeder: Tensor,
+    weights: Sequence[Tensor],
+    scale: Tensor,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """A feeder's weight divided and the `weights` it feeds (each `[out_i, in]`) multiplied by `scale [in]`.
 
@@ -156,13 +160,15 @@ def fold_smoothing(
     Args:
         feeder: a norm `[in]`, or a linear `[out, ...]` whose rows give the channels.
         rows: the feeder's row behind each channel, `[in]`; None when it has one row a channel, in their order.
+        columns: the scale of each column of `weights`; None when they have one column a channel, in their order.
     """
     divisor = scale = scale.to(feeder.device)
     if rows is not None:
         divisor = scale.new_ones(len(feeder)).index_copy(0, rows.to(feeder.device), scale)
     if feeder.dim() == 2:
         divisor = divisor[:, None]
-    return (feeder / divisor).to(feeder.dtype), [(weight * scale).to(weight.dtype) for weight in weights]
+    factors = scale if columns is None else columns.to(feeder.device)
+    return (feeder / divisor).to(feeder.dtype), [(weight * factors).to(weight.dtype) for weight in weights]
 
 
 def search_losses(

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from grouped import grouped_config
 
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.generation import generate
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.parallel import Team, team_of
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.tiny import write_random
 from telechat_kit.performance.cases import Grid
 from telechat_kit.performance.measurement import measure_performance
 from telechat_kit.precision import Evaluation, measure_precision
+from telechat_kit.quantization import Calibration, Recipe, quantize
 
 TWO = "cpu,cpu"
 PROMPT = [11, 5, 200, 17, 42, 8, 99]
@@ -146,3 +149,21 @@ def test_a_process_that_dies_is_told_and_does_not_hang(tiny_folder: Path) -> Non
     team.close()
     team_of.cache_clear()
     assert generate(load_model(tiny_folder, TWO), PROMPT, 2).token_ids
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["telechat2", "telechat3"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 8), (12, 3), (6, 3)])
+def test_groups_of_heads_are_split_evenly_or_held_by_both(
+    form: str, heads: int, kv_heads: int, tmp_path: Path
+) -> None:
+    """8 heads of keys and values are 4 for each; of 3, both processes need the middle one."""
+    source = write_random(tmp_path / "float", grouped_config(form, heads, kv_heads))
+    few = Calibration(calibration_samples=2, calibration_tokens=32)
+    quantize(source, tmp_path / "w8a8", Recipe("L0", anti_outlier="m1"), few, device="cpu")
+    ids = torch.tensor([PROMPT])
+    for folder in (source, tmp_path / "w8a8"):
+        one, two = load_model(folder, "cpu"), load_model(folder, TWO)
+        assert two.transformer.h[0].self_attention.kv_heads == (4 if kv_heads == 8 else 3)
+        assert generate(two, PROMPT, 32).token_ids == generate(one, PROMPT, 32).token_ids
+    assert torch.equal(two(ids).logits, one(ids).logits)

@@ -12,8 +12,9 @@ from telechat_kit.model.int8_linears import DynamicW8A8Linear
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, embed, load_block
+from telechat_kit.quantization.calibration.groups import value_rows
 from telechat_kit.quantization.calibration.linear_quality import LinearFigures
-from telechat_kit.quantization.calibration.passes import calibrate_dynamic, fold, smoothing_scales, value_rows
+from telechat_kit.quantization.calibration.passes import calibrate_dynamic, fold, smoothing_scales
 from telechat_kit.quantization.formats.packing import pack_dynamic_linear
 
 CPU = torch.device("cpu")

@@ -4,13 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import read_json
-from telechat_kit.model import load_tokenizer
-from telechat_kit.model.repeated_heads import multiples, per_head, repeats
 from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization import Calibration, Recipe, export, quantize
@@ -18,7 +15,7 @@ from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.calibration.observers import fake_quantize_per_token
 from telechat_kit.quantization.calibration.passes import fold, smoothing_scales
 from telechat_kit.quantization.calibration.samples import random_samples
-from telechat_kit.quantization.formats.packing import fake_quantize_weight, weight_scale
+from telechat_kit.quantization.formats.packing import weight_scale
 from telechat_kit.quantization.methods.balancing import balanced_scale
 from telechat_kit.quantization.methods.refinement import (
     attention_watched,
@@ -238,59 +235,3 @@ def test_without_ingredients_only_norms_are_smoothed(tiny_folder: Path, tmp_path
             Recipe(anti_outlier="best", ingredients="bias, salt"),
             Calibration(calibration_samples=2, calibration_tokens=48),
         )
-
-
-def test_equal_values_scaled_apart_round_alike(block: Block, states: list[torch.Tensor]) -> None:
-    name = "transformer.h.0.self_attention.key_value"
-    weight = block.parameter(f"{name}.weight").data
-    heads = per_head(weight, 4)
-    heads.copy_(heads[:1].expand_as(heads).clone())
-    heads[:, 1] = (
-        torch.cat([torch.tensor([127.0]), torch.arange(63) % 100 + 0.5]) / 64
-    )  # halfway between steps
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.rand(4, 16, 1, generator=generator) * 3 + 0.2
-    heads[:, 1] *= factors * (torch.randint(0, 2, factors.shape, generator=generator) * 2 - 1)
-    nearest = per_head(fake_quantize_weight(weight) / weight_scale(weight), 4)[:, 1].round().abs()
-    assert not (nearest == nearest[:1]).all()
-    with attention_watched(block) as mixed:
-        energies = stream_energies(block, states, mixed, block.run(states))
-    found = refine(
-        block, states, energies, {name: fake_quantize_per_token}, rounding=True, bias=False, alike=True
-    )
-    values = per_head(found.weights[name], 4)[:, 1]
-    assert (values.abs() == values[:1].abs()).all()
-    assert (values[:, :, 0].sign() == heads[:, 1, :, 0].sign()).all()
-
-
-def grouped_heads_checkpoint(source: Path, folder: Path) -> Path:
-    """`source` with keys and values of two heads in every block, each of them for two neighbouring heads."""
-    model = load_model(source, "cpu")
-    for block in model.transformer.h:
-        heads = block.self_attention.key_value.weight.data.view(2, 2, -1)
-        heads.copy_(heads[:, :1].expand_as(heads).clone())
-    model.save_pretrained(folder)
-    load_tokenizer(source).save_pretrained(folder)
-    return folder
-
-
-def test_heads_with_one_key_and_value_keep_one_int8_weight(tiny_folder: Path, tmp_path: Path) -> None:
-    """Though every head has scales of its own for the columns of dense: who runs the model can share them."""
-    source = grouped_heads_checkpoint(tiny_folder, tmp_path / "float")
-    quantize(
-        source,
-        tmp_path / "w8a8",
-        Recipe("L0"),
-        Calibration(calibration_samples=32, calibration_tokens=48),
-        device="cpu",
-    )
-    (path,) = (tmp_path / "w8a8").glob("*.safetensors")
-    tensors, scaled_apart = load_file(path), 0
-    for block in range(4):
-        name = f"h.{block}.self_attention.key_value"
-        keys, values = per_head(tensors[f"{name}.weight"].int(), 4).unbind(1)
-        assert repeats(keys)[0] == 2
-        assert multiples(values.double(), 2) is not None
-        scale = per_head(tensors[f"{name}.weight_scale"], 4)[:, 1]
-        scaled_apart += int((scale[0] != scale[1]).sum())
-    assert scaled_apart > 0

@@ -15,8 +15,10 @@ from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.engine import unsuited
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
+from telechat_kit.model.layout import HEAD, TELECHAT
 from telechat_kit.model.sharding import Shard
-from telechat_kit.model.weight_shards import EMBEDDING, HEAD, Shards
+from telechat_kit.model.telechat3 import network_of
+from telechat_kit.model.weight_shards import Shards
 from telechat_kit.precision import evaluation_blocks, measure_sources
 from telechat_kit.quantization import Calibration, Recipe, export, quantize
 from telechat_kit.quantization.methods.rotation import RotatedShards
@@ -48,7 +50,7 @@ def checkpoint(folder: Path, **changes: Any) -> Path:
 
 def logits(shards: Shards) -> Tensor:
     with torch.device("meta"):
-        model = TelechatForCausalLM(shards.config)
+        model = network_of(shards.config)(shards.config)
     values = {name: nn.Parameter(value.double()) for name, value in shards.read(shards.tensors, CPU).items()}
     model.load_state_dict(values, strict=False, assign=True)
     model.tie_weights()
@@ -64,6 +66,14 @@ def test_the_turned_network_computes_the_same(tmp_path: Path, tied: bool, online
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
 
 
+@pytest.mark.parametrize("online", [False, True], ids=["R1 R2", "R1 R2 R4"])
+@pytest.mark.parametrize("case", ["model-telechat2/115b-small", "model-telechat3/36b-small"])
+def test_groups_of_heads_and_llama_s_names_are_turned_too(case: str, online: bool) -> None:
+    folder = Path(__file__).parents[2] / "data" / case
+    plain, turned = logits(Shards(folder)), logits(RotatedShards(folder, 0, online))
+    torch.testing.assert_close(turned, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
 def test_only_a_tied_head_costs_bytes_and_its_rotary_base_stays(tmp_path: Path) -> None:
     tied = RotatedShards(checkpoint(tmp_path / "tied", tie_word_embeddings=True), 0)
     assert tied.untied_bytes == 160 * 48 * 4
@@ -75,7 +85,7 @@ def test_only_a_tied_head_costs_bytes_and_its_rotary_base_stays(tmp_path: Path) 
 
 def test_every_way_of_reading_gives_the_turned_weights(tmp_path: Path) -> None:
     shards = RotatedShards(checkpoint(tmp_path / "float"), 0)
-    for name in (EMBEDDING, HEAD, "transformer.h.0.mlp.down_proj.weight"):
+    for name in (TELECHAT.embedding, HEAD, "transformer.h.0.mlp.down_proj.weight"):
         whole = shards.read([name], CPU)[name]
         stored = torch.frombuffer(bytearray(b"".join(shards.chunks(name))), dtype=torch.float32)
         assert torch.equal(stored.view_as(whole), whole)
@@ -87,7 +97,7 @@ def test_the_stream_has_no_outlier_channel_left(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "float")
 
     def spread(shards: Shards) -> float:
-        size = shards.read([EMBEDDING], CPU)[EMBEDDING].square().mean(0)
+        size = shards.read([TELECHAT.embedding], CPU)[TELECHAT.embedding].square().mean(0)
         return float(size.max() / size.median())
 
     assert spread(Shards(folder)) > 100

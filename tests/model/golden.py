@@ -1,0 +1,60 @@
+"""Golden vectors of the later family, and the ways of running a model that they are compared with."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from telechat_kit.inference.loading import load_model
+from telechat_kit.model import TelechatForCausalLM
+
+DATA = Path(__file__).parent.parent / "data"
+FAMILIES = ("model-telechat2", "model-telechat3")
+FACTS = {
+    f"{family}/{case['name']}": case
+    for family in FAMILIES
+    for case in json.loads((DATA / family / "cases.json").read_text())["cases"]
+}
+CASES = sorted(FACTS)
+PAST_TRAINED = "model-telechat2/gqa-past-trained"
+
+
+@functools.cache
+def golden_model(case: str) -> TelechatForCausalLM:
+    model = load_model(DATA / case, device="cpu")
+    model.generation_config.eos_token_id = None  # the vectors go on after an eos
+    return model
+
+
+@functools.cache
+def vectors(case: str) -> dict[str, Tensor]:
+    return load_file(DATA / case / "vectors.safetensors")
+
+
+def assert_golden(actual: Tensor, expected: Tensor) -> None:
+    """Within 1e-5 but for the order of sums: of one case the vectors' own full and cached logits are 1.3e-5 apart."""
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1.2e-5)
+
+
+def step_by_step(model: TelechatForCausalLM, ids: Tensor, prefill: int, cache: Any = None) -> Tensor:
+    """Logits of all positions of `ids [1, T]`: a prefill, then one token at a time on its cache."""
+    out = model(ids[:, :prefill], past_key_values=cache, use_cache=True)
+    logits, past = [out.logits], out.past_key_values
+    for i in range(prefill, ids.shape[1]):
+        logits.append(model(ids[:, i : i + 1], past_key_values=past).logits)
+    return torch.cat(logits, dim=1)
+
+
+def greedy(case: str, part: str, **options: Any) -> tuple[list[int], Tensor]:
+    """Ids and raw logits `[1, new, vocab]` of transformers' `generate` from the prompt `part`."""
+    prompt, model = vectors(case)[f"{part}_prompt_ids"], golden_model(case)
+    out = model.generate(
+        prompt, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(prompt),
+        repetition_penalty=FACTS[case]["repetition_penalty"], output_logits=True,
+        return_dict_in_generate=True, **options,
+    )  # fmt: skip
+    return out.sequences[0, prompt.shape[1] :].tolist(), torch.stack(out.logits, dim=1)
