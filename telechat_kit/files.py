@@ -92,16 +92,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def replace_folder(temporary: Path, folder: Path) -> None:
     """Rename the finished folder `temporary` to `folder`; what is there goes when the new one has its place."""
     temporary.chmod(0o755)
+    if not folder.exists():
+        temporary.rename(folder)
+        return
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    old = aside / "old"
+    folder.rename(old)
     try:
-        if folder.exists():
-            folder.rename(aside / "old")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if (aside / "old").exists():
-                (aside / "old").rename(folder)
-            raise
+        temporary.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
