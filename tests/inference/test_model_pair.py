@@ -28,7 +28,9 @@ def test_checkpoints_of_different_vocabularies_do_not_belong_together(
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
     for model_path, quant_path in [(tiny_folder, other), (other, tiny_folder), (other, other)]:
-        with pytest.raises(CheckpointError, match="Give a pair of one model|tokenizer that belongs to the weights"):
+        with pytest.raises(
+            CheckpointError, match="Give a pair of one model|tokenizer that belongs to the weights"
+        ):
             Pair(model_path, quant_path, "cpu")
 
 
