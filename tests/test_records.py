@@ -107,7 +107,7 @@ def test_a_missing_record_says_which_file_and_what_to_run(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", ["", '{"schema": "telechat-kit/perf', "\x00"])
 def test_a_damaged_file_is_a_data_error(folder: Path, content: str) -> None:
     (folder / "performance.json").write_text(content)
-    with pytest.raises(DataError, match=r"performance\.json is not valid JSON"):
+    with pytest.raises(DataError, match=r"performance\.json (is not valid JSON|is empty)"):
         read(folder)
 
 

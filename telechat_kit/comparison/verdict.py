@@ -54,6 +54,7 @@ class Verdict:
     answers_equal: int
     answers: int
     level: str | None = None  # None: the weights were given, or are not known here
+    given: bool = False
     size_ratio: float | None = None  # of the weight files
     speed: SpeedGain | None = None
     device: str = ""
@@ -75,6 +76,7 @@ def verdict(
         answers_equal=sum(a.float_differs is None and a.w8a8_differs is None for a in precision.answers),
         answers=len(precision.answers),
         level=quantized.recipe.level if quantized and quantized.recipe else None,
+        given=quantized is not None and quantized.recipe is None,
         size_ratio=quantized.w8a8_bytes / quantized.float_bytes if quantized else None,
         speed=speed_gain(performance) if performance else None,
         device=(performance or precision).conditions.device_name,
@@ -150,7 +152,7 @@ def _mean_ratio(pairs: Sequence[tuple[Estimate, Estimate]]) -> Estimate | None:
 
 def said(found: Verdict) -> list[str]:
     """The verdict in sentences: the worst text, the other texts, answers, then what int8 brings."""
-    level = f"W8A8 at level {found.level}" if found.level else "W8A8"
+    level = f"W8A8 at level {found.level}" if found.level else "W8A8 as given" if found.given else "W8A8"
     lines = [f"{level}, on {_on(found.worst)}: {loss_said(found.worst)}."]
     lines += [f"On {_on(loss)}: {loss_said(loss)}." for loss in found.losses[1:]]
     if found.answers:

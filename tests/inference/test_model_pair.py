@@ -29,7 +29,7 @@ def test_checkpoints_of_different_vocabularies_do_not_belong_together(
     (other / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
     for model_path, quant_path in [(tiny_folder, other), (other, tiny_folder), (other, other)]:
         with pytest.raises(
-            CheckpointError, match="Give a pair of one model|tokenizer that belongs to the weights"
+            CheckpointError, match=r"Give a pair of one model|tokenizer that belongs to the weights"
         ):
             Pair(model_path, quant_path, "cpu")
 
