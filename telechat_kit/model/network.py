@@ -122,11 +122,11 @@ class TelechatPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path | None = None,
         *model_args: Any,
-        config: PreTrainedConfig | str | Path | None = None,
+        config: Any = None,
         **kwargs: Any,
     ) -> "TelechatPreTrainedModel":
         """transformers' own; a folder of W8A8 weights gives the int8 model, through `model.quantizer`.
@@ -138,11 +138,11 @@ class TelechatPreTrainedModel(PreTrainedModel):
         folder = Path(name or "", kwargs.get("subfolder") or "")
         if name is not None and folder.is_dir() and description_path(folder) is not None:
             if not isinstance(config, PreTrainedConfig):
-                own = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
+                own = {key: value for key, value in kwargs.items() if key in ("dtype", "torch_dtype")}
                 config, kwargs = cls.config_class.from_pretrained(
                     config or name, return_unused_kwargs=True, **kwargs
                 )
-                kwargs |= own
+                kwargs.update(own)
             config.quantization_config = {"quant_method": W8A8_METHOD}
             config.transformers_weights = weight_files(folder)[0].name
         elif name is not None and not folder.is_dir() and getattr(config, "quantize", None):
