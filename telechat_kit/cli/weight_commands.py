@@ -1,9 +1,12 @@
 """Commands on checkpoint folders."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import click
 
+from telechat_kit.errors import KitError
 from telechat_kit.files import relative
 
 #: Those of `quantization.formats.conversion`, which is imported when one is written
@@ -43,3 +46,35 @@ def export(folder: Path, target: Path, form: str, model_path: Path | None, overw
     click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
     for note in record.notes:
         click.echo(f"    {note}")
+
+
+@click.command(
+    "lm-eval",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["--help"],
+    },
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """lm-evaluation-harness with TeleChat known to it: ARGUMENTS are those of its own command, all passed on.
+
+    Its model "hf" takes the kit's folders, float and W8A8. Needs telechat-kit[tasks].
+
+    \b
+    Examples:
+      telechat-kit lm-eval --model hf --model_args pretrained=build/demo-w8a8 --tasks hellaswag
+      telechat-kit lm-eval -h     # the harness's own help
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise KitError(
+            'lm-evaluation-harness is not installed. Install it with: pip install "telechat-kit[tasks]"'
+        )
+    from lm_eval.__main__ import cli_evaluate
+
+    from telechat_kit.model import register
+
+    register()
+    sys.argv = ["lm_eval", *arguments]
+    cli_evaluate()

@@ -38,8 +38,8 @@ from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, n
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.formats.numpy_export import FloatWeights, save_dictionaries
 from telechat_kit.quantization.formats.ownership import FILES, names_in, require_free
-from telechat_kit.quantization.formats.tensor_file import Entry, whole_entry, write_tensor_file
 from telechat_kit.quantization.formats.w8a8_folder import copy_beside
+from telechat_kit.quantization.tensor_file import Entry, whole_entry, write_tensor_file
 
 SCHEMA = "telechat-kit/export/1"
 RECORD = "export.json"

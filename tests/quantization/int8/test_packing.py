@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.int8_linears import decode_scale
-from telechat_kit.quantization.calibration.observers import EPS, activation_range, fake_quantize
-from telechat_kit.quantization.formats.packing import (
+from telechat_kit.quantization.int8.observers import EPS, activation_range, fake_quantize
+from telechat_kit.quantization.int8.packing import (
     dynamic_int8_linear,
     fake_quantize_weight,
     int8_accumulator,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.int8_linears import decode_scale, encode_scale, product_scale, quantized_bias
-from telechat_kit.quantization.calibration.observers import EPS
+from telechat_kit.quantization.int8.observers import EPS
 
 #: Largest bias in units of deq_scale: leaves int32 room for the products and offsets of 32768 inputs.
 BIAS_LIMIT = 2**30

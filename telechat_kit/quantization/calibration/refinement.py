@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from telechat_kit.model.layout import EXITS, SHARED_INPUTS
 from telechat_kit.quantization.blocks import Block
-from telechat_kit.quantization.calibration.observers import fake_quantize, fake_quantize_per_token
 from telechat_kit.quantization.calibration.passes import (
     Observer,
     observed,
     with_weights,
 )
-from telechat_kit.quantization.formats.packing import fake_quantize_weight, quantize_weight, weight_scale
+from telechat_kit.quantization.int8.observers import fake_quantize, fake_quantize_per_token
+from telechat_kit.quantization.int8.packing import fake_quantize_weight, quantize_weight, weight_scale
 from telechat_kit.quantization.methods.rounding import gptq_round
 
 #: A token is massive when the energy of its residual stream is this many times the median one; how much it counts then

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.quantization.calibration.observers import (
+from telechat_kit.quantization.int8.observers import (
     EPS,
     HistogramObserver,
     MinMaxObserver,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from telechat_kit.quantization.formats.tensor_file import (
+from telechat_kit.quantization.tensor_file import (
     DTYPES,
     Entry,
     file_entries,
