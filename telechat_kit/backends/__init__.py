@@ -112,7 +112,7 @@ class Choice:
 @cache
 def choose_device() -> Choice:
     """The best device here: the first NPU if it can be opened and multiplies, else the first GPU, else the CPU."""
-    against = []
+    against = list[str]()
     for kind in ("npu", "cuda"):
         if not (problem := _problem(kind)):
             return Choice(kind, "; ".join(against))
