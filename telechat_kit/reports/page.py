@@ -156,9 +156,12 @@ def _sections(run: RunRecords) -> list[Section]:
         ),
         Section(
             "What int8 costs",
-            f"Both models read the same {precision.divergence.tokens:,} tokens of {precision.text_source}, none of which "
-            "was used for calibration. Intervals are bootstrapped over sequences.",
-            [precision_charts.perplexity(precision).html(), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
+            [
+                "Both models read the same tokens of every text, none of which was used for calibration. Intervals are "
+                "bootstrapped over sequences.",
+                f"The distribution is that over {precision.divergence.tokens:,} tokens of {precision.text_source}.",
+            ],
+            [precision_charts.texts(precision, quantized).html(), table(precision_tables.texts(precision, quantized)), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
         ),
         Section(
             "Answers side by side",
