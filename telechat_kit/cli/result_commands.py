@@ -72,6 +72,7 @@ def compare(
         markdown,
         write_comparison,
     )
+    from telechat_kit.reports.plain_text import frame_csv
 
     parsed = [parse_rule(text) for text in rules]
     found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
@@ -83,7 +84,7 @@ def compare(
     if page is not None:
         click.echo(relative(write_comparison(found, resolve(page))))
     if table is not None:
-        click.echo(relative(write_text(resolve(table), figures_frame(found).to_csv(index=False))))
+        click.echo(relative(write_text(resolve(table), frame_csv(figures_frame(found)))))
     for text in broken:
         click.echo(text, err=True)
     sys.exit(1 if broken else 0)

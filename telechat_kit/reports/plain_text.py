@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from bs4 import BeautifulSoup, Tag
 
 from telechat_kit.files import write_text
 
 #: A spreadsheet takes a cell that begins so for a formula
-_FORMULA = re.compile(r"[=@\t\r]|[-+](?![\d.])")
+_FORMULA = re.compile(r"[=@\t\r]|[-+](?![\d.,]+(?:e[-+]?\d+)?(?:$|[ %x]))")
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,19 @@ def write_tables(page: str, folder: Path) -> list[Path]:
 
 def _csv(rows: list[list[str]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([[_inert(cell) for cell in row] for row in rows])
+    csv.writer(buffer, lineterminator="\n").writerows([[inert(cell) for cell in row] for row in rows])
     return buffer.getvalue()
 
 
-def _inert(cell: str) -> str:
-    """Text that a model wrote must not become a formula in a spreadsheet."""
+def inert(cell: str) -> str:
+    """Text that a model or a user wrote must not become a formula in a spreadsheet."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV, its texts inert."""
+    rows = [[inert(value) if isinstance(value, str) else value for value in row] for row in frame.to_numpy()]
+    return pd.DataFrame(rows, columns=[inert(str(name)) for name in frame.columns]).to_csv(index=False)
 
 
 def markdown_summary(page: str, report: str) -> str:
