@@ -2,9 +2,12 @@
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from telechat_kit.comparison.verdict import losses, perplexity_said
+from telechat_kit.comparison.verdict import TextLoss, loss_said, losses
 from telechat_kit.precision import PrecisionRecord, Sources
+from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import (
     COLORS,
     INPUTS,
@@ -16,6 +19,7 @@ from telechat_kit.reports.charts import (
     integer_axis,
     new_axes,
     ring,
+    titled,
 )
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
@@ -24,38 +28,36 @@ DARK = "#333333"
 
 
 @mpl.rc_context(STYLE)
-def perplexity(record: PrecisionRecord) -> Chart:
-    """Perplexity of W8A8 over that of float for each kind of text, the worst first, with 95 % intervals against 1."""
-    found = losses(record)
-    figure, axes = new_axes(height=1.4 + 0.42 * len(found))
+def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> Chart:
+    """Mean KL and perplexity ratio of every text with their intervals, the worst text at the top."""
+    found = losses(record, quantized)
+    figure = Figure(figsize=(8.6, 1.5 + 0.36 * len(found)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     for row, loss in enumerate(found):
-        ratio = loss.perplexity_ratio
-        drawn = axes.errorbar(
-            ratio.value,
-            row,
-            xerr=error_bars([ratio]),
-            fmt="o",
-            ms=7,
-            color=COLORS["w8a8"],
-            ecolor=DARK,
-            capsize=4,
-        )
-        w8a8 = loss.perplexity_float * ratio.value
-        hover(
-            drawn.lines[0], f"{loss.text}: float {loss.perplexity_float:.4g}, W8A8 {w8a8:.4g}, ratio {ratio}"
-        )
-        point_labels(axes, [(ratio.high, row)], [f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"])
-    axes.axvline(1, color=DARK, lw=1)
-    axes.set_yticks(range(len(found)), [f"{loss.text}\n{loss.tokens:,} tokens" for loss in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.margins(x=0.3)
-    _vertical_grid(axes)
-    said = perplexity_said(found[0].perplexity_ratio)
-    where = f" on {found[0].text}" if len(found) > 1 else ""
-    title = f"{said[0].upper()}{said[1:]}{where}"
-    x = "perplexity of W8A8 over that of float (1: no loss), 95 % interval over sequences"
-    alt = "; ".join(f"{loss.text}: {loss.perplexity_ratio}" for loss in found)
-    return finish(figure, axes, title, x, "", alt)
+        color = COLORS["published"] if loss.like_calibration else COLORS["w8a8"]
+        for axes, estimate in ((left, loss.kl), (right, loss.perplexity_ratio)):
+            bars = error_bars([estimate])
+            drawn = axes.errorbar(
+                estimate.value, row, xerr=bars, fmt="o", ms=6, color=color, ecolor=DARK, capsize=3
+            )
+            hover(drawn.lines[0], f"{loss.text}, {loss.tokens:,} tokens: {estimate}")
+    left.set_yticks(range(len(found)), [f"{loss.text}{_like(loss)}" for loss in found])
+    left.invert_yaxis()
+    left.set_xlim(left=0)
+    left.set_xlabel("mean KL from float, nats per token")
+    right.axvline(1, color=DARK, lw=0.8)
+    right.set_xlabel("perplexity, W8A8 over float")
+    for axes in (left, right):
+        _vertical_grid(axes)
+        axes.margins(y=0.15)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    title = f"W8A8 loses most on {found[0].text}: {loss_said(found[0])}"
+    alt = "; ".join(f"{loss.text}: KL {loss.kl}, perplexity ratio {loss.perplexity_ratio}" for loss in found)
+    return titled(figure, title, alt)
+
+
+def _like(loss: TextLoss) -> str:
+    return "\n(like the calibration's)" if loss.like_calibration else ""
 
 
 @mpl.rc_context(STYLE)

@@ -68,9 +68,9 @@ def covered(figure: Figure) -> list[str]:
 def crowd() -> Figure:
     figure = Figure(figsize=(5, 3))
     axes = figure.add_subplot()
-    points = [(x / 10, (x % 2) / 10) for x in range(9)]
+    points = [(x / 15, (x % 2) / 15) for x in range(9)]
     axes.plot(*zip(*points, strict=True), "o")
-    axes.set_ylim(0, 1)
+    axes.set(xlim=(-0.2, 1), ylim=(-0.3, 1))
     point_labels(axes, points, [f"down_proj {number}" for number in range(9)])
     return figure
 
@@ -103,7 +103,7 @@ CHARTS = {
     "sensitivity": lambda run: quantization_charts.sensitivity(run.quantize),
     "per_layer_error": lambda run: quantization_charts.per_layer_error(run.quantize),
     "file_sizes": lambda run: quantization_charts.file_sizes(run.quantize),
-    "perplexity": lambda run: precision_charts.perplexity(run.precision),
+    "texts": lambda run: precision_charts.texts(run.precision, run.quantize),
     "divergence_quantiles": lambda run: precision_charts.divergence_quantiles(run.precision),
     "probability_change": lambda run: precision_charts.probability_change(run.precision),
     "by_position": lambda run: precision_charts.by_position(run.precision),
