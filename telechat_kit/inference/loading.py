@@ -11,7 +11,7 @@ from telechat_kit.inference.memory import explained, require_room
 from telechat_kit.inference.parallel import team_of
 from telechat_kit.model.checkpoint import build_float, build_float_part, build_w8a8, config_folder
 from telechat_kit.model.folder import is_w8a8, read_config
-from telechat_kit.model.int8_linears import W8A8Linear
+from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.sharding import WHOLE, Shard, join
 from telechat_kit.model.w8a8 import linear_names
@@ -85,7 +85,7 @@ def prepare(model: TelechatForCausalLM) -> None:
     backend = backend_for(model.device.type)
     for name in linear_names(model):
         linear = model.get_submodule(name)
-        if isinstance(linear, W8A8Linear):
+        if isinstance(linear, W8A8Linear | DynamicW8A8Linear):
             linear.prepare()
         elif isinstance(linear, nn.Linear):
             backend.prepare_float_linear(linear)
