@@ -1,6 +1,7 @@
 """What differs between devices, one module each, behind one small interface; nothing else branches on devices."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -117,10 +118,48 @@ def backend_for(device_type: str) -> Backend:
     raise DeviceError(f'the kit has no backend for "{device_type}". Use one of {", ".join(DEVICES)}.')
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The kind of device that "auto" means here, and why it is no better one; empty if there is none."""
+
+    kind: str
+    why: str = ""
+
+
+@cache
+def choose_device() -> Choice:
+    """The best device here: the first NPU if it can be opened and multiplies, else the first GPU, else the CPU."""
+    against = list[str]()
+    for kind in ("npu", "cuda"):
+        if not (problem := _problem(kind)):
+            return Choice(kind, "; ".join(against))
+        against.append(f"no {kind}: {problem}")
+    return Choice("cpu", "; ".join(against))
+
+
+def _problem(kind: str) -> str:
+    """Why the first device of a kind cannot be used; empty if it can."""
+    backend = backend_for(kind)
+    try:
+        if not backend.device_count():
+            return "torch sees none"
+        backend.open_device(0)
+        ones = torch.ones(16, 16, device=kind)
+        sums = (ones @ ones).cpu()
+    except (
+        DeviceError,
+        RuntimeError,
+    ) as error:  # a device that is busy or broken says so in the first product
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            return f"{error.__cause__.name} is not installed"
+        return str(error).partition("\n")[0].partition(". ")[0]
+    return "" if bool((sums == 16).all()) else "it multiplies wrongly"
+
+
 def resolve_device(device: str) -> torch.device:
     """The torch device meant by a profile's `device`: "auto", "cpu", or a device that is really there, now open.
 
-    Of several it is the first, which does the work that is not shared.
+    "auto" is the best one here (`choose_device`). Of several it is the first, which does the work that is not shared.
 
     Raises:
         DeviceError: the name is unknown, its software does not work, or no such device is present.
@@ -148,7 +187,9 @@ def require_device(device: str) -> tuple[str, int]:
         DeviceError: the name is unknown, its software does not work, or no such device is present.
     """
     kind, _, index = device.partition(":")
-    if device == "auto" or kind == "cpu":
+    if device == "auto":
+        return choose_device().kind, 0
+    if kind == "cpu":
         return "cpu", 0
     if kind not in DEVICES or (index and not index.isdigit()):
         raise DeviceError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from telechat_kit.backends import backend_for, cpu
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.int8_linears import W8A8Linear
-from telechat_kit.quantization.formats.packing import int8_accumulator, int8_linear, pack_linear
+from telechat_kit.quantization.int8.packing import int8_accumulator, int8_linear, pack_linear
 
 ROWS = [1, 2, 17, 64]
 INPUTS = [2, 48, 96, 101, 576, 1536]  # torch._int_mm (2.13) leaves its result unset for one input

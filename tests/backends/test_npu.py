@@ -21,7 +21,7 @@ from telechat_kit.backends.npu.linears import nearest_19_bits
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.performance.roofline import measure_peaks
-from telechat_kit.quantization.formats.packing import (
+from telechat_kit.quantization.int8.packing import (
     int8_accumulator,
     int8_linear,
     pack_linear,
