@@ -86,9 +86,9 @@ class Probes:
 
     def _rms_norm(self, rows: int) -> "_Parts":
         x, weight = self._values(0, 1, rows, self.sizes.hidden, scale=3), self._values(1, self.sizes.hidden)
-        there = self._there(x, weight)
+        own, own_weight = self._there(x, weight)
         return (
-            lambda: [self.backend.rms_norm(*there, 1e-5)],
+            lambda: [self.backend.rms_norm(own, own_weight, 1e-5)],
             lambda: [plain.rms_norm(x.float(), weight.float(), 1e-5)],
             self.tolerance,
         )
@@ -96,9 +96,9 @@ class Probes:
     def _add_rms_norm(self, rows: int) -> "_Parts":
         x, residual = (self._values(seed, 1, rows, self.sizes.hidden) for seed in (0, 1))
         weight = self._values(2, self.sizes.hidden)
-        there = self._there(x, residual, weight)
+        own, own_residual, own_weight = self._there(x, residual, weight)
         return (
-            lambda: self.backend.add_rms_norm(*there, 1e-5),
+            lambda: self.backend.add_rms_norm(own, own_residual, own_weight, 1e-5),
             lambda: plain.add_rms_norm(x.float(), residual.float(), weight.float(), 1e-5),
             self.tolerance,
         )
@@ -136,9 +136,10 @@ class Probes:
         slots = torch.zeros(2, 1, sizes.kv_heads, keys + SPARE_ROWS, sizes.head_dim, dtype=self.dtype)
         slots[:, :, :, :keys] = self._values(1, 2, 1, sizes.kv_heads, keys, sizes.head_dim)
         own, both = self._there(query, slots)
+        own_key, own_value = both[:, :, :, :keys]
         key, value = slots[:, :, :, :keys].float()
         return (
-            lambda: [self.backend.attention(own, *both[:, :, :, :keys], None)],
+            lambda: [self.backend.attention(own, own_key, own_value, None)],
             lambda: [plain.attention_in_products(query.float(), key, value, None)],
             4 * self.tolerance,  # shares are rounded too, and a 310P takes the softmax in half precision
         )
