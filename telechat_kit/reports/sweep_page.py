@@ -15,10 +15,12 @@ from telechat_kit.comparison.folder_states import FolderState, folder_state
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import KitError
 from telechat_kit.files import write_text
-from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars
+from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars, finish
 from telechat_kit.reports.comparison_page import figure_text, markdown_table
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
 from telechat_kit.reports.index_page import varied_parameters
+from telechat_kit.reports.inline_svg import hover
+from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import frame_csv
 
@@ -199,23 +201,15 @@ def trade_chart(result: SweepResult) -> Chart:
         loss, speed = (figure.estimate for figure in row.point(result.loss) or ())
         color = COLORS["published"] if row.beaten_by else COLORS["w8a8"]
         axes.errorbar(
-            loss.value,
-            speed.value,
-            xerr=error_bars([loss]),
-            yerr=error_bars([speed]),
-            fmt="s" if row.beaten_by else "o",
-            ms=7,
-            color=color,
-            ecolor=color,
-            capsize=3,
+            loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", color, capsize=3
         )
-        axes.annotate(row.label, (loss.value, speed.value), (7, 5), textcoords="offset points", fontsize=8)
+        (mark,) = axes.plot(loss.value, speed.value, "s" if row.beaten_by else "o", ms=7, color=color)
+        hover(mark, f"{row.label}: KL {loss} nats, {speed} tokens/s")
+        point_labels(axes, [(loss.value, speed.value)], [row.label], fontsize=8)
     axes.margins(x=0.25, y=0.15)
-    axes.set_title(result.title, pad=12, wrap=True)
-    axes.set_xlabel(f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval")
-    axes.set_ylabel("W8A8, tokens/s, 95 % interval")
+    x = f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval"
     labels = ", ".join(row.label for row in result.unbeaten)
-    return Chart(canvas, f"{result.title}: {labels}")
+    return finish(canvas, axes, result.title, x, "W8A8, tokens/s, 95 % interval", labels)
 
 
 def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
