@@ -201,7 +201,7 @@ def trade_chart(result: SweepResult) -> Chart:
         loss, speed = (figure.estimate for figure in row.point(result.loss) or ())
         color = COLORS["published"] if row.beaten_by else COLORS["w8a8"]
         axes.errorbar(
-            loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", color, capsize=3
+            loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", ecolor=color, capsize=3
         )
         (mark,) = axes.plot(loss.value, speed.value, "s" if row.beaten_by else "o", ms=7, color=color)
         hover(mark, f"{row.label}: KL {loss} nats, {speed} tokens/s")
