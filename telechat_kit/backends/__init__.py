@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import cpu, cuda, npu
+from telechat_kit.backends.forms import Forms
 from telechat_kit.backends.npu.torch_npu_guard import guard_torch_npu
 from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
@@ -24,6 +25,8 @@ class Backend(Protocol):
     name: str
     #: torch.distributed's backend for this device
     collectives: str
+    #: operations that have more than one way on this device
+    forms: Forms
 
     def device_count(self) -> int: ...
     def open_device(self, index: int) -> None: ...

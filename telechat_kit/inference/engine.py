@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.backends import cpu
 from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
@@ -49,6 +50,7 @@ def unsuited(model: TelechatForCausalLM) -> str | None:
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
+        "a compiled kernel is set aside": any(cpu.KERNELS in ways for ways in cpu.forms.set_aside().values()),
         "a rotation before down_proj": model.config.online_rotation,
         "no int8 linears": not modules,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
