@@ -73,7 +73,8 @@ def test_a_command_that_works_loads_what_it_needs() -> None:
 
 
 def test_choices_and_defaults_of_the_commands_are_those_of_the_verbs() -> None:
-    assert weight_commands.FORMATS == conversion.FORMATS
+    assert (*conversion.FORMATS, conversion.UNQUANTIZED) == weight_commands.FORMATS
+    assert weight_commands.NAMES == conversion.NAMES
     tolerances = (result_commands.KL_TOLERANCE, result_commands.AGREEMENT_TOLERANCE)
     assert tolerances == (Tolerances.kl_mean, Tolerances.top1_agreement)
 

@@ -19,11 +19,15 @@ from telechat_kit.backends.cpu_kernels.library import activation_shift, descript
 from telechat_kit.backends.forms import PLAIN, Forms, Way
 from telechat_kit.backends.plain import (
     AddUp,
+    blocked_float_weight,
     capture,
     measured_bandwidth,
+    prepare_dynamic_linear,
     quantize,
     quantize_per_token,
+    restore_dynamic_linear,
     rotate,
+    swiglu,
 )
 from telechat_kit.provenance import processor_name
 
@@ -31,6 +35,7 @@ __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "blocked_float_weight",
     "capture",
     "choose_dtype",
     "collectives",
@@ -38,25 +43,29 @@ __all__ = [
     "device_name",
     "dynamic_int8_linear",
     "float_linear",
-    "forms",
     "free_memory_bytes",
     "int8_linear",
+    "joins_linears",
     "name",
     "open_device",
+    "operations",
     "operators",
     "peak_memory_bytes",
+    "prepare_dynamic_linear",
     "prepare_float_linear",
     "prepare_linear",
     "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_dynamic_linear",
     "restore_linear",
     "rms_norm",
     "rotate",
     "sharded_dynamic_linear",
     "sharded_int8_linear",
     "silu_product",
+    "swiglu",
     "synchronize",
 ]
 
@@ -66,7 +75,9 @@ collectives = "gloo"
 #: The way of operations that compiled kernels do
 KERNELS = "compiled kernels"
 #: The operations that have more than one way here
-forms = Forms()
+operations = Forms()
+#: Starting an operator costs little here: linears of one input are multiplied one after the other
+joins_linears = False
 
 
 def device_count() -> int:
@@ -90,7 +101,7 @@ def prepare_float_linear(linear: nn.Linear) -> None:
 
 def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the weight in the kernels' panels, where there are kernels."""
-    if KERNELS not in forms.ways("int8_linear") or tensors["weight"].ndim == 4:
+    if KERNELS not in operations.ways("int8_linear") or tensors["weight"].ndim == 4:
         return dict(tensors)
     return pack_linear(tensors, activation_shift())
 
@@ -140,7 +151,7 @@ def _has_kernels() -> bool:
     return library() is not None
 
 
-_int8_linear = forms.form(
+_int8_linear = operations.form(
     "int8_linear",
     Way(KERNELS, compiled.int8_linear, _has_kernels, lambda x, weight, *_: weight.ndim == 4),  # noqa: ARG005
     Way("torch._int_mm", partial(_in_torch, accumulate)),
@@ -214,21 +225,21 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return compiled.attention(query, key, value)
 
 
-_float_linear = forms.form(
+_float_linear = operations.form(
     "float_linear",
     Way(KERNELS, compiled.float_linear, _has_kernels, _compiled),
     Way(PLAIN, plain.float_linear),
 )
-_rms_norm = forms.form(
+_rms_norm = operations.form(
     "rms_norm", Way(KERNELS, compiled.rms_norm, _has_kernels, _compiled), Way(PLAIN, plain.rms_norm)
 )
-_silu_product = forms.form(
+_silu_product = operations.form(
     "silu_product",
     Way(KERNELS, compiled.silu_product, _has_kernels, _compiled),
     Way(PLAIN, plain.silu_product),
 )
 _prompt_attention, _decode_attention = (
-    forms.form(name, Way(KERNELS, _attend, _has_kernels, _attended), Way(PLAIN, plain.attention))
+    operations.form(name, Way(KERNELS, _attend, _has_kernels, _attended), Way(PLAIN, plain.attention))
     for name in ("prompt_attention", "decode_attention")
 )
 
@@ -237,7 +248,7 @@ def operators() -> dict[str, str]:
     """Which operator does each verb that has more than one way, and what was set aside."""
     kernels = description() if library() is not None else f"torch._int_mm: {description()}"
     attention = description() if library() is not None else "scaled_dot_product_attention"
-    return {"attention": attention, "int8_linear": kernels, **forms.avoided()}
+    return {"attention": attention, "int8_linear": kernels, **operations.avoided()}
 
 
 def synchronize() -> None:

@@ -12,19 +12,24 @@ from telechat_kit.backends.forms import PLAIN, Forms, Way
 from telechat_kit.backends.plain import (
     AddUp,
     add_rms_norm,
+    blocked_float_weight,
     capture,
     float_linear,
+    prepare_dynamic_linear,
     quantize,
     quantize_per_token,
+    restore_dynamic_linear,
     rms_norm,
     rotate,
     silu_product,
+    swiglu,
 )
 
 __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "blocked_float_weight",
     "capture",
     "choose_dtype",
     "collectives",
@@ -32,25 +37,29 @@ __all__ = [
     "device_name",
     "dynamic_int8_linear",
     "float_linear",
-    "forms",
     "free_memory_bytes",
     "int8_linear",
+    "joins_linears",
     "name",
     "open_device",
+    "operations",
     "operators",
     "peak_memory_bytes",
+    "prepare_dynamic_linear",
     "prepare_float_linear",
     "prepare_linear",
     "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_dynamic_linear",
     "restore_linear",
     "rms_norm",
     "rotate",
     "sharded_dynamic_linear",
     "sharded_int8_linear",
     "silu_product",
+    "swiglu",
     "synchronize",
 ]
 
@@ -58,7 +67,9 @@ name = "cuda"
 #: The library through which several processes add up their parts of a model
 collectives = "nccl"
 #: The operations that have more than one way here
-forms = Forms()
+operations = Forms()
+#: Starting an operator costs little here: linears of one input are multiplied one after the other
+joins_linears = False
 
 #: torch._int_mm on CUDA refuses 16 rows and fewer, and sides of the weight that are no multiples of 8
 LEAST_ROWS, MULTIPLE = 17, 8
@@ -107,9 +118,9 @@ def _int_mm(x_q: Tensor, weight: Tensor) -> Tensor:
     return product[:rows, :outputs]
 
 
-_products = forms.form("int8_linear", Way("torch._int_mm", _int_mm), Way(PLAIN, plain.accumulate))
+_products = operations.form("int8_linear", Way("torch._int_mm", _int_mm), Way(PLAIN, plain.accumulate))
 _prompt_attention, _decode_attention = (
-    forms.form(
+    operations.form(
         name,
         Way("scaled_dot_product_attention", plain.attention),
         Way(PLAIN, plain.attention_in_products),
@@ -165,7 +176,7 @@ def sharded_dynamic_linear(
 def operators() -> dict[str, str]:
     """Which operator does each verb that has more than one way."""
     ways = {"attention": "scaled_dot_product_attention", "int8_linear": "torch._int_mm"}
-    return {**ways, **forms.avoided()}
+    return {**ways, **operations.avoided()}
 
 
 def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:

@@ -10,7 +10,8 @@ from telechat_kit.errors import KitError
 from telechat_kit.files import relative
 
 #: Those of `quantization.formats.conversion`, which is imported when one is written
-FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
+FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors", "float")
+NAMES = ("own", "llama")
 
 
 @click.command()
@@ -24,6 +25,18 @@ FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
     help="File format to write; safetensors and ascendV1 are msModelSlim's, numpy its dictionaries of 2024.",
 )
 @click.option(
+    "--names",
+    type=click.Choice(NAMES),
+    default="own",
+    show_default=True,
+    help="Whose names the tensors get; llama is for engines: ascendV1, compressed-tensors, and float of a float FOLDER.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="With --names llama: the longest sequence to be served, in tokens. Default: the trained length.",
+)
+@click.option(
     "--model-path",
     type=click.Path(path_type=Path),
     help="The float checkpoint that was quantized (numpy), or the one beside .npy dictionaries.",
@@ -31,18 +44,32 @@ FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
 @click.option(
     "--overwrite", is_flag=True, help="Whatever TARGET holds may go, also what the kit did not write."
 )
-def export(folder: Path, target: Path, form: str, model_path: Path | None, overwrite: bool) -> None:
-    """Write the quantized FOLDER in another file format into the new folder TARGET; its logits stay the same.
+def export(
+    folder: Path,
+    target: Path,
+    form: str,
+    names: str,
+    max_length: int | None,
+    model_path: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write FOLDER in another file format into the new folder TARGET; its logits stay the same.
+
+    With --names llama any engine that knows Llama can serve it: docs/serving.md.
 
     \b
     Examples:
       telechat-kit export build/demo-w8a8 build/demo-ascend --format ascendV1
       telechat-kit export build/demo-w8a8 build/demo-npy --format numpy --model-path build/demo
+      telechat-kit export build/demo-w8a8 build/demo-llama --format compressed-tensors --names llama
     """
     from telechat_kit.quantization.formats.conversion import export as export_folder
 
     float_folder = model_path and model_path.absolute()
-    record = export_folder(folder.absolute(), target.absolute(), form, float_folder, overwrite=overwrite)
+    record = export_folder(
+        folder.absolute(), target.absolute(), form, float_folder,
+        names=names, max_length=max_length, overwrite=overwrite,
+    )  # fmt: skip
     click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
     for note in record.notes:
         click.echo(f"    {note}")

@@ -65,24 +65,25 @@ def last_way(tests: Sequence[OperatorTest], operation: str) -> str:
 
 def reason(test: OperatorTest) -> str:
     """Why a way is not to be used, in a few words."""
-    told = [f"{test.verdict} at {test.rows:,} rows"]
+    told = f"{test.verdict} at {test.rows:,} row{'s' if test.rows > 1 else ''}"
     if test.error is not None:
-        told.append(f"off by {test.error:.2g}")
-    return ": ".join(filter(None, [", ".join(told), test.message]))
+        told += f", off by {test.error:.2g}"
+    return f"{told}: {test.message}" if test.message else told
 
 
 def sentences(found: OperatorTests) -> list[str]:
-    """What follows from the tests, a sentence for each way that failed, and one for all that passed."""
-    lines = []
-    for operation, ways in found.avoided().items():
-        for way, why in ways.items():
-            lines.append(f"{operation}: {way} is not used ({why}); {_next(found, operation)} does it.")
-    lines += [
-        f"{t.operation}: {t.way} has no slower way behind it and is {reason(t)}." for t in found.dead_ends()
+    """What follows from the tests: a sentence for each way that failed, or one if all passed."""
+    lines = [
+        f"{operation}: {way} is not used ({why}); {_next(found, operation)} does it."
+        for operation, ways in found.avoided().items()
+        for way, why in ways.items()
     ]
-    count = len({(test.operation, test.way) for test in found.tests if test.verdict == "right"})
-    right = count - len({(name, way) for name, ways in found.avoided().items() for way in ways})
-    return lines or [f"All {right} ways that were tried are right."]
+    ends = {(test.operation, test.way): reason(test) for test in reversed(found.dead_ends())}
+    lines += [
+        f"{name}: {way} failed ({why}), and no way is left behind it." for (name, way), why in ends.items()
+    ]
+    right = {(test.operation, test.way) for test in found.tests if test.verdict == "right"}
+    return lines or [f"All {len(right)} ways that were tried are right."]
 
 
 def _next(found: OperatorTests, operation: str) -> str:
@@ -114,7 +115,7 @@ def use_tested_operators(run_folder: str | Path, device: str = "auto") -> dict[s
         return {}
     for operation, ways in found.avoided().items():
         for way, why in ways.items():
-            backend_for(kind).forms.use_slower(operation, f"{BY_TEST} {why}", way)
+            backend_for(kind).operations.use_slower(operation, f"{BY_TEST} {why}", way)
     print(*sentences(found), sep="\n")
     return found.avoided()
 

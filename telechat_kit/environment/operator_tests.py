@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from telechat_kit.backends import require_device, split_devices
-from telechat_kit.backends.operator_trials import MARK, Sizes
+from telechat_kit.backends.operator_trials import MARK
+from telechat_kit.backends.probes import Sizes
 from telechat_kit.environment.operator_results import OperatorTest, OperatorTests, Verdict
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.files import resolve
@@ -30,8 +31,8 @@ ROWS = (1, 10, 17, 100, 500, 1000, 1024, 2000)
 #: A device may take a minute to open, or hang while it is reset
 OPEN_SECONDS = 180.0
 WHEN = ("npu", "always", "never")
-#: The slowest right call, plain products of 2000 rows on a slow host, takes a few seconds
-CALL_SECONDS = 60.0
+#: The first call of a process loads its operator; the slowest one, plain products of 2000 rows, takes some seconds
+CALL_SECONDS = 90.0
 #: A way that cost so many processes is not tried further
 LOST_PROCESSES = 3
 
@@ -70,7 +71,7 @@ def check_operators(
     if operators == "never" or (operators == "npu" and require_device(split_devices(device)[0])[0] != "npu"):
         return None
     config = read_config(resolve(checkpoint_path))
-    trials = _Trials(split_devices(device)[0], _sizes(config), _dtype(config), call_seconds)
+    trials = Trials(split_devices(device)[0], _sizes(config), _dtype(config), call_seconds)
     told, operations = trials.listed()
     tests = list[OperatorTest]()
     for operation, ways in operations.items():
@@ -81,7 +82,7 @@ def check_operators(
 
 
 def _sizes(config: TelechatConfig) -> Sizes:
-    return Sizes(config.hidden_size, config.ffn_hidden_size, config.n_head, config.kv_heads, config.head_dim)
+    return Sizes(config.hidden_size, config.n_head, config.kv_heads, config.head_dim, config.ffn_hidden_size)
 
 
 def _dtype(config: TelechatConfig) -> str:
@@ -96,7 +97,7 @@ def _avoiding(tests: list[OperatorTest], operation: str, before: Sequence[str]) 
 
 
 @dataclass(frozen=True)
-class _Trials:
+class Trials:
     """Starts the processes and judges what they say."""
 
     device: str

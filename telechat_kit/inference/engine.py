@@ -50,7 +50,9 @@ def unsuited(model: TelechatForCausalLM) -> str | None:
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
-        "a compiled kernel is set aside": any(cpu.KERNELS in ways for ways in cpu.forms.set_aside().values()),
+        "a compiled kernel is set aside": any(
+            cpu.KERNELS in ways for ways in cpu.operations.set_aside().values()
+        ),
         "a rotation before down_proj": model.config.online_rotation,
         "no int8 linears": not modules,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),

@@ -60,7 +60,7 @@ class TelechatAttention(nn.Module):
         backend = backend_for(x.device.type)
         batch, length, _ = x.shape
         query, key, value = (part.transpose(1, 2) for part in self.project(x))
-        query, key = backend.rotate(query, *tables), backend.rotate(key, *tables)
+        query, key = backend.rotate(query, key, *tables)
         if past is not None:
             key, value = past.update(key, value, self.layer)
         mixed = backend.attention(query, key, value, mask)
