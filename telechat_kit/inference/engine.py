@@ -1,4 +1,4 @@
-"""The fast way through a W8A8 model on the CPU: a whole prompt, or a whole token, in one call of the kernels.
+"""The fast way through a model on the CPU, W8A8 or float: a whole prompt, or a whole token, in one call of the kernels.
 
 Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
 of the modules to float rounding. One saving is exact: an int8 copy of the head finds the few rows that can hold the
@@ -12,16 +12,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.backends.cores import keep_to_granted_cores
 from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
-from telechat_kit.model.int8_linears import W8A8Linear
+from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
 from telechat_kit.model.telechat3 import Telechat3Attention
 
 #: Positions per vector of the key cache, and per tile: capacities are multiples of it
 BLOCK = 64
+
+#: Of the float tensors, all of one
+DTYPES = (torch.float32, torch.bfloat16)
 
 LINEARS = ("query", "key_value", "dense", "gate", "up", "down")
 
@@ -31,13 +35,13 @@ _engines: WeakKeyDictionary[TelechatForCausalLM, "Engine"] = WeakKeyDictionary()
 def engine_for(model: TelechatForCausalLM) -> "Engine | None":
     """The engine of `model`, built at the first call; None where the network's modules must run.
 
-    It reads the model's own tensors. It is built again when they were replaced; the int8 copy of the head would
-    not follow a change of the head in place.
+    It reads the model's own tensors. It is built again when they were replaced, or the head was changed in place,
+    of which it has an int8 copy.
     """
     if unsuited(model):
         return None
     engine = _engines.get(model)
-    if engine is None or engine.addresses != _addresses(model):
+    if engine is None or engine.state != _state(model):
         engine = _engines[model] = Engine(model)
     return engine
 
@@ -45,18 +49,25 @@ def engine_for(model: TelechatForCausalLM) -> "Engine | None":
 def unsuited(model: TelechatForCausalLM) -> str | None:
     """Why the engine cannot run `model`; None if it can."""
     linears = [linear for block in _blocks(model) for linear in _linears(block)]
-    modules = [module for module in model.transformer.h.modules() if type(module) is W8A8Linear]
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
         "a rotation before down_proj": model.config.online_rotation,
-        "no int8 linears": not modules,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
-        "float tensors not float32 on the CPU": any(p.dtype != torch.float32 or p.is_meta for p in floats),
+        f"float tensors not {' or '.join(map(_name, DTYPES))} on the CPU": not _one_dtype(floats),
         f"head_dim no multiple of {LANES}": model.config.head_dim % LANES != 0,
         "hooks on modules": any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_dtype(floats: Sequence[Tensor]) -> bool:
+    dtypes, devices = {p.dtype for p in floats}, {p.device.type for p in floats}
+    return len(dtypes) == 1 and dtypes <= set(DTYPES) and devices == {"cpu"}
 
 
 def _blocks(model: TelechatForCausalLM) -> list[TelechatBlock]:
@@ -82,23 +93,28 @@ def _readable(linear: nn.Module | tuple[nn.Module, nn.Module]) -> bool:
         return all(map(_readable, linear)) and len({isinstance(part, W8A8Linear) for part in linear}) == 1
     if isinstance(linear, W8A8Linear):
         return type(linear) is W8A8Linear and linear.weight.ndim == 4
-    return (
-        isinstance(linear, nn.Linear) and linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
-    )
+    if not isinstance(linear, nn.Linear) or type(linear) not in (nn.Linear, FloatLinear):
+        return False
+    return linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
 
 
 def _tensors(linear: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in (*linear.named_parameters(), *linear.named_buffers())}
 
 
-def _addresses(model: TelechatForCausalLM) -> tuple[int, ...]:
-    return tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
+def _state(model: TelechatForCausalLM) -> tuple[int, ...]:
+    """Where the tensors lie, and how often the head was changed in place; tensors of inference mode count no changes."""
+    head = model.lm_head.weight
+    changes = 0 if head.is_inference() else head._version
+    return changes, *(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
 
 
 def _bytes(linear: Linear) -> int:
-    """Bytes of weights and of what scales their products."""
+    """Bytes of weights, and of biases and what scales the products."""
     weights, outputs = linear.inputs * linear.outputs, linear.outputs
-    return weights + 8 * outputs if linear.deq_scale else 4 * (weights + outputs)
+    if linear.deq_scale:
+        return weights + 8 * outputs
+    return (2 if linear.bfloat16 else 4) * weights + (4 * outputs if linear.bias else 0)
 
 
 class Engine:
@@ -107,7 +123,7 @@ class Engine:
     def __init__(self, model: TelechatForCausalLM, screened_head: bool = True) -> None:
         """`screened_head=False` computes every logit in float for every token; the ids are the same."""
         config = model.config
-        self.config, self.addresses = config, _addresses(model)
+        self.config, self.state = config, _state(model)
         self._kept: list[object] = []  # what the records point to
         self.screen = screen_of(model.lm_head.weight.detach()) if screened_head else None
         self.network = self._network(model)
@@ -117,8 +133,7 @@ class Engine:
         """Bytes of weights that a decode step reads, without what is in a cache of the processor anyway."""
         blocks = self.network.blocks[: self.config.n_layer]
         linears = [getattr(block, name) for block in blocks for name in LINEARS]
-        head = 4 * self.config.vocab_size * self.config.hidden_size
-        return sum(map(_bytes, linears)) + (self.screen.nbytes if self.screen else head)
+        return sum(map(_bytes, linears)) + (self.screen.nbytes if self.screen else _bytes(self.network.head))
 
     @property
     def cache_bytes_per_position(self) -> int:
@@ -136,7 +151,7 @@ class Engine:
     def _network(self, model: TelechatForCausalLM) -> Network:
         config, transformer = self.config, model.transformer
         embedding = model.get_input_embeddings().weight.detach()
-        cos, sin = transformer.rotary.rows(0, config.training_seqlen, embedding)
+        cos, sin = transformer.rotary.rows(0, config.training_seqlen, torch.empty(0))
         return Network(
             layers=config.n_layer,
             hidden=config.hidden_size,
@@ -148,7 +163,7 @@ class Engine:
             residual_after_norm=config.apply_residual_connection_post_layernorm,
             epsilon=config.layer_norm_epsilon,
             blocks=(Block * config.n_layer)(*map(self._block, _blocks(model))),
-            embedding=self._keep(embedding),
+            embedding=float_record(self._kept_tensor(embedding), None),
             embedding_norm=self._norm(transformer.word_embeddings_layernorm)
             if config.embed_layernorm
             else Norm(),
@@ -165,13 +180,17 @@ class Engine:
         error, norm = self.screen.error.data_ptr(), self.screen.norm.data_ptr()
         return {"screen": self.screen.record(), "screen_error": error, "head_norm": norm}
 
-    def _keep(self, tensor: Tensor) -> int:
+    def _kept_tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor, which lives as long as the engine: records hold its address."""
         self._kept.append(tensor)
-        return tensor.data_ptr()
+        return tensor
+
+    def _keep(self, tensor: Tensor) -> int:
+        return self._kept_tensor(tensor).data_ptr()
 
     def _norm(self, norm: TelechatRMSNorm) -> Norm:
-        bias = None if norm.bias is None else self._keep(norm.bias.detach())
-        return Norm(self._keep(norm.weight.detach()), bias)
+        bias = None if norm.bias is None else self._keep(norm.bias.detach().float())
+        return Norm(self._keep(norm.weight.detach().float()), bias)
 
     def _block(self, block: TelechatBlock) -> Block:
         return Block(
@@ -184,6 +203,8 @@ class Engine:
         """The record of a linear; of a pair, head after head a key and a value, which takes a copy."""
         one = linear[0] if isinstance(linear, tuple) else linear
         tensors = self._interleaved(*linear) if isinstance(linear, tuple) else _tensors(linear)
+        if not isinstance(one, W8A8Linear) and "bias" in tensors:
+            tensors["bias"] = tensors["bias"].float()
         self._kept += tensors.values()
         if isinstance(one, W8A8Linear):
             return linear_record(**tensors, inputs=one.in_features)
@@ -203,6 +224,7 @@ class EngineRun:
     """One sequence: its cache, and where it stands."""
 
     def __init__(self, engine: Engine, capacity: int) -> None:
+        keep_to_granted_cores()
         config, self.capacity = engine.config, -(-capacity // BLOCK) * BLOCK
         self.length = 0
         self._slots = torch.empty(2, config.n_layer, config.kv_heads, self.capacity, config.head_dim)

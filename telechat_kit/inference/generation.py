@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import DataError
@@ -17,6 +18,9 @@ from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 
 Run = EngineRun | NetworkRun | GraphRun
+
+#: Name of the engine of the CPU's kernels in records and on pages
+COMPILED = "compiled engine"
 
 
 def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") -> Run:
@@ -37,7 +41,7 @@ def engine_name(model: TelechatForCausalLM, graph: str = "none") -> str:
     """What `start_run` gives a sequence of `model` to, in words for records and pages."""
     if graph != "none":
         return "captured graph"
-    return "torch modules" if engine_for(model) is None else "compiled engine"
+    return "torch modules" if engine_for(model) is None else COMPILED
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,41 @@ def generate_copies(
         )
     first, *others = seen[:, len(prompt_ids) :].tolist()
     return Generation(len(prompt_ids), first, times, others)
+
+
+@torch.inference_mode()
+def generate_by_transformers(
+    model: TelechatForCausalLM, prompt_ids: Sequence[int], max_new_tokens: int
+) -> Generation:
+    """What transformers' own `generate()` gives, greedily and timed; a stop id that no token has keeps it going."""
+    ids, clock = torch.tensor([list(prompt_ids)], device=model.device), _Clock()
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_length=len(prompt_ids) + max_new_tokens,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=model.config.vocab_size,
+        pad_token_id=0,
+        streamer=clock,
+    )
+    return Generation(len(prompt_ids), found[0, len(prompt_ids) :].tolist(), clock.times)
+
+
+class _Clock(BaseStreamer):
+    """Seconds from its making to each new token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._start = time.perf_counter()
+
+    def put(self, value: Tensor) -> None:
+        """Called with the prompt `[1, T]` first, then with each id `[1]` as soon as it is on the host."""
+        if value.ndim == 1:
+            self.times.append(time.perf_counter() - self._start)
+
+    def end(self) -> None:
+        """Nothing is left to do behind the last token."""
 
 
 def _extend(

@@ -1,4 +1,4 @@
-"""The engine: the ids and logits of the network's modules, whatever the shape, and when it steps back."""
+"""The engine: the ids and logits of the network's modules, W8A8 or float, whatever the shape, and when it steps back."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from telechat_kit.backends.cpu_kernels import library
 from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.inference.engine import Engine, EngineRun, engine_for, unsuited
-from telechat_kit.inference.generation import generate, start_run
+from telechat_kit.inference.generation import generate, generate_by_transformers, start_run
 from telechat_kit.inference.loading import load_model, prepare
 from telechat_kit.inference.network_run import NetworkRun
 from telechat_kit.model import TelechatForCausalLM
@@ -147,6 +147,48 @@ def telechat3_model(kv_heads: int, float_linears: tuple[str, ...] = ()) -> Telec
     return quantized(config, float_linears)
 
 
+def float_model(kv_heads: int = 2, **changes: Any) -> TelechatForCausalLM:
+    """A float model of random weights."""
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 96,
+        "n_layer": 2,
+        "n_head": 6,
+        "ffn_hidden_size": 100,
+    } | changes
+    config = TelechatConfig(
+        **shape, num_key_value_heads=kv_heads, base_seqlen=400, training_seqlen=400, initializer_range=0.15
+    )
+    torch.manual_seed(0)
+    return TelechatForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@torch.inference_mode()
+def test_float_weights_give_the_logits_and_ids_of_torch(kv_heads: int, length: int) -> None:
+    model, new = float_model(kv_heads), 8
+    engine = engine_for(model)
+    assert engine is not None, unsuited(model)
+    fast, slow, step = engine.run(length + new), NetworkRun(model, length + new), prompt(length)
+    for _ in range(new):
+        logits, expected = fast.logits(step), slow.logits(step)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        step = [int(expected.argmax())]
+    ids = generate(model, prompt(length), 60).token_ids
+    assert ids == generate_by_transformers(model, prompt(length), 60).token_ids
+
+
+def test_a_head_changed_in_place_is_noticed() -> None:
+    model = float_model()
+    before = engine_for(model)
+    assert engine_for(model) is before
+    model.lm_head.weight.mul_(-1)
+    after = engine_for(model)
+    assert after is not None and after is not before
+    assert after.run(9).best([7, 8]) == Engine(model, screened_head=False).run(9).best([7, 8])
+
+
 @pytest.mark.parametrize("length", [1, 40, 300])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_keys_and_values_of_two_linears_are_read_as_one(kv_heads: int, length: int) -> None:
@@ -216,9 +258,9 @@ def test_a_run_does_not_write_past_its_capacity(model: TelechatForCausalLM) -> N
 
 
 def test_what_the_engine_cannot_run_is_said(tiny_folder: Path, tiny_w8a8_folder: Path) -> None:
-    assert unsuited(load_model(tiny_folder, device="cpu")) == "no int8 linears"
+    assert unsuited(load_model(tiny_folder, device="cpu")) is None
     half = load_model(tiny_w8a8_folder, device="cpu", dtype=torch.float16)
-    assert unsuited(half) == "float tensors not float32 on the CPU"
+    assert unsuited(half) == "float tensors not float32 or bfloat16 on the CPU"
     model = load_model(tiny_w8a8_folder, device="cpu")
     assert unsuited(model) is None
     hook = model.lm_head.register_forward_hook(lambda *_: None)
@@ -243,3 +285,30 @@ def test_replaced_weights_are_noticed(tiny_w8a8_folder: Path) -> None:
     model.load_state_dict(state)
     assert changed != before
     assert generate(model, ids, 10).token_ids == before
+
+
+class RoundedLinear(torch.nn.Linear):
+    """A float32 linear that rounds its input to bfloat16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.bfloat16().float())
+
+
+@pytest.mark.parametrize("length", [1, 5, 7, 8, 40, 300])
+@pytest.mark.parametrize("hidden", [96, 192])
+@torch.inference_mode()
+def test_bfloat16_weights_give_the_logits_of_inputs_rounded_to_bfloat16(hidden: int, length: int) -> None:
+    model = float_model(hidden_size=hidden, ffn_hidden_size=160 if hidden == 192 else 100).bfloat16()
+    judge = float_model(hidden_size=hidden, ffn_hidden_size=160 if hidden == 192 else 100)
+    judge.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    for linear in judge.transformer.h.modules():
+        if type(linear) is torch.nn.Linear:
+            linear.__class__ = RoundedLinear
+    engine = engine_for(model)
+    assert engine is not None, unsuited(model)
+    assert engine.read_bytes_per_token < Engine(float_model(hidden_size=hidden)).read_bytes_per_token
+    fast, slow, step = engine.run(length + 4), NetworkRun(judge, length + 4), prompt(length)
+    for _ in range(4):
+        logits, expected = fast.logits(step), slow.logits(step)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=3e-3 * float(expected.abs().max()))
+        step = [int(expected.argmax())]

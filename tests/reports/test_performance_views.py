@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pandas.io.formats.style import Styler
 
+from telechat_kit.backends.cores import Busy
 from telechat_kit.performance.cases import Grid, SkippedCase
 from telechat_kit.performance.id_checks import IdCheck
 from telechat_kit.performance.measurement import PerformanceRecord, measure_performance
@@ -176,3 +177,11 @@ def test_left_out_cases_stand_in_their_table(record: PerformanceRecord) -> None:
     found = replace(record, skipped=[SkippedCase(5, 9, "needs 3.00 GB")])
     assert "needs 3.00 GB" in performance_tables.skipped(found).to_html()
     assert "<td" in performance_tables.id_checks(record).to_html()
+
+
+def test_a_busy_machine_is_said(record: PerformanceRecord) -> None:
+    assert record.busy is not None
+    quiet, busy = (performance_tables.doubts(replace(record, busy=Busy(2, taken))) for taken in (0.01, 1.2))
+    assert "other programs took 0.01 of 2 cores meanwhile" in quiet.splitlines()
+    assert "other programs took 1.20 of 2 cores meanwhile: the figures are those of a busy machine" in busy
+    assert "other programs" not in performance_tables.doubts(replace(record, busy=None))

@@ -16,7 +16,7 @@ OFF = "TELECHAT_KIT_NO_KERNEL"
 
 
 class Linear(Structure):
-    """An int8 linear in panels, or a float one as on disk (`deq_scale` None)."""
+    """An int8 linear in panels, or one of float32 or bfloat16 as on disk (`deq_scale` None)."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -26,6 +26,7 @@ class Linear(Structure):
         ("input_offset", c_float),
         ("inputs", c_int32),
         ("outputs", c_int32),
+        ("bfloat16", c_int32),
     )
 
 
@@ -58,7 +59,7 @@ class Network(Structure):
         ("residual_after_norm", c_int32),
         ("epsilon", c_float),
         ("blocks", POINTER(Block)),
-        ("embedding", c_void_p),
+        ("embedding", Linear),
         ("embedding_norm", Norm),
         ("final_norm", Norm),
         ("cos", c_void_p),
@@ -112,7 +113,7 @@ def _declare(found: ctypes.CDLL) -> None:
     found.prefill.restype, found.prefill.argtypes = c_int32, [*run, c_void_p, c_int32, *output]
     found.decode.restype, found.decode.argtypes = c_int32, [*run, c_int64, c_int32, *output, c_void_p]
     found.linear_rows.restype = None
-    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, c_void_p, c_void_p, c_int32]
+    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, *[c_void_p] * 3, c_int32]
     found.rms_norm_rows.restype = None
     found.rms_norm_rows.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p, c_int32]
     found.silu_product.restype = None
