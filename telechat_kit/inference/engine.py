@@ -1,11 +1,13 @@
 """The fast way through a model on the CPU, W8A8 or float: a whole prompt, or a whole token, in one call of the kernels.
 
-Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
+Greedy runs of one sequence or of several, up to the trained length; all else goes through the network's modules. Results are those
 of the modules to float rounding. One saving is exact: an int8 copy of the head finds the few rows that can hold the
 largest logit, which alone are computed in float.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import addressof, c_int32, c_int64
+from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,17 @@ from torch import Tensor, nn
 
 from telechat_kit.backends.cores import keep_to_granted_cores
 from telechat_kit.backends.cpu_kernels.layout import LANES
-from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
+from telechat_kit.backends.cpu_kernels.library import (
+    PHASES,
+    Batch,
+    Block,
+    Cache,
+    Extent,
+    Linear,
+    Network,
+    Norm,
+    library,
+)
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
 from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
@@ -144,6 +156,10 @@ class Engine:
         """A new sequence of up to `capacity` positions."""
         return EngineRun(self, capacity)
 
+    def batch(self, capacities: Sequence[int]) -> "EngineBatch":
+        """New sequences of up to so many positions each."""
+        return EngineBatch(self, capacities)
+
     def fits(self, positions: int) -> bool:
         """Whether a run of so many positions stays in the trained length, where a cache and its tables hold."""
         return positions <= self.config.training_seqlen
@@ -220,58 +236,159 @@ class Engine:
         return found
 
 
-class EngineRun:
-    """One sequence: its cache, and where it stands."""
+class EngineBatch:
+    """Several sequences, each with a cache of its own: prompts together, then single tokens of those that go on.
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
+    Every row is what it is alone: integer sums, and for float weights sums in an order that only the sizes decide; of
+    bfloat16 linears the order depends on the number of rows, too.
+    """
+
+    def __init__(self, engine: Engine, capacities: Sequence[int]) -> None:
+        """`capacities`: of each sequence, in positions."""
         keep_to_granted_cores()
-        config, self.capacity = engine.config, -(-capacity // BLOCK) * BLOCK
-        self.length = 0
-        self._slots = torch.empty(2, config.n_layer, config.kv_heads, self.capacity, config.head_dim)
-        self._logits = torch.empty(1, config.vocab_size)
-        self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), (0, 0)
+        config = engine.config
+        self.capacities = [-(-capacity // BLOCK) * BLOCK for capacity in capacities]
+        self.lengths = [0] * len(capacities)
+        shape = (2, config.n_layer, config.kv_heads)
+        self._slots = [torch.empty(*shape, capacity, config.head_dim) for capacity in self.capacities]
+        self._logits = torch.empty(len(capacities), config.vocab_size)
+        self._ids = torch.empty(len(capacities), dtype=torch.int32)
+        self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), b""
         self._profile = torch.zeros(len(PHASES), dtype=torch.float64)
-        keys, values = (slots.data_ptr() for slots in self._slots)
-        self._records = (engine.network, Cache(keys, values, self.capacity))
         self._engine, self._kernels = engine, kernels()
 
-    def best(self, ids: Sequence[int]) -> int:
-        """The id of the largest logit after `ids`, which follow those given before."""
+    def best(self, ids: Mapping[int, Sequence[int]]) -> list[int]:
+        """The id of the largest logit behind the ids of each of these sequences, which follow those given before."""
         return self._feed(ids, full=False)
+
+    def logits(self, ids: Mapping[int, Sequence[int]]) -> Tensor:
+        """All logits `[len(ids), vocab]` behind them; overwritten by the next call."""
+        self._feed(ids, full=True)
+        return self._logits[: len(ids)]
+
+    def states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Hidden states `[length, hidden]` behind the final norm, of whole new sequences."""
+        found = torch.empty(sum(map(len, prompts)), self._engine.config.hidden_size)
+        self._prefill(dict(enumerate(prompts)), full=False, states=found.data_ptr())
+        return list(found.split([len(ids) for ids in prompts]))
 
     def profile(self) -> dict[str, float]:
         """Seconds of all decode steps so far by what they went into, on the first thread."""
         return dict(zip(PHASES, self._profile.tolist(), strict=True))
 
+    def _feed(self, ids: Mapping[int, Sequence[int]], full: bool) -> list[int]:
+        for row, new in ids.items():
+            if self.lengths[row] + len(new) > self.capacities[row]:
+                raise ValueError(
+                    f"{self.lengths[row]} + {len(new)} positions do not fit into {self.capacities[row]}"
+                )
+        if not any(self.lengths[row] for row in ids):
+            return self._prefill(ids, full)
+        steps = max(map(len, ids.values()))
+        assert all(len(new) == steps for new in ids.values())
+        return [self._step({row: new[i] for row, new in ids.items()}, full) for i in range(steps)][-1]
+
+    def _prefill(self, ids: Mapping[int, Sequence[int]], full: bool, states: int = 0) -> list[int]:
+        rows = [(row, position) for row, new in ids.items() for position in range(len(new))]
+        batch = _rows(list(ids), rows, [token for new in ids.values() for token in new], self._cache)
+        for row, new in ids.items():
+            self.lengths[row] = len(new)
+        extent = self._extent(list(ids), len(rows))
+        output = full, self._logits.data_ptr(), states, self._ids.data_ptr(), self._scratch.data_ptr(), extent
+        self._kernels.prefill(self._engine.network, batch.record, *output)
+        return self._ids[: len(ids)].tolist()
+
+    def _step(self, tokens: Mapping[int, int], full: bool) -> list[int]:
+        """One token of each sequence, so many sequences at a time as the kernels take."""
+        found: list[int] = []
+        sequences, most = list(tokens), self._kernels.step_rows()
+        for first in range(0, len(sequences), most):
+            own = sequences[first : first + most]
+            places = [(row, self.lengths[row]) for row in own]
+            batch = _rows(own, places, [tokens[row] for row in own], self._cache)
+            for row in own:
+                self.lengths[row] += 1
+            extent, logits = self._extent(own, len(own)), self._logits[first:].data_ptr()
+            output = (
+                full,
+                logits,
+                self._ids.data_ptr(),
+                self._scratch.data_ptr(),
+                extent,
+                self._profile.data_ptr(),
+            )
+            self._kernels.decode(self._engine.network, batch.record, *output)
+            found += self._ids[: len(own)].tolist()
+        return found
+
+    def _cache(self, row: int) -> Cache:
+        keys, values = (slots.data_ptr() for slots in self._slots[row])
+        return Cache(keys, values, self.capacities[row])
+
+    def _extent(self, sequences: Sequence[int], rows: int) -> Extent:
+        """Sizes of a call, for which the scratch is made large enough: for all that the caches can hold."""
+        capacities = [self.capacities[row] for row in sequences]
+        parts = sum(-(-capacity // self._kernels.part_positions()) for capacity in capacities)
+        extent = Extent(len(sequences), rows, max(capacities), parts, torch.get_num_threads())
+        wanted = bytes(extent)
+        if self._scratch_for != wanted:
+            size = self._kernels.scratch_bytes(self._engine.network, extent)
+            self._scratch, self._scratch_for = torch.empty(size, dtype=torch.uint8), wanted
+        return extent
+
+
+class EngineRun:
+    """One sequence: its cache, and where it stands."""
+
+    def __init__(self, engine: Engine, capacity: int) -> None:
+        self._batch = EngineBatch(engine, [capacity])
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+        return self._batch.lengths[0]
+
+    @property
+    def slots(self) -> Tensor:
+        """Keys and values as the kernels lay them out, `[2, layer, kv_heads, capacity, head_dim]` in bytes."""
+        return self._batch._slots[0]
+
+    def best(self, ids: Sequence[int]) -> int:
+        """The id of the largest logit after `ids`, which follow those given before."""
+        return self._batch.best({0: ids})[0]
+
     def logits(self, ids: Sequence[int]) -> Tensor:
         """All logits `[1, vocab]` after `ids`, which follow those given before; overwritten by the next call."""
-        self._feed(ids, full=True)
-        return self._logits
+        return self._batch.logits({0: ids})
 
-    def _feed(self, ids: Sequence[int], full: bool) -> int:
-        if self.length + len(ids) > self.capacity:
-            raise ValueError(f"{self.length} + {len(ids)} positions do not fit into {self.capacity}")
-        if self.length == 0:
-            return self._prefill(ids, full)
-        return [self._step(token, full) for token in ids][-1]
+    def profile(self) -> dict[str, float]:
+        """Seconds of all decode steps so far by what they went into, on the first thread."""
+        return self._batch.profile()
 
-    def _prefill(self, ids: Sequence[int], full: bool) -> int:
-        tokens = torch.tensor(ids, dtype=torch.int64)
-        output = self._output(len(ids), full)
-        self.length = len(ids)
-        return int(self._kernels.prefill(*self._records, tokens.data_ptr(), len(ids), *output))
 
-    def _step(self, token: int, full: bool) -> int:
-        output = self._output(1, full)
-        self.length += 1
-        return int(
-            self._kernels.decode(*self._records, token, self.length - 1, *output, self._profile.data_ptr())
-        )
+@dataclass(frozen=True)
+class _Rows:
+    """A batch as the kernels read it, and what it points to."""
 
-    def _output(self, rows: int, full: bool) -> tuple[int, int, int, int]:
-        """The arguments behind the tokens: whether all logits are wanted, where they go, scratch, threads."""
-        threads = torch.get_num_threads()
-        if self._scratch_for != (rows, threads):
-            size = self._kernels.scratch_bytes(self._records[0], rows, self.capacity, threads)
-            self._scratch, self._scratch_for = torch.empty(size, dtype=torch.uint8), (rows, threads)
-        return full, self._logits.data_ptr(), self._scratch.data_ptr(), threads
+    record: Batch
+    kept: tuple[object, ...]
+
+
+def _rows(
+    sequences: Sequence[int],
+    rows: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    cache: Callable[[int], Cache],
+) -> _Rows:
+    """`rows`: sequence and position of each of `tokens`, sequence by sequence."""
+    place = {row: index for index, row in enumerate(sequences)}
+    caches = (Cache * len(sequences))(*map(cache, sequences))
+    ids = (c_int64 * len(rows))(*tokens)
+    sequence = (c_int32 * len(rows))(*(place[row] for row, _ in rows))
+    position = (c_int32 * len(rows))(*(position for _, position in rows))
+    ends = {row: index for index, (row, _) in enumerate(rows)}
+    last = (c_int32 * len(sequences))(*(ends[row] for row in sequences))
+    addresses = (addressof(part) for part in (ids, sequence, position, last))
+    return _Rows(
+        Batch(len(sequences), len(rows), caches, *addresses), (caches, ids, sequence, position, last)
+    )

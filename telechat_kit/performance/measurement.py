@@ -158,7 +158,7 @@ def measure_performance(
 
     Example:
         >>> timed = measure_performance("models/tiny", "models/tiny-w8a8", grid, run_folder="results/tiny")
-        2 cases, 1 times in 2 precisions: about ...
+        2 cases, 1 times in 2 precisions ... about ...
         >>> len(timed.cases)
         4
     """

@@ -228,7 +228,7 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
         on_disk.append(len(path.read_text(encoding="utf-8").splitlines()))
-        if len(on_disk) == 4:
+        if len(on_disk) == 6:
             raise KeyboardInterrupt
         return generate(*arguments, **options)
 
@@ -238,14 +238,14 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
             tiny_folder, tiny_w8a8_folder, Grid([3], [2], check_tokens=0), run_folder=tmp_path, device="cpu"
         )
     each = len(FLOATS) + 1  # transformers' own loop comes behind float and W8A8
-    assert on_disk == [0, 1, each, each + 1]
+    assert on_disk == [0, 0, 0, 1, each, each + 1]  # both warm up first
     assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = 3
+    left = 2 + 3  # both warm up
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
         nonlocal left
@@ -269,7 +269,7 @@ def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     part = partial_samples(tmp_path / "samples.jsonl")
     before = [json.loads(line)["sample"] for line in part.read_text(encoding="utf-8").splitlines()]
     part.write_text(part.read_text(encoding="utf-8") + '{"key": "cut o', encoding="utf-8")
-    left = 1  # the run that is missing
+    left = 2 + 1  # the run that is missing
     record = measure()
     samples = read_samples(tmp_path / "samples.jsonl")
     assert record.resumed == len(before) == len(FLOATS) + 2

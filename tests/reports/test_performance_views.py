@@ -125,9 +125,11 @@ def test_a_record_without_thread_counts_says_how_to_get_them(record: Performance
 
 def test_the_verdict_names_the_device_and_both_figures(record: PerformanceRecord) -> None:
     steady = replace(record, cases=[replace(case, unstable=False) for case in record.cases])
-    first, second = performance_tables.verdict(steady).splitlines()
+    first, *engine, last = performance_tables.verdict(steady).splitlines()
     assert record.conditions.device_name in first and "4 cases" in first
-    assert second.startswith("Of what the memory and the arithmetic of the device allow, W8A8 reaches ")
+    assert all("transformers' generate() on the same float weights" in line for line in engine)
+    assert len(engine) == (len(record.transformers) > 0)
+    assert last.startswith("Of what the memory and the arithmetic of the device allow, W8A8 reaches ")
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,15 @@ typedef struct {
     int64_t capacity;         /* positions, a multiple of BLOCK */
 } cache;
 
+/* Rows of tokens that go through the network together: prompts one behind the other, or one token of each sequence. */
+typedef struct {
+    int32_t sequences, rows;
+    const cache *caches;                /* [sequences] */
+    const int64_t *tokens;              /* [rows] */
+    const int32_t *sequence, *position; /* [rows]: the cache that a row belongs to, and its place there */
+    const int32_t *last;                /* [sequences]: the last row */
+} batch;
+
 #if TILES
 static int tiles; /* whether the system lets this process use them */
 __attribute__((constructor)) static void ask_for_tiles(void) {
@@ -424,12 +433,13 @@ static void tile_inputs(const float *x, int64_t stride, int rows, int first, int
 }
 #endif
 
-/* The floats x[rows][count], which are the inputs from `first` on of `l`, into the form that it multiplies. */
-static void narrow_inputs(const linear *l, const float *x, int64_t stride, int rows, int first, int count, narrow n) {
+/* The floats x[rows][count], which are the inputs from `first` on of `l`, into the form that it multiplies, `together`
+ * rows at a time. */
+static void narrow_inputs(const linear *l, const float *x, int64_t stride, int rows, int first, int count, int together, narrow n) {
     if (l->deq_scale)
         for (int r = 0; r < rows; r++)
             quantize(x + r * stride, count, l->input_scale, l->input_offset, n.bytes + (int64_t)r * padded(l->inputs) + first);
-    else if (in_tiles(l, rows))
+    else if (in_tiles(l, together))
         tile_inputs(x, stride, rows, first, count, l->inputs, n.halves);
     else if (l->bfloat16)
         for (int r = 0; r < rows; r++) {
@@ -438,8 +448,8 @@ static void narrow_inputs(const linear *l, const float *x, int64_t stride, int r
         }
 }
 
-static void narrow_input(const linear *l, const float *x, int64_t stride, int rows, narrow n) {
-    narrow_inputs(l, x, stride, rows, 0, l->inputs, n);
+static void narrow_input(const linear *l, const float *x, int rows, int together, narrow n) {
+    narrow_inputs(l, x, l->inputs, rows, 0, l->inputs, together, n);
 }
 
 static void scale_panel(const linear *l, vi sum, int first, float *out) {
@@ -669,7 +679,7 @@ static void gated(const network *m, const block *b, const float *x, narrow n, in
             for (int i = 0; i < count; i++) g[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
             if (!b->down.deq_scale && !b->down.bfloat16) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
         }
-        narrow_inputs(&b->down, gate, BLOCK, rows, first, count, wide);
+        narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
     }
 }
 
@@ -795,38 +805,59 @@ static float split_bytes(const float *x, int size, uint8_t *bytes, float *error)
     return step;
 }
 
-/* Approximate logits of the int8 copy for this thread's panels, and the largest lower bound of the true ones. The
- * bounds are Cauchy-Schwarz on what the copy and the bytes miss, and the rounding of a float sum on top. */
-static float screen_logits(const network *m, const float *x, uint8_t *bytes, range panels, float *logits, float *slack) {
-    const linear *l = &m->screen;
-    const int groups = padded(l->inputs) / 4;
-    float error, most = -INFINITY;
+/* A row that is screened: the step of its bytes, its norm, and what a logit may miss for each unit of the head's norm. */
+typedef struct { float step, size, rest; } screened;
+
+static screened screen_row(const network *m, const float *x, uint8_t *bytes) {
+    float error;
     double squares = 0;
     for (int i = 0; i < m->hidden; i++) squares += (double)x[i] * x[i];
     const float size = (float)sqrt(squares), step = split_bytes(x, m->hidden, bytes, &error);
-    const float rest = error + size * (m->hidden / LANES + 32) * 1.2e-7f;
-    vi sums[2 * 4];
-    for (int p = panels.begin; p < panels.end; p += tile_vectors(panels.end - p)) {
-        const int8_t *weight = (const int8_t *)l->weight + (int64_t)p * groups * 64;
-#define TILE(R, V) int8_tile(2, V, bytes, groups * 4, weight, groups, sums)
-        if (panels.end - p >= 4) TILE(2, 4);
-        else TILE(2, 1);
-#undef TILE
-        const int first = p * LANES, count = MIN(tile_vectors(panels.end - p) * LANES, m->vocab - first);
-        const int32_t *high = (const int32_t *)sums, *low = (const int32_t *)(sums + 4), *bias = (const int32_t *)l->bias + first;
-#pragma omp simd reduction(max : most)
-        for (int i = 0; i < count; i++) {
-            float value = ((float)(high[i] + bias[i]) * 128.0f + (float)(low[i] + bias[i])) * (step * l->deq_scale[first + i]);
-            float bound = m->screen_error[first + i] * size + m->head_norm[first + i] * rest;
-            logits[first + i] = value;
-            slack[first + i] = bound;
-            most = value - bound > most ? value - bound : most;
-        }
-    }
-    return most;
+    return (screened){step, size, error + size * (m->hidden / LANES + 32) * 1.2e-7f};
 }
 
-/* The best logit among this thread's rows that `threshold` leaves in question, each computed in full. */
+/* What the threads of a step share at its end, for each row. */
+typedef struct {
+    float *logits, *slack;  /* [rows][vocab] */
+    uint8_t *bytes;         /* [rows][2][hidden, padded] */
+    screened *rows;
+    float *lower;           /* [rows][team] */
+    choice *best;           /* [rows][team] */
+} head_space;
+
+/* Approximate logits of the int8 copy for this thread's panels, and the largest lower bound of each row's true ones. The
+ * bounds are Cauchy-Schwarz on what the copy and the bytes miss, and the rounding of a float sum on top. */
+static void screen_logits(const network *m, const head_space *s, int rows, range panels, float *lower, int team) {
+    const linear *l = &m->screen;
+    const int groups = padded(l->inputs) / 4;
+    vi sums[2 * 4];
+    for (int r = 0; r < rows; r++) lower[r * team] = -INFINITY;
+    for (int p = panels.begin; p < panels.end; p += tile_vectors(panels.end - p)) {
+        const int8_t *weight = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+        const int first = p * LANES, count = MIN(tile_vectors(panels.end - p) * LANES, m->vocab - first);
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *bytes = s->bytes + (int64_t)r * groups * 8;
+            const screened x = s->rows[r];
+#define TILE(R, V) int8_tile(2, V, bytes, groups * 4, weight, groups, sums)
+            if (panels.end - p >= 4) TILE(2, 4);
+            else TILE(2, 1);
+#undef TILE
+            const int32_t *high = (const int32_t *)sums, *low = (const int32_t *)(sums + 4), *bias = (const int32_t *)l->bias + first;
+            float *logits = s->logits + (int64_t)r * m->vocab + first, *slack = s->slack + (int64_t)r * m->vocab + first, most = lower[r * team];
+#pragma omp simd reduction(max : most)
+            for (int i = 0; i < count; i++) {
+                float value = ((float)(high[i] + bias[i]) * 128.0f + (float)(low[i] + bias[i])) * (x.step * l->deq_scale[first + i]);
+                float bound = m->screen_error[first + i] * x.size + m->head_norm[first + i] * x.rest;
+                logits[i] = value;
+                slack[i] = bound;
+                most = value - bound > most ? value - bound : most;
+            }
+            lower[r * team] = most;
+        }
+    }
+}
+
+/* The best logit among this thread's rows of the head that `threshold` leaves in question, each computed in full. */
 static choice best_of(const network *m, const float *x, range panels, const float *logits, const float *slack, float threshold) {
     choice best = {-INFINITY, m->vocab};
     for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++)
@@ -837,41 +868,51 @@ static choice best_of(const network *m, const float *x, range panels, const floa
     return best;
 }
 
-/* What the threads of a step share at its end. */
-typedef struct {
-    float *logits, *slack;  /* [vocab] */
-    float *lower;           /* [team] */
-    choice *best;           /* [team] */
-} head_space;
+static choice largest(const network *m, range panels, const float *logits) {
+    choice best = {-INFINITY, m->vocab};
+    for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++) best = better(best, (choice){logits[n], n});
+    return best;
+}
 
-/* The id of the largest logit of the hidden state `x [hidden]`; with `full` all logits are computed. Called by the whole team. */
-static int32_t choose(const network *m, const float *x, uint8_t *bytes, head_space *s, int full) {
+/* ids[rows] of the largest logits of the hidden states x[rows][hidden]; with `full` all logits are computed. Called by
+ * the whole team, whose threads have met since x was written. */
+static void choose(const network *m, const float *x, int rows, const head_space *s, int full, int32_t *ids) {
     const int me = omp_get_thread_num(), team = omp_get_num_threads();
-    const range panels = share(panels_of(m->vocab), 1, me, team);
-    float threshold = -INFINITY;
-    if (full || !m->screen.weight) {
-        float_panels(&m->head, x, 0, 1, panels.begin, panels.end, s->logits, 0, 0);
-        choice best = {-INFINITY, m->vocab};
-        for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++) best = better(best, (choice){s->logits[n], n});
-        s->best[me] = best;
-    } else {
-        s->lower[me] = screen_logits(m, x, bytes, panels, s->logits, s->slack);
+    const range panels = share(panels_of(m->vocab), 1, me, team), own = share(rows, 1, me, team);
+    const int all = full || !m->screen.weight;
+    if (all) float_panels(&m->head, x, m->hidden, rows, panels.begin, panels.end, s->logits, m->vocab, 0);
+    else {
+        for (int r = own.begin; r < own.end; r++)
+            s->rows[r] = screen_row(m, x + (int64_t)r * m->hidden, s->bytes + (int64_t)r * 2 * padded(m->hidden));
 #pragma omp barrier
-        for (int i = 0; i < team; i++) threshold = MAX(threshold, s->lower[i]);
-        s->best[me] = best_of(m, x, panels, s->logits, s->slack, threshold);
+        screen_logits(m, s, rows, panels, s->lower + me, team);
+#pragma omp barrier
+    }
+    for (int r = 0; r < rows; r++) {
+        const float *logits = s->logits + (int64_t)r * m->vocab, *slack = s->slack + (int64_t)r * m->vocab;
+        float threshold = -INFINITY;
+        for (int i = 0; i < team && !all; i++) threshold = MAX(threshold, s->lower[r * team + i]);
+        s->best[r * team + me] = all ? largest(m, panels, logits) : best_of(m, x + (int64_t)r * m->hidden, panels, logits, slack, threshold);
     }
 #pragma omp barrier
-    choice best = s->best[0];
-    for (int i = 1; i < team; i++) best = better(best, s->best[i]);
-    return best.id;
+    for (int r = own.begin; r < own.end; r++) {
+        choice best = s->best[r * team];
+        for (int i = 1; i < team; i++) best = better(best, s->best[r * team + i]);
+        ids[r] = best.id;
+    }
 }
 
 /* ---- scratch memory: one block that the caller owns ---- */
 
+/* Sizes of a call: `positions` of the longest sequence at its end, `parts` of all caches together. */
+typedef struct { int32_t sequences, rows, positions, parts, threads; } extent;
+
 typedef struct {
-    int rows, chunk, positions, threads; /* of the call; chunk: rows that a thread works on at a time */
-    float *x, *query, *key_value;        /* [rows][hidden] twice, [2 * hidden] */
-    float *partial, *maxima, *sums;      /* attention of one token: [parts][hidden], [parts][heads] twice */
+    int chunk;                           /* rows of a prompt that a thread works on at a time */
+    extent size;
+    float *x, *query, *key_value, *last; /* [rows][hidden] twice; [sequences] of key_value's outputs, and of hidden */
+    int32_t *first_part;                 /* [sequences + 1]: in one row of parts, where those of a sequence begin */
+    float *partial, *maxima, *sums;      /* attention of single tokens: [parts][hidden], [parts][heads] twice */
     float *normed, *mixed, *y, *act, *scores; /* from here on a part for each thread */
     narrow hidden, wide;                 /* of inputs of the size of hidden, and of ffn */
     head_space head;
@@ -890,54 +931,63 @@ static void *take(char **next, int64_t count, int64_t size) {
 }
 
 static int64_t score_count(const network *m, const space *s) {
-    return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->positions + BLOCK) / LANES * LANES;
+    return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->size.positions + BLOCK) / LANES * LANES;
 }
 
-/* Rows that a thread has room for: whole tiles, and at least the two of bytes that the screen of the head reads. */
-static int narrow_room(int chunk) { return (chunk + LANES) / LANES * LANES; }
+/* Rows that a thread has room for: whole tiles. */
+static int narrow_room(int chunk) { return (chunk + LANES - 1) / LANES * LANES; }
 
 static narrow take_narrow(char **next, int64_t rows, int inputs) {
     uint8_t *bytes = take(next, rows * padded(inputs), 1);
     return (narrow){bytes, take(next, rows * inputs, sizeof(uint16_t))};
 }
 
-static space plan(const network *m, int rows, int positions, int threads, char **next) {
-    const int turns = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
-    space s = {.rows = rows, .chunk = (rows + turns - 1) / turns, .positions = positions, .threads = threads};
-    const int64_t parts = (int64_t)threads * s.chunk, size = sizeof(float);
-    s.x = take(next, (int64_t)rows * m->hidden, size);
-    s.query = take(next, (int64_t)rows * m->hidden, size);
-    s.key_value = take(next, 2 * m->hidden, size);
-    s.partial = take(next, (int64_t)parts_of(positions) * m->hidden, size);
-    s.maxima = take(next, parts_of(positions) * m->heads, size);
-    s.sums = take(next, parts_of(positions) * m->heads, size);
-    s.normed = take(next, parts * m->hidden, size);
-    s.mixed = take(next, parts * m->hidden, size);
-    s.y = take(next, parts * 2 * m->hidden, size);
-    s.act = take(next, parts * m->ffn, size);
-    s.scores = take(next, threads * score_count(m, &s), size);
-    s.hidden = take_narrow(next, (int64_t)threads * narrow_room(s.chunk), m->hidden);
-    s.wide = take_narrow(next, (int64_t)threads * narrow_room(s.chunk), m->ffn);
-    s.head.slack = take(next, m->vocab, size);
-    s.head.lower = take(next, threads, size);
-    s.head.best = take(next, threads, sizeof(choice));
+static space plan(const network *m, extent e, char **next) {
+    const int turns = e.threads * ((e.rows + e.threads * CHUNK - 1) / (e.threads * CHUNK));
+    space s = {.chunk = (e.rows + turns - 1) / turns, .size = e};
+    const int64_t rows = (int64_t)e.threads * s.chunk, size = sizeof(float), key_value = 2 * m->kv_heads * m->head_dim;
+    s.x = take(next, (int64_t)e.rows * m->hidden, size);
+    s.query = take(next, (int64_t)e.rows * m->hidden, size);
+    s.key_value = take(next, e.sequences * key_value, size);
+    s.last = take(next, (int64_t)e.sequences * m->hidden, size);
+    s.first_part = take(next, e.sequences + 1, sizeof(int32_t));
+    s.partial = take(next, (int64_t)e.parts * m->hidden, size);
+    s.maxima = take(next, (int64_t)e.parts * m->heads, size);
+    s.sums = take(next, (int64_t)e.parts * m->heads, size);
+    s.normed = take(next, rows * m->hidden, size);
+    s.mixed = take(next, rows * m->hidden, size);
+    s.y = take(next, rows * MAX(key_value, m->hidden), size);
+    s.act = take(next, rows * m->ffn, size);
+    s.scores = take(next, e.threads * score_count(m, &s), size);
+    s.hidden = take_narrow(next, (int64_t)e.threads * narrow_room(s.chunk), m->hidden);
+    s.wide = take_narrow(next, (int64_t)e.threads * narrow_room(s.chunk), m->ffn);
+    s.head.slack = take(next, (int64_t)e.sequences * m->vocab, size);
+    s.head.bytes = take(next, (int64_t)e.sequences * 2 * padded(m->hidden), 1);
+    s.head.rows = take(next, e.sequences, sizeof(screened));
+    s.head.lower = take(next, (int64_t)e.sequences * e.threads, size);
+    s.head.best = take(next, (int64_t)e.sequences * e.threads, sizeof(choice));
     return s;
 }
 
-/* Bytes of scratch for a call of `rows` tokens that ends with `positions` in the cache. */
-int64_t scratch_bytes(const network *m, int32_t rows, int32_t positions, int32_t threads) {
+/* What the caller cuts by: rows of a decode step at most, and positions of a part. */
+int32_t step_rows(void) { return CHUNK; }
+int32_t part_positions(void) { return PART; }
+
+/* Bytes of scratch for a call of this extent. */
+int64_t scratch_bytes(const network *m, const extent *e) {
     char *start = NULL;
-    plan(m, rows, positions, threads, &start);
+    plan(m, *e, &start);
     return (int64_t)(intptr_t)start;
 }
 
 static worker part_of(const network *m, const space *s, int me) {
     const int64_t first = (int64_t)me * s->chunk, room = (int64_t)me * narrow_room(s->chunk);
-    return (worker){s->normed + first * m->hidden, s->mixed + first * m->hidden, s->y + first * 2 * m->hidden, s->act + first * m->ffn,
+    const int64_t widest = MAX(2 * m->kv_heads * m->head_dim, m->hidden);
+    return (worker){s->normed + first * m->hidden, s->mixed + first * m->hidden, s->y + first * widest, s->act + first * m->ffn,
                     s->scores + me * score_count(m, s), narrow_rows(s->hidden, room, m->hidden), narrow_rows(s->wide, room, m->ffn)};
 }
 
-/* ---- a prompt: threads share out its rows ---- */
+/* ---- prompts: threads share out their rows ---- */
 
 static void embed(const network *m, int64_t token, float *x) {
     const linear *table = &m->embedding;
@@ -957,36 +1007,42 @@ static void apply_all(const linear *l, const float *x, narrow n, int rows, float
 }
 
 /* What both linears of a pair read: where both are int8 they have the same input scale and offset. */
-static void narrow_pair(const linear *a, const linear *b, const float *x, int rows, narrow n) {
-    narrow_input(a, x, a->inputs, rows, n);
-    if (!a->deq_scale != !b->deq_scale) narrow_input(b, x, b->inputs, rows, n);
+static void narrow_pair(const linear *a, const linear *b, const float *x, int rows, int together, narrow n) {
+    narrow_input(a, x, rows, together, n);
+    if (!a->deq_scale != !b->deq_scale) narrow_input(b, x, rows, together, n);
 }
 
-/* Queries of the rows first .. end, and their keys and values into the cache. */
-static void project(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
+/* Queries of the rows first .. end, and their keys and values into the caches. */
+static void project(const network *m, const batch *t, int layer, const space *s, const worker *w, int first, int end) {
     const block *b = m->blocks + layer;
     const int rows = end - first, dim = m->head_dim;
     float *query = s->query + (int64_t)first * m->hidden;
     norm_rows(m, &b->input_norm, s->x + (int64_t)first * m->hidden, rows, w->normed);
-    narrow_pair(&b->query, &b->key_value, w->normed, rows, w->hidden);
+    narrow_pair(&b->query, &b->key_value, w->normed, rows, rows, w->hidden);
     apply_all(&b->query, w->normed, w->hidden, rows, query);
     apply_all(&b->key_value, w->normed, w->hidden, rows, w->y);
     for (int r = 0; r < rows; r++) {
-        const int64_t angle = (int64_t)(first + r) * dim;
+        const int position = t->position[first + r];
+        const int64_t angle = (int64_t)position * dim;
         for (int h = 0; h < m->heads; h++) {
             float *head = query + (int64_t)r * m->hidden + h * dim;
             rotate(head, m->cos + angle, m->sin + angle, dim, head);
         }
         const float *key_value = w->y + (int64_t)r * b->key_value.outputs;
-        for (int h = 0; h < m->kv_heads; h++) append(m, c, layer, first + r, h, key_value);
+        for (int h = 0; h < m->kv_heads; h++) append(m, t->caches + t->sequence[first + r], layer, position, h, key_value);
     }
 }
 
-static void attend_rows(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int rows) {
+/* Attention of the rows first .. end, sequence by sequence. */
+static void attend_rows(const network *m, const batch *t, int layer, const space *s, const worker *w, int first, int end) {
     const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    for (int h = 0; h < m->heads; h++)
-        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group),
-                      values_of(m, c, layer, h / group), w->scores, w->mixed + h * dim, m->hidden);
+    for (int start = first, stop; start < end; start = stop) {
+        const cache *c = t->caches + t->sequence[start];
+        for (stop = start + 1; stop < end && t->sequence[stop] == t->sequence[start];) stop++;
+        for (int h = 0; h < m->heads; h++)
+            attend_prompt(dim, s->query + (int64_t)start * m->hidden + h * dim, m->hidden, t->position[start], stop - start, keys_of(m, c, layer, h / group),
+                          values_of(m, c, layer, h / group), w->scores, w->mixed + (int64_t)(start - first) * m->hidden + h * dim, m->hidden);
+    }
 }
 
 static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
@@ -994,81 +1050,101 @@ static void add_rows(const network *m, const float *y, const float *base, int ro
 }
 
 /* What follows on the queries, for the rows first .. end: attention, dense, feed-forward. */
-static void finish(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
+static void finish(const network *m, const batch *t, int layer, const space *s, const worker *w, int first, int end) {
     const block *b = m->blocks + layer;
     const int rows = end - first;
     float *x = s->x + (int64_t)first * m->hidden;
     const float *base = m->residual_after_norm ? w->normed : x;
     if (m->residual_after_norm) norm_rows(m, &b->input_norm, x, rows, w->normed);
-    attend_rows(m, c, layer, s, w, first, rows);
-    narrow_input(&b->dense, w->mixed, m->hidden, rows, w->hidden);
+    attend_rows(m, t, layer, s, w, first, end);
+    narrow_input(&b->dense, w->mixed, rows, rows, w->hidden);
     apply_all(&b->dense, w->mixed, w->hidden, rows, w->y);
     add_rows(m, w->y, base, rows, x);
     norm_rows(m, &b->post_norm, x, rows, w->normed);
-    narrow_pair(&b->gate, &b->up, w->normed, rows, w->hidden);
+    narrow_pair(&b->gate, &b->up, w->normed, rows, rows, w->hidden);
     gated(m, b, w->normed, w->hidden, rows, (range){0, panels_of(m->ffn)}, w->wide, w->act);
     apply_all(&b->down, w->act, w->wide, rows, w->y);
     add_rows(m, w->y, base, rows, x);
 }
 
-/* Runs `count` tokens into the empty cache; gives the id of the largest logit behind the last one. With `full`,
- * `logits [vocab]` holds all logits, else approximate ones. */
-int32_t prefill(const network *m, const cache *c, const int64_t *tokens, int32_t count, int32_t full, float *logits, char *scratch, int32_t threads) {
-    space s = plan(m, count, count, threads, &scratch);
-    const int chunks = (count + s.chunk - 1) / s.chunk;
-    int32_t id = 0;
+/* Runs whole prompts into empty caches; gives ids[sequences] of the largest logits behind their last rows. With `full`,
+ * `logits [sequences][vocab]` holds all logits, else approximate ones. With `states [rows][hidden]` it gives all states
+ * behind the final norm instead, and no ids. */
+void prefill(const network *m, const batch *t, int32_t full, float *logits, float *states, int32_t *ids, char *scratch, const extent *e) {
+    space s = plan(m, *e, &scratch);
+    const int chunks = (t->rows + s.chunk - 1) / s.chunk;
     s.head.logits = logits;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(e->threads)
     {
         const worker w = part_of(m, &s, omp_get_thread_num());
 #pragma omp for
-        for (int i = 0; i < count; i++) embed(m, tokens[i], s.x + (int64_t)i * m->hidden);
+        for (int i = 0; i < t->rows; i++) embed(m, t->tokens[i], s.x + (int64_t)i * m->hidden);
         for (int layer = 0; layer < m->layers; layer++) {
 #pragma omp for schedule(dynamic, 1)
-            for (int i = 0; i < chunks; i++) project(m, c, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, count));
-            if (layer < m->layers - 1) {
+            for (int i = 0; i < chunks; i++) project(m, t, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, t->rows));
+            if (states || layer < m->layers - 1) {
 #pragma omp for schedule(dynamic, 1)
-                for (int i = chunks - 1; i >= 0; i--) finish(m, c, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, count));
-            } else { /* of the last block only the last row is read */
-#pragma omp single
-                finish(m, c, layer, &s, &w, count - 1, count);
+                for (int i = chunks - 1; i >= 0; i--) finish(m, t, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, t->rows));
+            } else { /* of the last block only the last rows are read */
+#pragma omp for schedule(dynamic, 1)
+                for (int i = 0; i < t->sequences; i++) finish(m, t, layer, &s, &w, t->last[i], t->last[i] + 1);
             }
         }
-        rms_norm(&m->final_norm, s.x + (int64_t)(count - 1) * m->hidden, m->hidden, m->epsilon, w.normed);
-        const int32_t best = choose(m, w.normed, w.hidden.bytes, &s.head, full);
-#pragma omp master
-        id = best;
+        if (states) {
+#pragma omp for
+            for (int i = 0; i < t->rows; i++) norm_rows(m, &m->final_norm, s.x + (int64_t)i * m->hidden, 1, states + (int64_t)i * m->hidden);
+        } else {
+#pragma omp for
+            for (int i = 0; i < t->sequences; i++) norm_rows(m, &m->final_norm, s.x + (int64_t)t->last[i] * m->hidden, 1, s.last + (int64_t)i * m->hidden);
+            choose(m, s.last, t->sequences, &s.head, full, ids);
+        }
     }
-    return id;
 }
 
-/* ---- one token: threads share out the panels of each linear, and the positions of the cache ---- */
+/* ---- one token of each sequence: threads share out the panels of each linear, and the positions of the caches ---- */
 
-static void apply_share(const linear *l, const float *x, narrow n, float *out) {
+/* The rows that a thread norms, narrows and joins. A single row every thread does for itself: that costs less than a
+ * barrier. Tiles of bfloat16 are not cut. */
+static range own_rows(const network *m, int rows) {
+    return rows == 1 ? (range){0, 1} : share(rows, m->embedding.bfloat16 ? LANES : 1, omp_get_thread_num(), omp_get_num_threads());
+}
+
+static void apply_share(const linear *l, const float *x, narrow n, int rows, float *out) {
     const range part = share(panels_of(l->outputs), 1, omp_get_thread_num(), omp_get_num_threads());
-    apply(l, x, 0, n, 1, part.begin, part.end, out, 0, 0);
+    apply(l, x, l->inputs, n, rows, part.begin, part.end, out, l->outputs, 0);
 }
 
 /* x = base + linear(input), this thread's outputs; `base` is x itself, or the normed x of some models. */
-static void add_share(const linear *l, const float *input, narrow n, const float *base, float *y, float *x) {
+static void add_share(const linear *l, const float *input, narrow n, int rows, const float *base, float *y, float *x) {
     const range part = share(panels_of(l->outputs), 1, omp_get_thread_num(), omp_get_num_threads());
-    apply(l, input, 0, n, 1, part.begin, part.end, y, 0, 0);
-    for (int n = part.begin * LANES; n < MIN(part.end * LANES, l->outputs); n++) x[n] = y[n] + base[n];
+    apply(l, input, l->inputs, n, rows, part.begin, part.end, y, l->outputs, 0);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = r * l->outputs + part.begin * LANES; i < r * l->outputs + MIN(part.end * LANES, l->outputs); i++) x[i] = y[i] + base[i];
 }
 
-/* Attention over this thread's parts of the cache; `query` is scratch. */
-static void attend_share(const network *m, const cache *c, int layer, const space *s, float *query, float *scores) {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads, position = s->positions - 1, parts = parts_of(s->positions);
-    const range items = share(m->kv_heads * parts, 1, omp_get_thread_num(), omp_get_num_threads());
-    for (int h = 0; h < m->heads; h++)
-        rotate(s->query + h * dim, m->cos + (int64_t)position * dim, m->sin + (int64_t)position * dim, dim, query + h * dim);
-    for (int i = items.begin; i < items.end; i++) {
-        const int head = i / parts, begin = i % parts * PART, end = MIN(begin + PART, s->positions), first = head * group;
-        const int64_t record = (int64_t)(i % parts) * m->heads + first;
-        if (end == s->positions) append(m, c, layer, position, head, s->key_value);
-        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
+/* Attention over this thread's parts of the caches; `query` is scratch. */
+static void attend_share(const network *m, const batch *t, int layer, const space *s, float *query, float *scores) {
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    const range items = share(m->kv_heads * s->first_part[t->rows], 1, omp_get_thread_num(), omp_get_num_threads());
+    for (int i = items.begin, row = 0; i < items.end; i++) {
+        const int part = i / m->kv_heads, head = i % m->kv_heads, first = head * group;
+        while (part >= s->first_part[row + 1]) row++;
+        const cache *c = t->caches + t->sequence[row];
+        const int position = t->position[row], begin = (part - s->first_part[row]) * PART, end = MIN(begin + PART, position + 1);
+        const int64_t record = (int64_t)part * m->heads + first, angle = (int64_t)position * dim;
+        for (int h = 0; h < group; h++)
+            rotate(s->query + (int64_t)row * m->hidden + (first + h) * dim, m->cos + angle, m->sin + angle, dim, query + h * dim);
+        if (end == position + 1) append(m, c, layer, position, head, s->key_value + (int64_t)row * 2 * m->kv_heads * dim);
+        attend(dim, query, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
                s->partial + record * dim, dim, s->maxima + record, s->sums + record);
     }
+}
+
+static void join_row(const network *m, const space *s, int row, float *mixed) {
+    const int64_t record = (int64_t)s->first_part[row] * m->heads;
+    for (int h = 0; h < m->heads; h++)
+        join_parts(m->head_dim, s->first_part[row + 1] - s->first_part[row], s->partial + (record + h) * m->head_dim, s->maxima + record + h,
+                   s->sums + record + h, m->heads, mixed + h * m->head_dim);
 }
 
 /* Where the time of a step goes, by the first thread's clock; `seconds` is NULL where nobody asks. */
@@ -1087,58 +1163,68 @@ static void meet(watch *time) {
     lap(time, WAITING);
 }
 
-/* Norms and quantization are done by every thread for itself: that costs less than a barrier. */
-static void decode_block(const network *m, const cache *c, int layer, const space *s, const worker *w, watch *time) {
+/* The norm of this thread's rows, for a pair of linears that all threads then share out. */
+static void norm_share(const network *m, const norm *n, const linear *a, const linear *b, const space *s, const worker *w, int rows, watch *time) {
+    const range own = own_rows(m, rows);
+    const int64_t first = (int64_t)own.begin * m->hidden;
+    norm_rows(m, n, s->x + first, own.end - own.begin, w->normed + first);
+    narrow_pair(a, b, w->normed + first, own.end - own.begin, rows, narrow_rows(w->hidden, own.begin, m->hidden));
+    lap(time, NORMS);
+    if (rows > 1) meet(time);
+}
+
+/* `w`: of a single row this thread's own, else the first one's, for all rows; `mine`: scratch of this thread. */
+static void decode_block(const network *m, const batch *t, int layer, const space *s, const worker *w, const worker *mine, watch *time) {
     const block *b = m->blocks + layer;
     const float *base = m->residual_after_norm ? w->normed : s->x;
-    rms_norm(&b->input_norm, s->x, m->hidden, m->epsilon, w->normed);
-    narrow_pair(&b->query, &b->key_value, w->normed, 1, w->hidden);
-    lap(time, NORMS);
-    apply_share(&b->query, w->normed, w->hidden, s->query);
-    apply_share(&b->key_value, w->normed, w->hidden, s->key_value);
+    const range own = own_rows(m, t->rows);
+    norm_share(m, &b->input_norm, &b->query, &b->key_value, s, w, t->rows, time);
+    apply_share(&b->query, w->normed, w->hidden, t->rows, s->query);
+    apply_share(&b->key_value, w->normed, w->hidden, t->rows, s->key_value);
     lap(time, LINEARS);
     meet(time);
-    attend_share(m, c, layer, s, w->mixed, w->scores);
+    attend_share(m, t, layer, s, mine->mixed, mine->scores);
     lap(time, ATTENTION);
     meet(time);
-    for (int h = 0; h < m->heads; h++)
-        join_parts(m->head_dim, parts_of(s->positions), s->partial + h * m->head_dim, s->maxima + h, s->sums + h, m->heads, w->mixed + h * m->head_dim);
+    for (int r = own.begin; r < own.end; r++) join_row(m, s, r, w->mixed + (int64_t)r * m->hidden);
     lap(time, ATTENTION);
-    narrow_input(&b->dense, w->mixed, 0, 1, w->hidden);
+    narrow_input(&b->dense, w->mixed + (int64_t)own.begin * m->hidden, own.end - own.begin, t->rows, narrow_rows(w->hidden, own.begin, m->hidden));
     lap(time, NORMS);
-    add_share(&b->dense, w->mixed, w->hidden, base, s->y, s->x);
+    if (t->rows > 1) meet(time);
+    add_share(&b->dense, w->mixed, w->hidden, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
-    rms_norm(&b->post_norm, s->x, m->hidden, m->epsilon, w->normed);
-    narrow_pair(&b->gate, &b->up, w->normed, 1, w->hidden);
-    lap(time, NORMS);
-    gated(m, b, w->normed, w->hidden, 1, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->wide, s->act);
+    norm_share(m, &b->post_norm, &b->gate, &b->up, s, w, t->rows, time);
+    gated(m, b, w->normed, w->hidden, t->rows, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->wide, s->act);
     lap(time, LINEARS);
     meet(time);
-    add_share(&b->down, s->act, s->wide, base, s->y, s->x);
+    add_share(&b->down, s->act, s->wide, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
 }
 
-/* Runs `token` behind the `position` cached ones; the rest as in `prefill`. Adds to `seconds [5]` if given. */
-int32_t decode(const network *m, const cache *c, int64_t token, int32_t position, int32_t full, float *logits, char *scratch, int32_t threads, double *seconds) {
-    space s = plan(m, 1, position + 1, threads, &scratch);
-    int32_t id = 0;
+/* Runs a token of each sequence, at most CHUNK, behind those in its cache; the rest as in `prefill`. Adds to `seconds [5]` if given. */
+void decode(const network *m, const batch *t, int32_t full, float *logits, int32_t *ids, char *scratch, const extent *e, double *seconds) {
+    space s = plan(m, *e, &scratch);
     s.head.logits = logits;
-    embed(m, token, s.x);
-#pragma omp parallel num_threads(threads)
-    {
-        const worker w = part_of(m, &s, omp_get_thread_num());
-        watch time = {omp_get_thread_num() == 0 ? seconds : NULL, omp_get_wtime()};
-        for (int layer = 0; layer < m->layers; layer++) decode_block(m, c, layer, &s, &w, &time);
-        rms_norm(&m->final_norm, s.x, m->hidden, m->epsilon, w.normed);
-        lap(&time, NORMS);
-        const int32_t best = choose(m, w.normed, w.hidden.bytes, &s.head, full);
-        lap(&time, HEAD);
-#pragma omp master
-        id = best;
+    s.first_part[0] = 0;
+    for (int r = 0; r < t->rows; r++) {
+        s.first_part[r + 1] = s.first_part[r] + parts_of(t->position[r] + 1);
+        embed(m, t->tokens[r], s.x + (int64_t)r * m->hidden);
     }
-    return id;
+#pragma omp parallel num_threads(e->threads)
+    {
+        const int me = omp_get_thread_num();
+        const worker mine = part_of(m, &s, me), all = part_of(m, &s, 0);
+        const range own = own_rows(m, t->rows);
+        watch time = {me == 0 ? seconds : NULL, omp_get_wtime()};
+        for (int layer = 0; layer < m->layers; layer++) decode_block(m, t, layer, &s, t->rows > 1 ? &all : &mine, &mine, &time);
+        if (t->rows > 1 || me == 0) norm_rows(m, &m->final_norm, s.x + (int64_t)own.begin * m->hidden, own.end - own.begin, s.last + (int64_t)own.begin * m->hidden);
+        lap(&time, NORMS);
+        meet(&time);
+        choose(m, s.last, t->rows, &s.head, full, ids);
+        lap(&time, HEAD);
+    }
 }
 
 /* ---- the same steps one by one, for the network's modules: bit for bit what the calls above do ---- */
@@ -1157,10 +1243,10 @@ void linear_rows(const linear *l, const float *x, int32_t rows, uint8_t *bytes, 
             const int count = MIN(CHUNK, part.end - r);
             const narrow own = narrow_rows(n, r, l->inputs);
             const float *row = x + (int64_t)r * l->inputs;
-            if (by_rows) narrow_input(l, row, l->inputs, count, own);
+            if (by_rows) narrow_input(l, row, count, count, own);
             else {
 #pragma omp single
-                narrow_input(l, row, l->inputs, count, own);
+                narrow_input(l, row, count, count, own);
             }
             apply(l, row, l->inputs, own, count, panels.begin, panels.end, out + (int64_t)r * l->outputs, l->outputs, 0);
         }

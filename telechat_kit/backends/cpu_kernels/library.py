@@ -81,6 +81,23 @@ class Cache(Structure):
     _fields_ = (("keys", c_void_p), ("values", c_void_p), ("capacity", c_int64))
 
 
+class Batch(Structure):
+    """Rows of tokens that go through the network together."""
+
+    _fields_ = (
+        ("sequences", c_int32),
+        ("rows", c_int32),
+        ("caches", POINTER(Cache)),
+        *((name, c_void_p) for name in ("tokens", "sequence", "position", "last")),
+    )
+
+
+class Extent(Structure):
+    """Sizes of a call; `parts` of the caches are of `part_positions` positions."""
+
+    _fields_ = tuple((name, c_int32) for name in ("sequences", "rows", "positions", "parts", "threads"))
+
+
 class AttentionShape(Structure):
     """Sizes, and strides of batch, head and position, of one attention."""
 
@@ -104,14 +121,16 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _declare(found: ctypes.CDLL) -> None:
-    run: list[Any] = [POINTER(Network), POINTER(Cache)]
-    output: list[Any] = [c_int32, c_void_p, c_void_p, c_int32]  # full, logits, scratch, threads
+    run: list[Any] = [POINTER(Network), POINTER(Batch), c_int32, c_void_p]  # full, logits
     found.isa.restype, found.isa.argtypes = c_char_p, []
     found.activation_shift.restype, found.activation_shift.argtypes = c_int32, []
+    for limit in (found.step_rows, found.part_positions):
+        limit.restype, limit.argtypes = c_int32, []
     found.scratch_bytes.restype = c_int64
-    found.scratch_bytes.argtypes = [POINTER(Network), c_int32, c_int32, c_int32]
-    found.prefill.restype, found.prefill.argtypes = c_int32, [*run, c_void_p, c_int32, *output]
-    found.decode.restype, found.decode.argtypes = c_int32, [*run, c_int64, c_int32, *output, c_void_p]
+    found.scratch_bytes.argtypes = [POINTER(Network), POINTER(Extent)]
+    # states, ids, scratch
+    found.prefill.restype, found.prefill.argtypes = None, [*run, *[c_void_p] * 3, POINTER(Extent)]
+    found.decode.restype, found.decode.argtypes = None, [*run, *[c_void_p] * 2, POINTER(Extent), c_void_p]
     found.linear_rows.restype = None
     found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, *[c_void_p] * 3, c_int32]
     found.rms_norm_rows.restype = None
