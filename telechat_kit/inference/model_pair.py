@@ -108,21 +108,32 @@ class Pair:
                 self._loaded[name] = self._load(name)
         return self._loaded
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the W8A8 weights were made, as their `quantize.json` tells; empty where it does not."""
+        path = self.w8a8_folder / "quantize.json"
+        return (read_json(path).get("recipe") or {}) if path.is_file() else {}
+
     def conditions(self) -> Conditions:
         """Conditions of a measurement on this pair."""
         return conditions(self.device, self.devices, **self.folders)
 
 
 def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: int) -> list[Block]:
-    """Blocks of the text that the W8A8 model was not calibrated on, as its `quantize.json` tells."""
+    """Blocks of the text `source` that the W8A8 model was not calibrated on, as its `quantize.json` tells."""
+    return unseen_blocks(pair, load_text(source), length, count, seed)
+
+
+def unseen_blocks(
+    pair: Pair, text: Text, length: int, count: int, seed: int, fewest: int | None = None
+) -> list[Block]:
+    """Blocks of `text` that the W8A8 model was not calibrated on; `fewest` as `token_blocks` takes it."""
     if length < 2:
         raise ParameterError(
             f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
         )
-    text = load_text(source)
-    path = pair.w8a8_folder / "quantize.json"
-    recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
-    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=_calibrated_on(recipe, text))
+    seen = _calibrated_on(pair.recipe, text)
+    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen, fewest=fewest)
 
 
 def _calibrated_on(recipe: dict[str, Any], text: Text) -> list[tuple[int, int]]:

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison.changes import Change, Figure
+from telechat_kit.comparison.changes import Change, Figure, Withheld
 from telechat_kit.comparison.side_by_side import BundleRow, Comparison, FigureRow
 from telechat_kit.files import write_text
-from telechat_kit.reports.charts import COLORS, STYLE, Chart
+from telechat_kit.reports.charts import COLORS, STYLE, Chart, titled
 from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import markdown_rows
 from telechat_kit.reports.precision_tables import aligned
@@ -92,10 +93,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
 
 
-def change_text(change: Change | None) -> str:
-    """A ratio with its interval; a star where the interval leaves out 1."""
+def change_text(change: Change | Withheld | None) -> str:
+    """A ratio with its interval, a star where the interval leaves out 1; or why there is none."""
     if change is None:
         return "–"
+    if isinstance(change, Withheld):
+        return f"not compared: {change.reason}"
     if change.ratio.coverage == 0:
         return f"{change.ratio.value:.3f}x"
     star = " *" if change.seen else ""
@@ -110,6 +113,7 @@ def markdown(found: Comparison) -> str:
     head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
     parts = [f"## {' | '.join(_headings(found))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
+    parts += [f"Not compared: {_reasons(found)}."] if _reasons(found) else []
     parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *map(bundle_text, found.bundles)]
     return "\n\n".join(parts) + "\n"
 
@@ -124,7 +128,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 @mpl.rc_context(STYLE)
 def changes_chart(found: Comparison) -> Chart:
     """Each run's figures as multiples of the first run's, with their intervals."""
-    rows = [row for row in found.figures if any(change is not None for change in row.changes)]
+    rows = [row for row in found.figures if any(isinstance(change, Change) for change in row.changes)]
     canvas = Canvas(
         figsize=(8.6, 1.2 + 0.26 * len(rows) * max(1, len(found.names) - 1)), layout="constrained"
     )
@@ -133,35 +137,38 @@ def changes_chart(found: Comparison) -> Chart:
     colors = [COLORS["float"], COLORS["w8a8"], COLORS["kept in float"], COLORS["published"]]
     for number, name in enumerate(runs):
         shift = 0.25 * (number - (len(runs) - 1) / 2)
-        points = [(i + shift, row.changes[number]) for i, row in enumerate(rows)]
-        _draw(axes, [(y, change) for y, change in points if change is not None], colors[number % 4], name)
+        points = [(i + shift, row, row.changes[number]) for i, row in enumerate(rows)]
+        seen_points = [(y, row, change) for y, row, change in points if isinstance(change, Change)]
+        line = _draw(axes, [(y, change) for y, _, change in seen_points], colors[number % 4], name)
+        hover(line, [f"{name}, {row.shown.label}: {change_text(change)}" for _, row, change in seen_points])
     axes.axvline(1, color="#333333", lw=1)
     axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
     axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
-    seen = sum(bool(change and change.seen) for row in rows for change in row.changes)
-    axes.set_title(f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains", pad=12)
+    seen = sum(isinstance(change, Change) and change.seen for row in rows for change in row.changes)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")
-    return Chart(
-        canvas, f"{seen} of {len(rows) * len(runs)} figures changed; the table under the chart has the values"
-    )
+    title = f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains"
+    return titled(canvas, title, "The table under the chart has the values")
 
 
-def _draw(axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str) -> None:
+def _draw(
+    axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str
+) -> mpl.lines.Line2D:
     places, values = [y for y, _ in points], [change.ratio.value for _, change in points]
     spans = [
         [change.ratio.value - change.ratio.low for _, change in points],
         [change.ratio.high - change.ratio.value for _, change in points],
     ]
-    axes.errorbar(
-        values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#555555", capsize=3, label=label
+    drawn = axes.errorbar(
+        values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#333333", capsize=3, label=label
     )
+    return drawn.lines[0]
 
 
 def write_comparison(found: Comparison, page: Path) -> Path:
@@ -196,19 +203,31 @@ def verdict(found: Comparison) -> str:
         f"{row.shown.label} {change.ratio.value:.2f}x"
         for row in found.figures
         for change in row.changes
-        if change is not None and change.seen
+        if isinstance(change, Change) and change.seen
     ]
     conditions = (
         f"Conditions that differ: {apart}{more}."
         if apart
         else "The runs were made under the same conditions."
     )
+    compared = [isinstance(change, Change) for row in found.figures for change in row.changes]
+    if not any(compared):
+        return f"{conditions} No figure is compared: {_reasons(found)}."
     figures = (
         f"Changed more than chance explains: {', '.join(seen)}."
         if seen
         else "No figure changed more than chance explains."
     )
-    return f"{conditions} {figures}"
+    withheld = f" Not compared: {_reasons(found)}." if _reasons(found) else ""
+    return f"{conditions} {figures}{withheld}"
+
+
+def _reasons(found: Comparison) -> str:
+    """Why figures are withheld, with the number of them."""
+    counts = Counter(
+        change.reason for row in found.figures for change in row.changes if isinstance(change, Withheld)
+    )
+    return ", ".join(f"{count} for {reason}" for reason, count in counts.items())
 
 
 def _folded(same: pd.DataFrame) -> Markup:
@@ -223,5 +242,5 @@ def _table(style: Styler) -> Markup:
 
 
 def _chart(found: Comparison) -> list[Markup]:
-    drawn = any(change is not None for row in found.figures for change in row.changes)
+    drawn = any(isinstance(change, Change) for row in found.figures for change in row.changes)
     return [changes_chart(found).html()] if drawn else []
