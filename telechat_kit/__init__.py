@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 # torch would import an installed torch_npu by itself and fail as a whole if CANN is missing
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+# Threads that wait for others spin for about 0.1 ms, then sleep. libgomp's own 300,000 turns take 10 ms and more, in
+# which a busy machine's other thread cannot run: beside two busy loops on two cores, decode was 9 to 30 times as slow.
+# Read when torch is imported, of which this package is not sure to be ahead; an x86 turn is a pause of 20 to 50 ns.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500" if os.uname().machine == "x86_64" else "50000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")  # Intel's library, in ms
 # transformers asks tqdm for notebook widgets; the kit's bars are text, which also reads well in a log and a page
 warnings.filterwarnings("ignore", message="IProgress not found")
 
