@@ -42,7 +42,6 @@ PHRASES = {
     "{} left out, their runs vary too much; {}": "另有 {} 个因各次运行相差过大未计入；{}",
     "both in the {}": "均由{}执行",
     "float in the {}, W8A8 in the {}: a part of it is the engine's, not int8's": "浮点由{}执行，W8A8 由{}执行：其中一部分来自引擎而非 int8",
-    "compiled engine": "编译引擎",
     "torch modules": "torch 模块",
     "Not told, because the record is of other W8A8 weights: {}.": "以下未给出，因其记录属于其他 W8A8 权重：{}。",
     "level and size": "级别与大小",
