@@ -13,17 +13,20 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.cpu_kernels import operators as compiled
-from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
+from telechat_kit.backends.cpu_kernels.layout import (
+    pack_linear,
+    pack_weight,
+    unpack_linear,
+    unpack_weight,
+)
 from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
 from telechat_kit.backends.plain import (
     AddUp,
     blocked_float_weight,
     capture,
     measured_bandwidth,
-    prepare_dynamic_linear,
     quantize,
     quantize_per_token,
-    restore_dynamic_linear,
     rotate,
     swiglu,
 )
@@ -126,8 +129,29 @@ def int8_linear(
     return plain.scaled_product(x_q, weight, quant_bias, deq_scale, x.dtype, accumulate)
 
 
-def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
+def prepare_dynamic_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the weight in the kernels' panels, where there are kernels, and what their shift adds."""
+    weight = tensors["weight"]
+    if library() is None or weight.ndim == 4:
+        return dict(tensors)
+    shift = -activation_shift() * weight.sum(1, dtype=torch.int32)
+    return {**tensors, "weight": pack_weight(weight), "shift": shift}
+
+
+def restore_dynamic_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+    """The tensors with the weight `[out, size]` as on disk."""
+    if tensors["weight"].ndim == 2:
+        return dict(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name != "shift"}
+    return {**kept, "weight": unpack_weight(tensors["weight"], out, size)}
+
+
+def dynamic_int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, shift: Tensor | None = None
+) -> Tensor:
+    """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels, every token scaled by itself: `[..., N]`."""
+    if shift is not None:
+        return compiled.dynamic_int8_linear(x, weight, weight_scale, bias, shift)
     return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
 
 
