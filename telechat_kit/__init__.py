@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from telechat_kit.comparison.alignment import check_alignment as check_alignment
     from telechat_kit.comparison.side_by_side import compare as compare
     from telechat_kit.environment.checkpoint_checks import make_embedded as make_embedded
+    from telechat_kit.environment.operator_results import use_tested_operators as use_tested_operators
+    from telechat_kit.environment.operator_tests import check_operators as check_operators
     from telechat_kit.environment.setup import check as check
     from telechat_kit.environment.setup import check_setup as check_setup
     from telechat_kit.inference.chat import generate as generate
@@ -56,6 +58,7 @@ _HOMES = {
     "Recipe": "telechat_kit.quantization.request",
     "check": "telechat_kit.environment.setup",
     "check_alignment": "telechat_kit.comparison.alignment",
+    "check_operators": "telechat_kit.environment.operator_tests",
     "check_setup": "telechat_kit.environment.setup",
     "compare": "telechat_kit.comparison.side_by_side",
     "export": "telechat_kit.quantization.formats.conversion",
@@ -67,6 +70,7 @@ _HOMES = {
     "measure_performance": "telechat_kit.performance.measurement",
     "measure_precision": "telechat_kit.precision.evaluation",
     "quantize": "telechat_kit.quantization.pipeline",
+    "use_tested_operators": "telechat_kit.environment.operator_results",
     "verify": "telechat_kit.runs.verification",
     "write_answers": "telechat_kit.precision.answers",
     "write_record": "telechat_kit.records",

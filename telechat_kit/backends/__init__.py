@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import cpu, cuda, npu
 from telechat_kit.backends.cores import keep_to_granted_cores
+from telechat_kit.backends.forms import Forms
 from telechat_kit.backends.npu.torch_npu_guard import guard_torch_npu
 from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
@@ -25,6 +26,8 @@ class Backend(Protocol):
     name: str
     #: torch.distributed's backend for this device
     collectives: str
+    #: operations that have more than one way on this device
+    operations: Forms
     #: whether linears of one input are multiplied as one: where starting an operator costs more than what it does
     joins_linears: bool
 

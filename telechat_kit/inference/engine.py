@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.backends import cpu
 from telechat_kit.backends.cores import keep_to_granted_cores
 from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import (
@@ -64,6 +65,9 @@ def unsuited(model: TelechatForCausalLM) -> str | None:
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
+        "a compiled kernel is set aside": any(
+            cpu.KERNELS in ways for ways in cpu.operations.set_aside().values()
+        ),
         "a rotation before down_proj": model.config.online_rotation,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
         f"float tensors not {' or '.join(map(_name, DTYPES))} on the CPU": not _one_dtype(floats),
