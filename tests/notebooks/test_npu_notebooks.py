@@ -51,7 +51,9 @@ def test_the_records_say_which_operators_were_used_and_where_the_slower_way_was(
     assert used["int8_linear"] == "npu_quant_matmul"
     assert used["decode_attention"] == "npu_incre_flash_attention"
     assert used["prompt_attention"].startswith("npu_prompt_flash_attention, padded to 16")
-    assert used["prompt_attention"].endswith("plain torch")  # of the float32 blocks that the loss is traced with
+    assert used["prompt_attention"].endswith(
+        "plain torch"
+    )  # of the float32 blocks that the loss is traced with
     assert used["rotate"] == "plain torch"  # heads of 16; a 310P documents 128
 
 
