@@ -23,6 +23,7 @@ from telechat_kit.backends.plain import (
     quantize_per_token,
     rotate,
 )
+from telechat_kit.errors import DeviceError
 from telechat_kit.provenance import processor_name
 
 __all__ = [
@@ -109,6 +110,10 @@ def int8_linear(
     deq_scale: Tensor,
 ) -> Tensor:
     """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels: integer product, scaled, `[..., N]`."""
+    if weight.is_meta:
+        raise DeviceError(
+            "the weights of an int8 linear are on no device. Load the model again with load_model."
+        )
     if weight.ndim == 4:
         return compiled.int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
     x_q = quantize(x, input_scale, input_offset)
@@ -139,14 +144,14 @@ def sharded_dynamic_linear(
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Float linear of a W8A8 model, `x [..., K]`, `weight [N, K]`."""
-    if _compiled(x):
+    if _compiled(x, weight, *(() if bias is None else (bias,))):
         return compiled.float_linear(x, weight, bias)
     return plain.float_linear(x, weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMS norm of the last axis."""
-    if _compiled(x):
+    if _compiled(x, weight):
         return compiled.rms_norm(x, weight, epsilon)
     return plain.rms_norm(x, weight, epsilon)
 
@@ -159,21 +164,21 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) ->
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`."""
-    return compiled.silu_product(gate, up) if _compiled(gate) else plain.silu_product(gate, up)
+    return compiled.silu_product(gate, up) if _compiled(gate, up) else plain.silu_product(gate, up)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, as in `plain`."""
-    if _compiled(query) and compiled.can_attend(query, key, mask):
+    if _compiled(query, key, value) and compiled.can_attend(query, key, mask):
         return compiled.attention(query, key, value)
     return plain.attention(query, key, value, mask)
 
 
-def _compiled(x: Tensor) -> bool:
-    """Whether the kernels take `x`: they know no gradients, and no dtype but float32."""
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether the kernels take `tensors`: they know no gradients, no dtype but float32, and read plain memory."""
     return (
-        x.dtype == torch.float32
-        and not (torch.is_grad_enabled() and x.requires_grad)
+        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and library() is not None
     )
 

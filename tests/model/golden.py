@@ -36,8 +36,11 @@ def vectors(case: str) -> dict[str, Tensor]:
 
 
 def assert_golden(actual: Tensor, expected: Tensor) -> None:
-    """Within 1e-5 but for the order of sums: of one case the vectors' own full and cached logits are 1.3e-5 apart."""
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1.2e-5)
+    """Within 1e-5 but for the order of sums: of one case the vectors' own full and cached logits are 1.3e-5 apart.
+
+    On a processor with other vectors the sums come in another order, up to 1.5e-5 away.
+    """
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=2e-5)
 
 
 def step_by_step(model: TelechatForCausalLM, ids: Tensor, prefill: int, cache: Any = None) -> Tensor:
