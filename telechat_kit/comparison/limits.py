@@ -28,9 +28,9 @@ class Light:
     def asked(self) -> str:
         """The limit in words."""
         limit, name = self.limit, LIMITED[self.limit.figure][1]
-        against = f" times that of {limit.against}" if limit.against else ""
-        scope = f" on {_name(limit.where)}" if limit.where else " on every text" if limit.by_text else ""
-        return f"{name}: {'at most' if limit.at_most else 'at least'} {limit.number:g}{against}{scope}"
+        against = f", times that of {limit.against}" if limit.against else ""
+        scope = f", on {_name(limit.where)}" if limit.where else ", on every text" if limit.by_text else ""
+        return f"{name}{scope}{against}: {limit.operator} {limit.number:g}"
 
 
 def judge_limits(run: RunData, texts: Sequence[str]) -> list[Light]:
@@ -100,7 +100,7 @@ def _judge_texts(limit: Limit, found: Verdict) -> Light:
         if name not in values:
             return Light(limit, LOOK, "–", f"no such text was read; there are {', '.join(values)}")
         values = {name: values[name]}
-    sign = 1 if limit.at_most else -1
+    sign = 1 if limit.is_ceiling else -1
     if wrong := {
         name: why for name, estimate in values.items() if (why := impossible(limit.figure, estimate))
     }:
@@ -145,18 +145,14 @@ def _state(limit: Limit, estimate: Estimate) -> str:
     """`look` where the interval holds the limit, or there is no interval."""
     if not estimate.coverage:
         return LOOK
-    inside, outside = (estimate.high, estimate.low) if limit.at_most else (estimate.low, estimate.high)
-    if _keeps(limit, inside):
+    inside, outside = (estimate.high, estimate.low) if limit.is_ceiling else (estimate.low, estimate.high)
+    if limit.keeps(inside):
         return PASS
-    return LOOK if _keeps(limit, outside) else FAIL
+    return LOOK if limit.keeps(outside) else FAIL
 
 
 def _exact(limit: Limit, value: float) -> str:
-    return PASS if _keeps(limit, value) else FAIL
-
-
-def _keeps(limit: Limit, value: float) -> bool:
-    return value <= limit.number if limit.at_most else value >= limit.number
+    return PASS if limit.keeps(value) else FAIL
 
 
 def _name(kind: str) -> str:

@@ -16,7 +16,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 _NUMBER = r"[-+]?[\d.]+(?:e[-+]?\d+)?"
 _RULE = re.compile(rf"\s*(\w+(?:\[[^\]]+\])?)\s*(<=|>=|<|>)\s*({_NUMBER})\s*(x?)\s*", re.I)
-_LIMIT = re.compile(rf"\s*(\w+)(?:\[([^\]]+)\])?\s*(<=|>=)\s*({_NUMBER})(?:\s*x\s+(\S.*?))?\s*", re.I)
+_LIMIT = re.compile(rf"\s*(\w+)(?:\[([^\]]+)\])?\s*(<=|>=|<|>)\s*({_NUMBER})(?:\s*x\s+(\S.*?))?\s*", re.I)
 
 #: Figures that a limit can be set on -> whether it is asked for each text, and what the figure is called
 LIMITED = {
@@ -36,10 +36,10 @@ FLOAT = "float"
 #: at 91.9 % of the positions; Q6_K has 0.0055, 1.003 and 96.0 %, Q8_0 0.0014, 1.0004 and 97.7 %. And it is to be no
 #: slower than float.
 DEFAULT_LIMITS = (
-    "kl_mean <= 0.03",
-    "perplexity_ratio <= 1.03",
-    "top1_agreement >= 0.92",
-    "tokens_per_second >= 1x float",
+    "kl_mean < 0.03",
+    "perplexity_ratio < 1.03",
+    "top1_agreement > 0.92",
+    "tokens_per_second > 1x float",
 )
 
 
@@ -72,7 +72,7 @@ def parse_rule(text: str) -> Rule:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a figure of a run must keep: at most or at least `number`, for each text or one of them.
+    """What a figure of a run must keep: below or above `number`, for each text or one of them.
 
     `against` is what `number` is a multiple of: "float", or the place of another run; empty: nothing.
     """
@@ -80,9 +80,18 @@ class Limit:
     text: str
     figure: str
     where: str
-    at_most: bool
+    operator: str
     number: float
     against: str = ""
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether the figure is to stay below."""
+        return self.operator.startswith("<")
+
+    def keeps(self, value: float) -> bool:
+        """Whether `value` keeps the limit."""
+        return OPERATORS[self.operator](value, self.number)
 
     @property
     def by_text(self) -> bool:
@@ -104,8 +113,8 @@ def _parse_limit(text: str) -> Limit:
     number = _number(found[4]) if found else None
     if found is None or number is None:
         raise ParameterError(
-            f'limits: "{text}" is no limit. Write a figure, <= or >=, and a number: "kl_mean <= 0.03", '
-            '"kl_mean[zh] <= 0.1", "tokens_per_second >= 1.5x float", "tokens_per_second >= 0.95x results/before".'
+            f'limits: "{text}" is no limit. Write a figure, <, <=, > or >=, and a number: "kl_mean < 0.03", '
+            '"kl_mean[zh] < 0.1", "tokens_per_second > 1.5x float", "tokens_per_second > 0.95x results/before".'
         )
     figure, where, sign, _, against = found.groups()
     if figure not in LIMITED:
@@ -119,7 +128,7 @@ def _parse_limit(text: str) -> Limit:
             f'"{figure} {sign} {found[4]}x float"' if figure in RELATIVE else f'"{figure} {sign} {found[4]}"'
         )
         raise ParameterError(f'limits: "{text}": write {remedy}.')
-    return Limit(text.strip(), figure, where or "", sign == "<=", number, against or "")
+    return Limit(text.strip(), figure, where or "", sign, number, against or "")
 
 
 def _number(text: str) -> float | None:

@@ -76,7 +76,8 @@ class TelechatAttention(nn.Module):
         backend = backend_of(x)
         batch, length, _ = x.shape
         query, key, value = (part.transpose(1, 2) for part in self.project(x))
-        query, key = backend.rotate(query, *tables), backend.rotate(key, *tables)
+        rotate = backend.rotate if tables[0].ndim == 2 else plain.rotate  # positions of one's own
+        query, key = rotate(query, key, *tables)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer)
         mixed = backend.attention(query, key, value, mask)

@@ -261,7 +261,7 @@ def prepare(model: TelechatForCausalLM) -> None:
     """
     for name in linear_names(model):
         linear = model.get_submodule(name)
-        if isinstance(linear, W8A8Linear):
+        if isinstance(linear, W8A8Linear | DynamicW8A8Linear):
             linear.prepare()
         elif isinstance(linear, nn.Linear):
             backend_for(linear.weight.device.type).prepare_float_linear(linear)

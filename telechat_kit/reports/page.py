@@ -1,12 +1,15 @@
 """`report.html`: the four records of a run as one page for readers, without code."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
-from telechat_kit.comparison.run_data import carried_html, collect_run
+from telechat_kit.comparison.limits import Light, answer, judge_limits
+from telechat_kit.comparison.rules import DEFAULT_LIMITS
+from telechat_kit.comparison.run_data import carried_html, collect_run, read_run_data
 from telechat_kit.comparison.verdict import said
 from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.environment import SCHEMA as SETUP
@@ -22,6 +25,7 @@ from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
 from telechat_kit.reports import (
     charts,
+    limit_views,
     performance_charts,
     performance_tables,
     precision_charts,
@@ -33,7 +37,7 @@ from telechat_kit.reports import (
 from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
 from telechat_kit.reports.html import dress_tables, render_page
-from telechat_kit.reports.plain_text import markdown_summary, write_tables
+from telechat_kit.reports.plain_text import markdown_summary, with_data_links, write_tables
 
 LANGUAGES = ("en", "zh")
 #: Pages of a run, in the order of its steps
@@ -44,6 +48,20 @@ PAGES = (
     ("3 Precision", "03_precision.html"),
     ("4 Performance", "04_performance.html"),
     ("5 Summary", "05_report.html"),
+)
+#: What the page takes for known, explained where a reader can look it up
+WORDS = (
+    ("W8A8", "Weights and the inputs of linears as 8-bit integers; what is between them stays in float."),
+    ("level", "How many linears stay in float because int8 costs most there: L0 none, L5 five."),
+    ("perplexity", "How many next tokens a model is torn between on average; lower is better."),
+    ("KL", "How far the probabilities of W8A8 are from those of float, in nats per token; 0 is the same."),
+    ("first choice", "The token that a model holds for the most likely one."),
+    ("prefill", "Reading the prompt, up to the first token of the answer."),
+    ("decode", "The tokens after the first, one at a time."),
+    ("limit", "The speed at which the device would only wait for its memory or its arithmetic."),
+    ("geometric mean", "The mean that treats twice as fast and half as fast as opposites."),
+    ("95 % interval", "Where the true figure lies with 95 % probability, as far as these samples tell."),
+    ("unstable", "Repeats of the case differ by more than a tenth; it does not enter any headline."),
 )
 
 
@@ -64,6 +82,11 @@ class Section:
     title: str
     text: str | Sequence[str]
     shown: Sequence[Markup]
+
+    @property
+    def address(self) -> str:
+        """Where links find the part, in every language and whatever other parts there are."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
 def read_run(run_folder: str | Path) -> RunRecords:
@@ -92,16 +115,19 @@ def model_name(run: RunRecords) -> str:
     return str(run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name)
 
 
-def write_report(run_folder: str | Path, language: str = "en") -> Path:
+def write_report(
+    run_folder: str | Path, language: str = "en", limits: Sequence[str] = DEFAULT_LIMITS
+) -> Path:
     """Write `report.html` into the run folder from its records, whole or not at all.
 
     Beside it: `report.md`, a summary for pull requests, and `tables/`, each table as CSV.
 
     Args:
         language: of the page, "en" or "zh".
+        limits: what W8A8 has to keep to be shipped, as `comparison.rules` reads it.
 
     Raises:
-        ParameterError: another language.
+        ParameterError: another language, or a text that is no limit.
         DataError: a record is missing or damaged.
 
     Example:
@@ -111,18 +137,22 @@ def write_report(run_folder: str | Path, language: str = "en") -> Path:
     if language not in LANGUAGES:
         raise ParameterError(f'language "{language}" is unknown. Use {" or ".join(LANGUAGES)}.')
     folder = resolve(run_folder)
-    run = read_run(folder)
+    run, lights = read_run(folder), judge_limits(read_run_data(folder), limits)
     page = render_page(
         "report.html.j2",
         title=f"{model_name(run)}: float against W8A8",
         links=PAGES,
         here="report.html",
-        verdict=verdict(run).splitlines(),
+        about=f"Run {folder.name} of {run.performance.conditions.started[:10]} on {run.performance.conditions.device_name}.",
+        words=WORDS,
+        to_verify="telechat-kit verify report.html",
+        verdict=[answer(lights), *verdict(run).splitlines()],
         warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
-        sections=_sections(run),
+        sections=_sections(run, lights),
         carried=Markup(carried_html(collect_run(folder))),
     )
     write_tables(page, folder / "tables")  # for programs: the same names and headers in every language
+    page = with_data_links(page)
     page = translate_page(page) if language == "zh" else page
     write_text(folder / "report.md", markdown_summary(page, "report.html"))
     return write_text(folder / "report.html", page)
@@ -142,13 +172,15 @@ def _speed_notes(record: PerformanceRecord) -> list[str]:
     return notes
 
 
-def _sections(run: RunRecords) -> list[Section]:
+def _sections(run: RunRecords, lights: Sequence[Light]) -> list[Section]:
     def table(style: tables.Styler) -> Markup:
         return dress_tables(style.to_html())
 
     precision, performance, quantized = run.precision, run.performance, run.quantize
     origin_note = run.setup.origin.get("note", "")
+    judged = [dress_tables(str(limit_views.table(lights)))] if lights else []
     return [
+        Section("May this be shipped?", limit_views.HOW_TO_READ, judged),
         Section(
             "At a glance",
             f"The model: {model_name(run)}, licence {run.setup.origin.get('license', 'not recorded')}. {origin_note}",

@@ -1,5 +1,6 @@
 """What a report says, for other programs and for pull requests: its tables as CSV, its summary as Markdown."""
 
+import base64
 import csv
 import io
 import re
@@ -9,8 +10,10 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from telechat_kit.files import write_text
+from telechat_kit.reports.plain_numbers import plain_numbers
 
 #: A spreadsheet takes a cell that begins so for a formula
+_BETWEEN_WORDS = re.compile(r"\W+")
 _FORMULA = re.compile(r"[=@\t\r]|[-+](?![\d.])")
 
 
@@ -41,11 +44,31 @@ def write_tables(page: str, folder: Path) -> list[Path]:
     """Each table of a report as `NN-heading.csv` in `folder`; what an earlier report left there goes."""
     for left in folder.glob("*.csv"):
         left.unlink()
-    paths = []
-    for number, table in enumerate(page_tables(page), start=1):
-        name = re.sub(r"\W+", "-", table.section.lower()).strip("-")
-        paths.append(write_text(folder / f"{number:02d}-{name}.csv", _csv(table.rows)))
-    return paths
+    return [write_text(folder / name, text) for name, text in _table_files(page)]
+
+
+def with_data_links(page: str) -> str:
+    """The report with a link under each table that gives its figures as CSV, from the page itself."""
+    soup = BeautifulSoup(page, "html.parser")
+    for (name, text), table in zip(_table_files(page), soup.select("section table"), strict=True):
+        address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+        link = soup.new_tag("a", attrs={"href": address, "download": name})
+        link.string = "CSV"
+        line = soup.new_tag("p", attrs={"class": "data"})
+        line.append(link)
+        (table.find_parent(class_="table-box") or table).insert_after(line)
+    return str(soup)
+
+
+def _table_files(page: str) -> list[tuple[str, str]]:
+    """Name and content of the CSV file of each table."""
+    return [
+        (
+            f"{number:02d}-{re.sub(_BETWEEN_WORDS, '-', table.section.lower()).strip('-')}.csv",
+            _csv(plain_numbers(table.rows)),
+        )
+        for number, table in enumerate(page_tables(page), start=1)
+    ]
 
 
 def _csv(rows: list[list[str]]) -> str:
@@ -60,15 +83,13 @@ def _inert(cell: str) -> str:
 
 
 def markdown_summary(page: str, report: str) -> str:
-    """Title, verdict, warnings and first table of a report; `report` is the address that it links to."""
+    """Title, verdict, warnings and first two tables of a report; `report` is the address that it links to."""
     soup = BeautifulSoup(page, "html.parser")
     parts = [
         f"## {_text(soup, 'h1')}",
         *(_escaped(tag.get_text()) for tag in soup.select(".verdict, .banner li")),
     ]
-    tables = page_tables(page)
-    if tables:
-        parts.append(markdown_rows(tables[0].rows))
+    parts += [markdown_rows(table.rows) for table in page_tables(page)[:2]]
     return "\n\n".join([*parts, f"[{report}]({report})"]) + "\n"
 
 

@@ -10,6 +10,7 @@ from telechat_kit.environment import Check, SetupRecord
 from telechat_kit.inference.memory import Fit
 from telechat_kit.performance.measurement import PUBLISHED
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish, new_axes
+from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.tables import styled
 
 #: The row of `fits` for which the guide publishes a speed
@@ -67,6 +68,8 @@ def checkpoint_parts(record: SetupRecord) -> Chart:
     axes.bar_label(
         bars, [f"{part.bytes / 1e6:,.1f} MB, {part.bytes / total:.1%}" for part in parts], padding=4
     )
+    for bar, part in zip(bars, parts, strict=True):
+        hover(bar, f"{part.part}: {part.bytes:,} bytes")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.22)

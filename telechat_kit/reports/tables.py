@@ -43,7 +43,7 @@ def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantiz
         ("weight files", f"{quantized.float_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / quantized.float_bytes:.2f} times"),
         ("tokens/s, geometric mean of the cases", *_speeds(performance), _gain(performance)),
     ]  # fmt: skip
-    return styled(pd.DataFrame(rows, columns=["", "float", "W8A8", "W8A8 against float"]))
+    return styled(pd.DataFrame(rows, columns=["figure", "float", "W8A8", "W8A8 against float"]))
 
 
 def _gain(record: PerformanceRecord) -> str:

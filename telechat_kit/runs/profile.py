@@ -12,6 +12,7 @@ import papermill
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from telechat_kit.comparison.rules import parse_limits
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative
 
@@ -64,8 +65,8 @@ def load_profile(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Profi
     """Read a profile, apply `(key, YAML value)` overrides, and check keys and types against the notebooks.
 
     Raises:
-        ParameterError: no such file, not flat YAML, a key that no notebook declares (the nearest is named), or a
-            value of the wrong type; each with file and line.
+        ParameterError: no such file, not flat YAML, a key that no notebook declares (the nearest is named), a
+            value of the wrong type, or a limit that cannot be read; each with file and line.
     """
     values, lines = _read_yaml(path)
     places = {key: f"{relative(path)}, line {line}" for key, line in lines.items()}
@@ -75,6 +76,7 @@ def load_profile(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Profi
     known = all_parameters()
     for key, value in values.items():
         _check(places[key], key, value, known)
+    _check_limits(places.get("limits", ""), values.get("limits", []))
     values.setdefault("run_folder", f"results/{path.stem}")
     return Profile(path, values)
 
@@ -142,6 +144,14 @@ def _read_override(key: str, text: str) -> Any:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _check_limits(place: str, limits: Sequence[str]) -> None:
+    """Refuse limits that the report could not read, before anything runs."""
+    try:
+        parse_limits(limits)
+    except ParameterError as error:
+        raise ParameterError(f"{place}: {error}") from error
 
 
 def _check(place: str, key: str, value: Any, known: Mapping[str, Parameter]) -> None:

@@ -56,8 +56,8 @@ def test_a_limit_counts_for_every_text_or_for_the_one_that_is_named(run: RunData
     bad = with_kl(run, 0.4, 0.5, 0.6)
     whole, chinese, code = judge_limits(bad, ["kl_mean <= 0.03", "kl_mean[zh] <= 1", "kl_mean[code] <= 0.03"])
     assert [light.state for light in (whole, chinese, code)] == [FAIL, PASS, PASS]
-    assert whole.asked == "mean KL from float, nats per token: at most 0.03 on every text"
-    assert chinese.asked.endswith("at most 1 on Chinese")
+    assert whole.asked == "mean KL from float, nats per token, on every text: <= 0.03"
+    assert chinese.asked.endswith(", on Chinese: <= 1")
     (gone,) = judge_limits(bad, ["kl_mean[poems] <= 1"])
     assert gone.state == LOOK
     assert "no such text was read; there are" in gone.where
@@ -149,7 +149,7 @@ def test_the_answer_is_that_of_the_worst_light(run: RunData, limits: list[str], 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kl_mean < 0.03", "is no limit"),
+        ("kl_mean = 0.03", "is no limit"),
         ("kl_mean <= nan", "is no limit"),
         ("kl_mean <= 1..2", "is no limit"),
         ("kl <= 0.03", 'no limit can be set on "kl"'),
@@ -161,6 +161,12 @@ def test_the_answer_is_that_of_the_worst_light(run: RunData, limits: list[str], 
 def test_what_is_no_limit_is_refused_with_an_example(text: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         parse_limits([text])
+
+
+def test_a_limit_itself_is_kept_with_an_equal_sign_only(run: RunData) -> None:
+    record = with_kl(run, 0.02, 0.025, 0.03)
+    states = [judge_limits(record, [f"kl_mean {sign} 0.03"])[0].state for sign in ("<=", "<")]
+    assert states == [PASS, LOOK]
 
 
 def test_the_default_limits_can_be_read() -> None:
