@@ -37,7 +37,7 @@ DARK_BELOW = 0.48
 
 
 def _sizes(record: PerformanceRecord) -> dict[str, ModelSize]:
-    return {size.precision: size for size in record.sizes}
+    return {size.precision: size for size in record.sizes if size.precision in NAMES}
 
 
 def _of(record: PerformanceRecord, precision: str, decode: bool = False) -> list[CaseResult]:

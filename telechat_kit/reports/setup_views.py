@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.environment import Check, SetupRecord
+from telechat_kit.environment import Check, OperatorTest, OperatorTests, SetupRecord, sentences
 from telechat_kit.inference.memory import Fit
 from telechat_kit.performance.measurement import PUBLISHED
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish, new_axes
@@ -22,6 +22,34 @@ def checks(found: Sequence[Check]) -> Styler:
     rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in found]
     frame = pd.DataFrame(rows, columns=["component", "found", "required", "verdict", "what to do"])
     return styled(frame)
+
+
+def operators(tested: OperatorTests | None) -> Styler:
+    """Milliseconds of every way at every number of rows that it was tried at, or why there are none."""
+    if tested is None:
+        return styled(pd.DataFrame([("none was tried",)], columns=["operators"]))
+    frame = pd.DataFrame(
+        [(test.operation, test.way, test.rows, _outcome(test)) for test in tested.tests],
+        columns=["operation", "way", "rows", "outcome"],
+    )
+    ways = frame[["operation", "way"]].drop_duplicates()
+    table = frame.pivot_table(index=["operation", "way"], columns="rows", values="outcome", aggfunc="first")
+    table = table.loc[pd.MultiIndex.from_frame(ways)]
+    table.columns = pd.Index([f"{count:,} rows, ms" for count in table.columns])
+    return styled(table.reset_index())
+
+
+def operator_verdict(tested: OperatorTests | None) -> str:
+    """What follows from the trials for the notebooks behind this one."""
+    if tested is None:
+        return "Every operation is done in its fastest way, untried."
+    return "\n".join(sentences(tested))
+
+
+def _outcome(test: OperatorTest) -> str:
+    if test.milliseconds is None:
+        return "–" if test.verdict == "not called" else test.verdict
+    return f"{test.milliseconds:.0f}" if test.milliseconds >= 100 else f"{test.milliseconds:.2g}"
 
 
 def model(record: SetupRecord) -> Styler:

@@ -38,12 +38,12 @@ class Screen:
     def record(self) -> Linear:
         """As the kernels read it. It holds addresses: the screen must outlive it."""
         addresses = (self.weight.data_ptr(), self.bias.data_ptr(), self.scale.data_ptr())
-        return Linear(*addresses, 1.0, 0.0, self.inputs, len(self.scale))
+        return Linear(*addresses, None, 1.0, 0.0, self.inputs, len(self.scale))
 
 
 def screen_of(head: Tensor) -> Screen:
-    """The screen of a float32 head `[vocab, hidden]`."""
-    parts = [_rows(head[start : start + ROWS]) for start in range(0, len(head), ROWS)]
+    """The screen of a float head `[vocab, hidden]`."""
+    parts = [_rows(head[start : start + ROWS].float()) for start in range(0, len(head), ROWS)]
     assert ROWS % OUTPUTS == 0
     weight, scale, bias, error, norm = (torch.cat(column) for column in zip(*parts, strict=True))
     return Screen(weight, scale, bias, error, norm, head.shape[1])
