@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
+from pydantic import BaseModel, ValidationError
 
 from telechat_kit.backends import backend_for, resolve_device, split_devices
 from telechat_kit.errors import CheckpointError, ParameterError
-from telechat_kit.files import read_json, resolve
+from telechat_kit.files import resolve
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.memory import needs
 from telechat_kit.model.checkpoint import config_folder, needed_model_path
+from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import read_config, weight_files
 from telechat_kit.model.hashes import tokenizer_hash
 from telechat_kit.model.network import TelechatForCausalLM
@@ -119,15 +120,43 @@ def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: in
         raise ParameterError(
             f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
         )
+    context = min(config.training_seqlen for config in pair.configs.values())
+    if length > context:
+        raise ParameterError(
+            f"sequences of {length} tokens: the model was trained on at most {context}. Beyond that neither side is what "
+            "its users see; lower text_tokens."
+        )
     text = load_text(source)
-    path = pair.w8a8_folder / "quantize.json"
-    recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
-    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=_calibrated_on(recipe, text))
+    seen = _calibrated_on(pair.w8a8_folder / "quantize.json", text)
+    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen)
 
 
-def _calibrated_on(recipe: dict[str, Any], text: Text) -> list[tuple[int, int]]:
+class _Share(BaseModel):
+    sha256: str
+    blocks: list[tuple[int, int]]
+
+
+class _Seen(BaseModel):
+    """What the recipe in `quantize.json` tells of the texts that it was calibrated on."""
+
+    calibration_sha256: str = ""
+    calibration_blocks: list[tuple[int, int]] = []
+    calibration_kinds: list[_Share] = []
+
+
+def _calibrated_on(path: Path, text: Text) -> list[tuple[int, int]]:
     """Ranges of the text's tokens that calibration has seen, of this text alone or as one kind among others."""
-    seen = recipe.get("calibration_blocks", []) if recipe.get("calibration_sha256") == text.sha256 else []
-    for share in recipe.get("calibration_kinds", []):
-        seen = seen + share["blocks"] if share["sha256"] == text.sha256 else seen
-    return [(low, high) for low, high in seen]
+    if not path.is_file():
+        return []
+    try:
+        recipe = _Seen.model_validate(read_object(path).get("recipe") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{path}: recipe.{'.'.join(map(str, first['loc']))}: {first['msg']}. Quantize again, or remove the file: "
+            "then nothing tells which text calibration has seen."
+        ) from error
+    seen = recipe.calibration_blocks if recipe.calibration_sha256 == text.sha256 else []
+    return seen + [
+        block for share in recipe.calibration_kinds if share.sha256 == text.sha256 for block in share.blocks
+    ]

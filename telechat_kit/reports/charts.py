@@ -29,6 +29,7 @@ STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 180,
     "font.size": 10,
+    "text.parse_math": False,  # a name may hold "$"
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

@@ -1,6 +1,5 @@
 """Tables of `03_precision`, and its verdict in one sentence."""
 
-import difflib
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,6 +10,7 @@ from telechat_kit.comparison.alignment import Alignment
 from telechat_kit.comparison.verdict import said, shown
 from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
+from telechat_kit.precision.similarity import spans
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate
 
@@ -172,12 +172,10 @@ def _answer_row(answer: Answer) -> Markup:
 
 def marked_differences(first: str, second: str) -> tuple[Markup, Markup]:
     """Both texts, escaped, with `<mark>` around the characters that the other does not have there."""
-    matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
     texts = [Markup(""), Markup("")]
-    for kind, a, b, c, d in matcher.get_opcodes():
-        for side, part in enumerate((first[a:b], second[c:d])):
-            marked = Markup("<mark>{}</mark>").format(part) if kind != "equal" and part else escape(part)
-            texts[side] += marked
+    for span in spans(first, second):
+        for side, part in enumerate((span.first, span.second)):
+            texts[side] += escape(part) if span.equal or not part else Markup("<mark>{}</mark>").format(part)
     return texts[0], texts[1]
 
 
