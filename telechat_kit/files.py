@@ -50,6 +50,11 @@ def _expanded(path: Path) -> Path:
         return path
 
 
+def absolute(path: str | Path) -> Path:
+    """Absolute form of `path`; a relative one is relative to the current folder."""
+    return _expanded(Path(path)).absolute()
+
+
 def relative(path: str | Path) -> str:
     """`path` as the project knows it: relative to the root if it lies below it."""
     path = Path(path)
@@ -84,6 +89,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            temporary.chmod(0o644)  # safetensors (0.8) leaves a file to its owner alone
             os.replace(temporary, path)  # noqa: PTH105  (a rename over an existing file, on every system)
         finally:
             temporary.unlink(missing_ok=True)
@@ -107,8 +113,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Rename the finished folder `temporary` to `folder`; what is there goes when the new one has its place."""
+    """Rename the finished folder `temporary` to `folder`; what is there goes when the new one has its place.
+
+    Everybody may read it: safetensors (0.8) and `mkdtemp` leave files and folders to their owner alone.
+    """
     temporary.chmod(0o755)
+    for path in temporary.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
     if not folder.exists():
         temporary.rename(folder)
         return

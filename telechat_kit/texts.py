@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from telechat_kit.strict_json import parse, read_bytes
 
 #: The documentation topics that every CPython ships: a real English text of half a megabyte.
 PYDOC_TOPICS = "pydoc_data.topics"
-
-
 #: The kit's own texts of several kinds: a half to calibrate on, and one to judge by that no method has seen
-KIT_TEXTS = "kit"
+KIT_TEXTS, SEALED_TEXTS = "kit", "kit:sealed"
 HALVES = ("calibration", "evaluation/development", "evaluation/sealed")
 _KIT_FOLDER = "params/data/texts"
 
@@ -74,19 +72,37 @@ def load_text(source: str) -> Text:
 
 
 def texts_by_kind(source: str) -> dict[str, Text]:
-    """The texts that a profile names, by kind: those of the kit's calibration half for `kit`, else each by its name.
+    """The texts to calibrate on that a profile names, by kind: the kit's calibration half for `kit`, else by name.
 
     Raises:
         DataError, ParameterError: a text is missing, or named twice.
     """
-    names = [name.strip() for name in source.split(",")] if not resolve(source).is_file() else [source]
+    return _by_kind(source, {KIT_TEXTS: HALVES[0]})
+
+
+def evaluation_texts(source: str) -> dict[str, Text]:
+    """The texts to judge by that a profile names, by kind: `kit` is the half that is looked at while a method is
+    made, `kit:sealed` the one kept for the end, anything else a text by its name.
+
+    Raises:
+        DataError, ParameterError: a text is missing, or named twice.
+    """
+    return _by_kind(source, {KIT_TEXTS: HALVES[1], SEALED_TEXTS: HALVES[2]})
+
+
+def _by_kind(source: str, halves: Mapping[str, str]) -> dict[str, Text]:
     found: dict[str, Text] = {}
-    for name in names:
-        more = kit_texts(HALVES[0]) if name == KIT_TEXTS else {name: _load_single(name)}
+    for name in text_names(source):
+        more = kit_texts(halves[name]) if name in halves else {name: _load_single(name)}
         if twice := found.keys() & more.keys():
             raise ParameterError(f'"{source}" names {sorted(twice)[0]} twice. Name each text once.')
         found |= more
     return found
+
+
+def text_names(source: str) -> list[str]:
+    """The names that commas part in `source`; a file whose name has commas is one."""
+    return [source] if resolve(source).is_file() else [name.strip() for name in source.split(",")]
 
 
 def kit_texts(half: str) -> dict[str, Text]:
@@ -143,11 +159,18 @@ def _is_json(content: bytes) -> bool:
 
 
 def token_blocks(
-    tokenizer: Any, text: Text, length: int, count: int, seed: int, exclude: Sequence[tuple[int, int]] = ()
+    tokenizer: Any,
+    text: Text,
+    length: int,
+    count: int,
+    seed: int,
+    exclude: Sequence[tuple[int, int]] = (),
+    fewest: int | None = None,
 ) -> list[Block]:
     """`count` blocks of `length` tokens of `text`, drawn by `seed` among those that touch no range of `exclude`.
 
-    The lines are joined by newlines and cut every `length` tokens. Blocks come in the order of the draw.
+    The lines are joined by newlines and cut every `length` tokens. Blocks come in the order of the draw. Of a text
+    that has less all are taken, down to `fewest` (none: `count`).
 
     Raises:
         DataError: the text is too short for so many blocks.
@@ -161,14 +184,15 @@ def token_blocks(
         for start in range(0, len(ids) - length + 1, length)
         if all(start + length <= low or start >= high for low, high in exclude)
     ]
-    if len(starts) < count:
+    needed = count if fewest is None else min(count, fewest)
+    if len(starts) < needed:
         raise DataError(
             f"{text.source} gives {len(starts)} free blocks of {length} tokens ({len(ids)} tokens in all), "
-            f"{count} are asked for. Give a longer text, or ask for fewer or shorter blocks."
+            f"{needed} are asked for. Give a longer text, or ask for fewer or shorter blocks."
         )
     return [
         Block(start, start + length, tuple(ids[start : start + length]))
-        for start in random.Random(seed).sample(starts, count)
+        for start in random.Random(seed).sample(starts, min(count, len(starts)))
     ]
 
 

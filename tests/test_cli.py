@@ -87,7 +87,8 @@ def test_a_command_that_works_loads_what_it_needs() -> None:
 
 
 def test_choices_and_defaults_of_the_commands_are_those_of_the_verbs() -> None:
-    assert weight_commands.FORMATS == conversion.FORMATS
+    assert (*conversion.FORMATS, conversion.UNQUANTIZED) == weight_commands.FORMATS
+    assert weight_commands.NAMES == conversion.NAMES
     tolerances = (result_commands.KL_TOLERANCE, result_commands.AGREEMENT_TOLERANCE)
     assert tolerances == (Tolerances.kl_mean, Tolerances.top1_agreement)
 
@@ -214,3 +215,31 @@ def test_hash_says_why_a_folder_has_no_hash_of_weights(tiny_folder: Path, tmp_pa
     assert "no whole checkpoint: " in shown.output
     assert "holds no weights" in shown.output
     assert "no tokenizer files" in shown.output
+
+
+HARNESS = """
+import sys
+from transformers import AutoConfig
+def cli_evaluate():
+    print(sys.argv, AutoConfig.for_model("telechat").model_type)
+"""
+
+
+def test_lm_eval_gets_every_argument_with_the_kit_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").touch()
+    (tmp_path / "lm_eval" / "__main__.py").write_text(HARNESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["--model", "hf", "--tasks=a,b", "--limit", "3", "--help", "-h", "--", "x"]
+    code, out, _ = call("lm-eval", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out) == (0, f"{['lm_eval', *arguments]} telechat\n")
+
+
+def test_lm_eval_says_how_to_get_the_harness(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    code, _, error = call("lm-eval", "-h", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2 and 'pip install "telechat-kit[tasks]"' in error

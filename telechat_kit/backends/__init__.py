@@ -1,6 +1,7 @@
 """What differs between devices, one module each, behind one small interface; nothing else branches on devices."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -23,6 +24,8 @@ class Backend(Protocol):
     name: str
     #: torch.distributed's backend for this device
     collectives: str
+    #: whether linears of one input are multiplied as one: where starting an operator costs more than what it does
+    joins_linears: bool
 
     def device_count(self) -> int: ...
     def open_device(self, index: int) -> None: ...
@@ -33,10 +36,21 @@ class Backend(Protocol):
         ...
 
     def prepare_float_linear(self, linear: nn.Linear) -> None: ...
+    def blocked_float_weight(self, weight: Tensor) -> Tensor | None:
+        """A copy of a float `weight` in the form that the device multiplies with; None: as it is."""
+        ...
+
     def restore_linear(self, tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
         """What `prepare_linear` was given, from what it gave, for a weight `[out, size]`."""
         ...
 
+    def prepare_dynamic_linear(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`prepare_linear` for a linear with dynamic activations, as `dynamic_int8_linear` takes it."""
+        ...
+
+    def restore_dynamic_linear(
+        self, tensors: Mapping[str, Tensor], out: int, size: int
+    ) -> dict[str, Tensor]: ...
     def prepare_sharded_linear(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`prepare_linear` for a linear whose inputs are split over devices, as `sharded_int8_linear` takes it."""
         ...
@@ -48,9 +62,9 @@ class Backend(Protocol):
     int8_linear: Callable[..., Tensor]
 
     def quantize_per_token(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-    def dynamic_int8_linear(
-        self, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-    ) -> Tensor: ...
+
+    #: x, then what `prepare_dynamic_linear` gave
+    dynamic_int8_linear: Callable[..., Tensor]
 
     #: x, `add_up`, then what `prepare_sharded_linear` gave
     sharded_int8_linear: Callable[..., Tensor]
@@ -66,11 +80,15 @@ class Backend(Protocol):
     ) -> Tensor: ...
     def float_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
     def silu_product(self, gate: Tensor, up: Tensor) -> Tensor: ...
+    def swiglu(self, both: Tensor) -> Tensor: ...
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor: ...
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor]: ...
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
+    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary embedding of both; they may be overwritten."""
+        ...
+
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor: ...
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Run `step` once, record it as a graph, and give the call that replays it on the same tensors.
@@ -100,10 +118,48 @@ def backend_for(device_type: str) -> Backend:
     raise DeviceError(f'the kit has no backend for "{device_type}". Use one of {", ".join(DEVICES)}.')
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The kind of device that "auto" means here, and why it is no better one; empty if there is none."""
+
+    kind: str
+    why: str = ""
+
+
+@cache
+def choose_device() -> Choice:
+    """The best device here: the first NPU if it can be opened and multiplies, else the first GPU, else the CPU."""
+    against = list[str]()
+    for kind in ("npu", "cuda"):
+        if not (problem := _problem(kind)):
+            return Choice(kind, "; ".join(against))
+        against.append(f"no {kind}: {problem}")
+    return Choice("cpu", "; ".join(against))
+
+
+def _problem(kind: str) -> str:
+    """Why the first device of a kind cannot be used; empty if it can."""
+    backend = backend_for(kind)
+    try:
+        if not backend.device_count():
+            return "torch sees none"
+        backend.open_device(0)
+        ones = torch.ones(16, 16, device=kind)
+        sums = (ones @ ones).cpu()
+    except (
+        DeviceError,
+        RuntimeError,
+    ) as error:  # a device that is busy or broken says so in the first product
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            return f"{error.__cause__.name} is not installed"
+        return str(error).partition("\n")[0].partition(". ")[0]
+    return "" if bool((sums == 16).all()) else "it multiplies wrongly"
+
+
 def resolve_device(device: str) -> torch.device:
     """The torch device meant by a profile's `device`: "auto", "cpu", or a device that is really there, now open.
 
-    Of several it is the first, which does the work that is not shared.
+    "auto" is the best one here (`choose_device`). Of several it is the first, which does the work that is not shared.
 
     Raises:
         DeviceError: the name is unknown, its software does not work, or no such device is present.
@@ -131,7 +187,9 @@ def require_device(device: str) -> tuple[str, int]:
         DeviceError: the name is unknown, its software does not work, or no such device is present.
     """
     kind, _, index = device.partition(":")
-    if device == "auto" or kind == "cpu":
+    if device == "auto":
+        return choose_device().kind, 0
+    if kind == "cpu":
         return "cpu", 0
     if kind not in DEVICES or (index and not index.isdigit()):
         raise DeviceError(

@@ -17,11 +17,15 @@ from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
 from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
 from telechat_kit.backends.plain import (
     AddUp,
+    blocked_float_weight,
     capture,
     measured_bandwidth,
+    prepare_dynamic_linear,
     quantize,
     quantize_per_token,
+    restore_dynamic_linear,
     rotate,
+    swiglu,
 )
 from telechat_kit.provenance import processor_name
 
@@ -29,6 +33,7 @@ __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "blocked_float_weight",
     "capture",
     "choose_dtype",
     "collectives",
@@ -38,28 +43,34 @@ __all__ = [
     "float_linear",
     "free_memory_bytes",
     "int8_linear",
+    "joins_linears",
     "name",
     "open_device",
     "operators",
     "peak_memory_bytes",
+    "prepare_dynamic_linear",
     "prepare_float_linear",
     "prepare_linear",
     "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_dynamic_linear",
     "restore_linear",
     "rms_norm",
     "rotate",
     "sharded_dynamic_linear",
     "sharded_int8_linear",
     "silu_product",
+    "swiglu",
     "synchronize",
 ]
 
 name = "cpu"
 #: The library through which several processes add up their parts of a model
 collectives = "gloo"
+#: Starting an operator costs little here: linears of one input are multiplied one after the other
+joins_linears = False
 
 
 def device_count() -> int:

@@ -12,19 +12,24 @@ from telechat_kit.backends.plain import (
     AddUp,
     add_rms_norm,
     attention,
+    blocked_float_weight,
     capture,
     float_linear,
+    prepare_dynamic_linear,
     quantize,
     quantize_per_token,
+    restore_dynamic_linear,
     rms_norm,
     rotate,
     silu_product,
+    swiglu,
 )
 
 __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "blocked_float_weight",
     "capture",
     "choose_dtype",
     "collectives",
@@ -34,28 +39,34 @@ __all__ = [
     "float_linear",
     "free_memory_bytes",
     "int8_linear",
+    "joins_linears",
     "name",
     "open_device",
     "operators",
     "peak_memory_bytes",
+    "prepare_dynamic_linear",
     "prepare_float_linear",
     "prepare_linear",
     "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_dynamic_linear",
     "restore_linear",
     "rms_norm",
     "rotate",
     "sharded_dynamic_linear",
     "sharded_int8_linear",
     "silu_product",
+    "swiglu",
     "synchronize",
 ]
 
 name = "cuda"
 #: The library through which several processes add up their parts of a model
 collectives = "nccl"
+#: Starting an operator costs little here: linears of one input are multiplied one after the other
+joins_linears = False
 
 #: torch._int_mm on CUDA refuses 16 rows and fewer, and sides of the weight that are no multiples of 8
 LEAST_ROWS, MULTIPLE = 17, 8

@@ -1,7 +1,7 @@
 """The operations of a backend in plain torch: right on every device, replaced where a device has a faster exact form."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG001  (w
     Raises:
         DeviceError: always.
     """
-    raise DeviceError('graph "capture" is for an NPU (910B, 910_93). Use graph: none.')
+    raise DeviceError('graph "capture" is for an NPU. Use graph: none.')
 
 
 def same(part: Tensor) -> Tensor:
@@ -52,7 +52,17 @@ def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def swiglu(both: Tensor) -> Tensor:
+    """`silu(gate) * up` of `[..., 2 F]`, the gate in front: `[..., F]`."""
+    return silu_product(*both.chunk(2, dim=-1))
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of `query [B, heads, T, d]` and `key [B, kv_heads, T, d]` with tables `[T, d]`."""
+    return rotate_one(query, cos, sin), rotate_one(key, cos, sin)
+
+
+def rotate_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of `x [B, heads, T, d]` with tables `[T, d]`, halves split as in GPT-NeoX.
 
     The product is taken in the wider of both dtypes: bfloat16 would lose digits of the tables.
@@ -190,6 +200,21 @@ def sharded_dynamic_linear(
         return add_up(accumulate(x_q, weight))
 
     return dynamic_product(x, weight, weight_scale, bias, joined, largest)
+
+
+def prepare_dynamic_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a linear with dynamic activations as they are, for a device that reads no other form."""
+    return dict(tensors)
+
+
+def restore_dynamic_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:  # noqa: ARG001
+    """What `prepare_dynamic_linear` was given."""
+    return dict(tensors)
+
+
+def blocked_float_weight(weight: Tensor) -> Tensor | None:  # noqa: ARG001  (what a backend is given)
+    """None: the device multiplies with float weights as they are."""
+    return None
 
 
 def measured_bandwidth(device: torch.device, synchronize: Callable[[], None]) -> float:

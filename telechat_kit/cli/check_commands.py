@@ -32,17 +32,27 @@ _INDENT = " " * (_WIDTHS[0] + 2)
     help="Check for this profile of params/: its device, checkpoint, run folder. Default: those of 01_setup.",
 )
 @click.option("--device", help="auto, cpu, cuda:0, npu:0 or npu:0,npu:1, in place of the profile's.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all of it into this .zip file as well, for somebody who helps from afar.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
-def check(profile: Path | None, device: str | None, as_json: bool) -> None:
+def check(profile: Path | None, device: str | None, bundle: Path | None, as_json: bool) -> None:
     """Say what is wrong before a run does: chip, driver, CANN, torch_npu, versions, memory, weights.
 
     Works without an NPU and with a broken installation. Exit codes: 0 all is fine, 1 something must be done,
     2 wrong input. A `warning` is no reason for 1.
 
+    The file of `--bundle` holds the table, npu-smi's outputs, version files, the end of CANN's log, variables of the
+    stack, and run.json and setup.json of the run folder. No weights, no texts; home folders, the names of user and
+    host, addresses and serial numbers are replaced.
+
     \b
     Examples:
       telechat-kit check
       telechat-kit check --profile params/telechat-7b-310p.yaml
+      telechat-kit check --profile params/telechat-7b-310p.yaml --bundle machine.zip
       telechat-kit check --device npu:0 --json
     """
     from telechat_kit import environment
@@ -55,7 +65,17 @@ def check(profile: Path | None, device: str | None, as_json: bool) -> None:
         values["device"] = device
     rows = environment.check(**values)
     click.echo(as_json_object(rows, values["device"]) if as_json else as_table(rows))
+    if bundle is not None:
+        tables = {"check.txt": as_table(rows), "check.json": as_json_object(rows, values["device"])}
+        names = environment.write_parcel(bundle, tables | _records(resolve(values["run_folder"])))
+        click.echo(f"written: {bundle} ({len(names)} files)", err=True)
     sys.exit(1 if environment.to_do(rows) else 0)
+
+
+def _records(run_folder: Path) -> dict[str, str]:
+    """What earlier runs left of the machine and of their failures."""
+    paths = [run_folder / name for name in ("run.json", "setup.json")]
+    return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()}
 
 
 def as_table(checks: Sequence["Check"]) -> str:

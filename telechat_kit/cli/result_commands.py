@@ -63,8 +63,9 @@ def compare(
       0 done, 1 a --fail-if condition is met or a run not aligned, 2 wrong input.
     """
     from telechat_kit.comparison.alignment import Tolerances
+    from telechat_kit.comparison.rules import parse_rule
+    from telechat_kit.comparison.side_by_side import broken_by, not_aligned
     from telechat_kit.comparison.side_by_side import compare as compare_runs
-    from telechat_kit.comparison.side_by_side import not_aligned, parse_rule
     from telechat_kit.reports.comparison_page import (
         conditions_frame,
         figures_frame,
@@ -76,7 +77,7 @@ def compare(
 
     parsed = [parse_rule(text) for text in rules]
     found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
-    broken = [text for rule in parsed for text in rule.broken_by(found)]
+    broken = [text for rule in parsed for text in broken_by(rule, found)]
     broken += not_aligned(found) if fail_unless_aligned else []
     click.echo(markdown(found))
     if all_conditions:

@@ -39,6 +39,7 @@ Pairs = tuple[tuple[str, str], ...]
     metavar="[STEP=]SECONDS",
     help="End a step that takes longer; for one step or for each.",
 )
+@click.option("--enforce", is_flag=True, help="Exit code 5 or 3 if a limit is not kept or open.")
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Runs at a time.")
 def run(
     profiles: tuple[Path, ...],
@@ -48,6 +49,7 @@ def run(
     fresh: bool,
     dry_run: bool,
     timeouts: tuple[str, ...],
+    enforce: bool,
     jobs: int,
 ) -> None:
     """Run the five notebooks of each PROFILE (a file of params/) and write its results folder.
@@ -61,12 +63,14 @@ def run(
       telechat-kit run params/demo.yaml -p level L0 -p run_folder results/demo-L0
       telechat-kit run params/demo.yaml --from precision --dry-run
       telechat-kit run params/tiny.yaml --only 4 --fresh --timeout 600
+      telechat-kit run params/demo.yaml --enforce
       telechat-kit run params/*.yaml -j 2
 
     \b
     Exit codes:
       0 done, 1 a step failed, 2 wrong input or a folder that cannot be written,
       4 another run is at work in the folder, 130 interrupted, 143 ended by SIGTERM.
+      With --enforce: 5 a limit of the profile is not kept, 3 one is open.
       Of several runs the highest.
     """
     from telechat_kit.runs.execution import run_profile
@@ -80,10 +84,26 @@ def run(
         for path in profiles:
             _say_plan(load_profile(path, overrides), selection)
     elif len(profiles) == 1:
-        _say_outcome(run_profile(load_profile(profiles[0], overrides), selection, limits))
+        profile = load_profile(profiles[0], overrides)
+        _say_outcome(run_profile(profile, selection, limits))
+        if enforce:
+            enforce_limits(profile)
     else:
-        options = _as_options(only, start, fresh, timeouts)
+        options = [*_as_options(only, start, fresh, timeouts), *(["--enforce"] if enforce else [])]
         sys.exit(max(run_jobs(profile_jobs(profiles, overrides), options, jobs).values()))
+
+
+def enforce_limits(profile: "Profile") -> None:
+    """Say what the limits of a profile allow, and end with the exit code that belongs to it."""
+    from telechat_kit.comparison.limits import FAIL, LOOK, judge_limits, worst_state
+    from telechat_kit.comparison.run_data import read_run_data
+    from telechat_kit.reports.limit_views import listed
+    from telechat_kit.runs.profile import default_values
+
+    limits = profile.values.get("limits", default_values("05_report")["limits"])
+    lights = judge_limits(read_run_data(profile.run_folder), limits)
+    click.echo(listed(lights))
+    sys.exit({FAIL: 5, LOOK: 3}.get(worst_state(lights), 0))
 
 
 def parse_timeouts(texts: tuple[str, ...]) -> dict[str, float]:

@@ -1,13 +1,17 @@
 """Commands on checkpoint folders."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import click
 
+from telechat_kit.errors import KitError
 from telechat_kit.files import relative
 
 #: Those of `quantization.formats.conversion`, which is imported when one is written
-FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
+FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors", "float")
+NAMES = ("own", "llama")
 
 
 @click.command()
@@ -21,6 +25,18 @@ FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
     help="File format to write; safetensors and ascendV1 are msModelSlim's, numpy its dictionaries of 2024.",
 )
 @click.option(
+    "--names",
+    type=click.Choice(NAMES),
+    default="own",
+    show_default=True,
+    help="Whose names the tensors get; llama is for engines: ascendV1, compressed-tensors, and float of a float FOLDER.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="With --names llama: the longest sequence to be served, in tokens. Default: the trained length.",
+)
+@click.option(
     "--model-path",
     type=click.Path(path_type=Path),
     help="The float checkpoint that was quantized (numpy), or the one beside .npy dictionaries.",
@@ -28,18 +44,64 @@ FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
 @click.option(
     "--overwrite", is_flag=True, help="Whatever TARGET holds may go, also what the kit did not write."
 )
-def export(folder: Path, target: Path, form: str, model_path: Path | None, overwrite: bool) -> None:
-    """Write the quantized FOLDER in another file format into the new folder TARGET; its logits stay the same.
+def export(
+    folder: Path,
+    target: Path,
+    form: str,
+    names: str,
+    max_length: int | None,
+    model_path: Path | None,
+    overwrite: bool,
+) -> None:
+    """Write FOLDER in another file format into the new folder TARGET; its logits stay the same.
+
+    With --names llama any engine that knows Llama can serve it: docs/serving.md.
 
     \b
     Examples:
       telechat-kit export build/demo-w8a8 build/demo-ascend --format ascendV1
       telechat-kit export build/demo-w8a8 build/demo-npy --format numpy --model-path build/demo
+      telechat-kit export build/demo-w8a8 build/demo-llama --format compressed-tensors --names llama
     """
     from telechat_kit.quantization.formats.conversion import export as export_folder
 
     float_folder = model_path and model_path.absolute()
-    record = export_folder(folder.absolute(), target.absolute(), form, float_folder, overwrite=overwrite)
+    record = export_folder(
+        folder.absolute(), target.absolute(), form, float_folder,
+        names=names, max_length=max_length, overwrite=overwrite,
+    )  # fmt: skip
     click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
     for note in record.notes:
         click.echo(f"    {note}")
+
+
+@click.command(
+    "lm-eval",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["--help"],
+    },
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """lm-evaluation-harness with TeleChat known to it: ARGUMENTS are those of its own command, all passed on.
+
+    Its model "hf" takes the kit's folders, float and W8A8. Needs telechat-kit[tasks].
+
+    \b
+    Examples:
+      telechat-kit lm-eval --model hf --model_args pretrained=build/demo-w8a8 --tasks hellaswag
+      telechat-kit lm-eval -h     # the harness's own help
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise KitError(
+            'lm-evaluation-harness is not installed. Install it with: pip install "telechat-kit[tasks]"'
+        )
+    from lm_eval.__main__ import cli_evaluate
+
+    from telechat_kit.model import register
+
+    register()
+    sys.argv = ["lm_eval", *arguments]
+    cli_evaluate()

@@ -7,7 +7,10 @@ from statistics import geometric_mean
 
 import numpy as np
 
+from telechat_kit.comparison.comparable import impossible, text_of, why_not
 from telechat_kit.comparison.run_data import RunData
+from telechat_kit.comparison.verdict import KIND_NAMES
+from telechat_kit.errors import DataError
 from telechat_kit.performance.measurement import CaseResult, Sample
 from telechat_kit.precision.positions import FIGURES
 from telechat_kit.statistics import Estimate, bootstrap
@@ -55,6 +58,13 @@ class Change:
         return self.ratio.coverage >= 0.95 and not self.ratio.low <= 1 <= self.ratio.high
 
 
+@dataclass(frozen=True)
+class Withheld:
+    """Why a figure of two runs is not compared."""
+
+    reason: str
+
+
 def exact(value: float) -> Estimate:
     """A figure without an interval."""
     return Estimate(value, value, value, 0.0)
@@ -76,9 +86,22 @@ def _precision(run: RunData) -> dict[str, Figure]:
         "kl_mean": Figure("KL(float || W8A8), mean", "nats per token", found.kl_mean),
         "top1_agreement": Figure("same most likely token", "share", found.top1_agreement),
     }
+    for loss in run.precision.kinds:
+        name, group = KIND_NAMES.get(loss.kind, loss.kind), loss.figures
+        rows |= {
+            f"perplexity_ratio[{loss.kind}]": Figure(
+                f"perplexity, W8A8 / float, {name}", "", group.perplexity_ratio
+            ),
+            f"kl_mean[{loss.kind}]": Figure(f"mean KL, {name}", "nats per token", group.kl_mean),
+            f"top1_agreement[{loss.kind}]": Figure(
+                f"same most likely token, {name}", "share", group.top1_agreement
+            ),
+        }
     if answers:
         mean = sum(answer.similarity for answer in answers) / len(answers)
         rows["answer_similarity"] = Figure("answers, W8A8 like float", "share", exact(mean))
+        same = sum(answer.float_differs is None and answer.w8a8_differs is None for answer in answers)
+        rows["equal_answers"] = Figure("answers equal to the last token", "share", exact(same / len(answers)))
     return rows
 
 
@@ -103,6 +126,11 @@ def _speeds(run: RunData) -> dict[str, Figure]:
         {(c.precision, c.input_tokens, c.output_tokens): c for c in run.performance.cases if c.batch == 1},
         by_case(run),
     )
+    if slow := [case for case in cases.values() if not case.tokens_per_second.value > 0]:
+        raise DataError(
+            f"{run.name}: performance.json holds a speed of {slow[0].tokens_per_second.value:g} tokens/s, which "
+            "nothing measures. Run 04_performance again."
+        )
     rows = {}
     for precision, suffix, label in (("w8a8", "", "W8A8"), ("float", "_float", "float")):
         own = {case: result for case, result in cases.items() if case[0] == precision}
@@ -146,19 +174,31 @@ def _log_medians(samples: Sequence[Sample], seed: int) -> np.ndarray:
 
 def change(
     name: str, first: Figure | None, second: Figure | None, runs: tuple[RunData, RunData] | None
-) -> Change | None:
-    """The figure `name` of the second run over the first's; None where one of them lacks it."""
-    if first is None or second is None or first.estimate.value <= 0 or second.estimate.value <= 0:
+) -> Change | Withheld | None:
+    """The figure `name` of the second run over the first's; None where one of them lacks it.
+
+    Paired wherever both runs read the same sequences or timed the same cases; withheld where they did not measure
+    the same thing, or one of the figures cannot be true.
+    """
+    if first is None or second is None:
         return None
-    if name in ("tokens_per_second", "tokens_per_second_float") and runs is not None:
+    wrong = impossible(name, first.estimate) or impossible(name, second.estimate)
+    if reason := wrong or (why_not(name, *runs) if runs is not None else ""):
+        return Withheld(reason)
+    if runs is not None and name in ("tokens_per_second", "tokens_per_second_float"):
         paired = _paired_speed(*runs, precision="float" if name.endswith("float") else "w8a8")
-        if paired is not None:
-            return paired
-    a, b = first.estimate, second.estimate
-    if a == b:
+        return paired or Withheld("no raw samples of common cases")
+    if first.estimate == second.estimate:
         return Change(exact(1.0), "identical")
-    if runs is not None and (paired := _paired_precision(name, *runs)) is not None:
-        return paired
+    paired = _paired_precision(name, *runs) if runs is not None else None
+    return paired or _separate(first, second)
+
+
+def _separate(first: Figure, second: Figure) -> Change | Withheld:
+    """The ratio of two figures by their own intervals, if they have any."""
+    a, b = first.estimate, second.estimate
+    if min(a.value, b.value) <= 0:
+        return Withheld("one of them is 0")
     if first.exact or second.exact or min(a.low, b.low) <= 0:
         return Change(exact(b.value / a.value), "no interval")
     spread = ((log(a.high / a.low) ** 2 + log(b.high / b.low) ** 2) ** 0.5) / 2
@@ -170,13 +210,17 @@ def change(
 
 def _paired_precision(name: str, first: RunData, second: RunData) -> Change | None:
     """A precision figure over the sequences that both runs read; None where they read other ones."""
-    a, b = first.precision, second.precision
-    if name not in _OF_SEQUENCES or a is None or b is None:
+    a, b, of_sequences = (
+        text_of(name, first),
+        text_of(name, second),
+        _OF_SEQUENCES.get(name.split("[", maxsplit=1)[0]),
+    )
+    if of_sequences is None or a is None or b is None or a[:2] != b[:2]:
         return None
-    rows, others = np.array(a.divergence.by_sequence), np.array(b.divergence.by_sequence)
-    if len(rows) < 2 or rows.shape != others.shape or (a.text_sha256, a.blocks) != (b.text_sha256, b.blocks):
+    rows, others = np.array(a[2]), np.array(b[2])
+    if len(rows) < 2 or rows.shape != others.shape:
         return None
-    before, after = (_OF_SEQUENCES[name](found) for found in (rows, others))
+    before, after = (of_sequences(found) for found in (rows, others))
     if name.startswith("perplexity"):  # losses: their difference is the logarithm of the ratio
         ratio = bootstrap((after - before)[:, None], lambda mean: mean[..., 0]).map(exp)
     else:
@@ -194,7 +238,9 @@ def _paired_speed(first: RunData, second: RunData, precision: str) -> Change | N
     medians = [log(_median_speed(b[case]) / _median_speed(a[case])) for case in cases]
     low, high = np.exp(np.quantile(np.mean(logs, axis=0), [0.025, 0.975]))
     ratio = Estimate(exp(sum(medians) / len(medians)), float(low), float(high), 0.95)
-    return Change(ratio, f"{len(cases)} cases in pairs, repeats drawn anew")
+    measured = len({case for case in (*a, *b) if case[0] == precision})
+    of = f" of {measured}" if measured > len(cases) else ""
+    return Change(ratio, f"{len(cases)}{of} cases in pairs, repeats drawn anew")
 
 
 def _median_speed(samples: Sequence[Sample]) -> float:

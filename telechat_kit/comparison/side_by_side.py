@@ -1,26 +1,21 @@
 """Runs side by side: the conditions in which they differ, then every figure with the interval of its change."""
 
-import operator
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from telechat_kit.comparison.alignment import BUNDLE, Alignment, Tolerances, compare_bundles
-from telechat_kit.comparison.changes import Change, Figure, change, exact, figures
+from telechat_kit.comparison.changes import Change, Figure, Withheld, change, exact, figures
+from telechat_kit.comparison.comparable import impossible
 from telechat_kit.comparison.differing_conditions import run_conditions
+from telechat_kit.comparison.rules import Rule
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.performance.measurement import PUBLISHED
 
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-_RULE = re.compile(r"\s*(\w+(?:\[\d+/\d+\])?)\s*(<=|>=|<|>)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*(x?)\s*", re.I)
+#: What the guide's table is of
+PUBLISHED_MODEL = "TeleChat-7B"
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class FigureRow:
 
     name: str
     values: list[Figure | None]
-    changes: list[Change | None]
+    changes: list[Change | Withheld | None]
 
     @property
     def shown(self) -> Figure:
@@ -148,17 +143,28 @@ def _published(device: str) -> Side:
         for row in PUBLISHED
         if row.input_tokens
     }
-    told = {"model": "TeleChat-7B", "device": name, "batch": "1"}
+    told = {"model": PUBLISHED_MODEL, "device": name, "batch": "1"}
     return Side(f"published: {name}", told, rows)
 
 
 def _figure_row(name: str, sides: Sequence[Side]) -> FigureRow:
-    first, values = sides[0], [side.figures.get(name) for side in sides]
+    values = [side.figures.get(name) for side in sides]
     changes = [
-        change(name, values[0], value, (first.run, side.run) if first.run and side.run else None)
+        _change(name, sides[0], side, values[0], value)
         for side, value in zip(sides[1:], values[1:], strict=True)
     ]
     return FigureRow(name, values, changes)
+
+
+def _change(
+    name: str, first: Side, second: Side, before: Figure | None, now: Figure | None
+) -> Change | Withheld | None:
+    if first.run is not None and second.run is not None:
+        return change(name, before, now, (first.run, second.run))
+    models = [side.conditions.get("model", "") for side in (first, second)]
+    if not all(PUBLISHED_MODEL.lower() in model.lower() for model in models):
+        return Withheld("other model")
+    return change(name, before, now, None)
 
 
 def bundle_rows(sides: Sequence[Side], tolerances: Tolerances) -> list[BundleRow]:
@@ -189,53 +195,48 @@ def not_aligned(found: Comparison) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A condition for CI: a figure, a comparison, and a number that is a multiple of the first run's with `x`."""
+def broken_by(rule: Rule, found: Comparison) -> list[str]:
+    """What meets a condition, in words; empty if nothing does.
 
-    text: str
-    figure: str
-    operator: str
-    number: float
-    relative: bool
-
-    def broken_by(self, found: Comparison) -> list[str]:
-        """What meets the condition, in words; empty if nothing does.
-
-        Raises:
-            DataError: a run lacks the figure: silence would look like a pass.
-        """
-        rows = {row.name: row for row in found.figures}
-        if self.figure not in rows:
-            near = get_close_matches(self.figure, rows, n=1)
-            hint = f'Did you mean "{near[0]}"?' if near else f"Figures: {', '.join(rows)}."
-            raise ParameterError(f'--fail-if: there is no figure "{self.figure}". {hint}')
-        row = rows[self.figure]
-        start = 1 if self.relative or len(found.names) > 1 else 0
-        return [text for i in range(start, len(found.names)) if (text := self._judge(found.names[i], row, i))]
-
-    def _judge(self, name: str, row: FigureRow, index: int) -> str | None:
-        base, figure = row.values[0], row.values[index]
-        if figure is None or (self.relative and base is None):
-            raise DataError(
-                f"--fail-if: {name} or the first run has no {self.figure}. Run the step that measures it."
-            )
-        value = figure.estimate.value / (base.estimate.value if self.relative and base else 1)
-        if not _OPERATORS[self.operator](value, self.number):
-            return None
-        return f"{name}: {self.figure} is {value:.4g}{'x' if self.relative else ''}, fails on {self.text}"
+    Raises:
+        DataError: a run lacks the figure, holds one that cannot be true, or one that does not compare: silence would
+            look like a pass.
+        ParameterError: no run has a figure of that name.
+    """
+    rows = {row.name: row for row in found.figures}
+    if rule.figure not in rows:
+        near = get_close_matches(rule.figure, rows, n=1)
+        hint = f'Did you mean "{near[0]}"?' if near else f"Figures: {', '.join(rows)}."
+        raise ParameterError(f'--fail-if: there is no figure "{rule.figure}". {hint}')
+    row = rows[rule.figure]
+    start = 1 if rule.relative or len(found.names) > 1 else 0
+    for index in range(0 if rule.relative else start, len(found.names)):
+        _require(rule, found.names[index], row.values[index])
+    return [text for i in range(start, len(found.names)) if (text := _judge(rule, found.names[i], row, i))]
 
 
-def parse_rule(text: str) -> Rule:
-    """`tokens_per_second < 0.95x` or `perplexity_ratio > 1.05` as a rule."""
-    found = _RULE.fullmatch(text)
-    try:
-        number = float(found[3]) if found else None
-    except ValueError:
-        number = None
-    if found is None or number is None:
-        raise ParameterError(
-            f'--fail-if "{text}" is no condition. Write a figure, <, <=, > or >=, and a number, '
-            "with an x for a multiple of the first run: 'tokens_per_second < 0.95x'."
+def _require(rule: Rule, name: str, figure: Figure | None) -> None:
+    """Refuse a figure that is not there, or that cannot be true."""
+    if figure is None:
+        raise DataError(f"--fail-if: {name} has no {rule.figure}. Run the step that measures it.")
+    if wrong := impossible(rule.figure, figure.estimate):
+        raise DataError(
+            f"--fail-if: {rule.figure} of {name} cannot be true: {wrong}. Run the step that measures it again."
         )
-    return Rule(text.strip(), found[1], found[2], number, bool(found[4]))
+
+
+def _judge(rule: Rule, name: str, row: FigureRow, index: int) -> str | None:
+    figure = row.values[index]
+    assert figure is not None
+    value = figure.estimate.value
+    if rule.relative:
+        changed = row.changes[index - 1]
+        if not isinstance(changed, Change):
+            reason = changed.reason if isinstance(changed, Withheld) else "one of them is missing"
+            raise DataError(
+                f"--fail-if: {rule.figure} of {name} does not compare with the first run's: {reason}."
+            )
+        value = changed.ratio.value
+    if not rule.holds(value):
+        return None
+    return f"{name}: {rule.figure} is {value:.4g}{'x' if rule.relative else ''}, fails on {rule.text}"

@@ -5,23 +5,27 @@ the speed, and names both engines. `said` gives whole sentences; how they look i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import floor, log10
 from statistics import geometric_mean
 
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import CaseResult
-from telechat_kit.precision import PrecisionRecord
+from telechat_kit.precision import Divergence, Group, PrecisionRecord
+from telechat_kit.precision.kinds import like_calibration
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
 
-LIKE_CALIBRATION = "text like the calibration's"
-OWN_TEXT = "the text of text_path"
+#: What the kit's kinds of text are called; other texts by their own names
+KIND_NAMES = {"zh": "Chinese", "en": "English", "docs": "documentation"}
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What int8 costs on one kind of text, W8A8 against float on the same tokens."""
+    """What int8 costs on one text, W8A8 against float on the same tokens.
+
+    `like_calibration`: calibration read of the same text, or of one of the same kind; None: what it read is not known.
+    """
 
     text: str
     tokens: int
@@ -29,6 +33,7 @@ class TextLoss:
     perplexity_ratio: Estimate
     kl: Estimate  # nats per token
     same_token: Estimate  # share of positions with the same most likely token
+    like_calibration: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -84,31 +89,31 @@ def verdict(
 
 
 def losses(precision: PrecisionRecord, quantized: QuantizeRecord | None = None) -> list[TextLoss]:
-    """The loss by kind of text, largest mean KL first."""
-    recipe, main = quantized.recipe if quantized else None, precision.divergence
-    like = recipe is not None and recipe.calibration_source == precision.text_source
+    """The loss by text, largest mean KL first: that of `text_path`, those by kind, those by language."""
+    groups: list[tuple[str, Divergence | Group]] = [(precision.text_source, precision.divergence)]
+    groups += [(loss.kind, loss.figures) for loss in precision.kinds]
+    groups += [(f"{group.name} lines", group) for group in precision.languages]
+    like = _like_calibration(precision, quantized)
     found = [
         TextLoss(
-            LIKE_CALIBRATION if like else OWN_TEXT,
-            main.tokens,
-            main.perplexity_float.value,
-            main.perplexity_ratio,
-            main.kl_mean,
-            main.top1_agreement,
+            KIND_NAMES.get(name, name),
+            figures.tokens,
+            figures.perplexity_float.value,
+            figures.perplexity_ratio,
+            figures.kl_mean,
+            figures.top1_agreement,
+            None if like is None else name in like,
         )
-    ]
-    found += [
-        TextLoss(
-            group.name,
-            group.tokens,
-            group.perplexity_float.value,
-            group.perplexity_ratio,
-            group.kl_mean,
-            group.top1_agreement,
-        )
-        for group in precision.languages
+        for name, figures in groups
     ]
     return sorted(found, key=lambda loss: -loss.kl.value)
+
+
+def _like_calibration(precision: PrecisionRecord, quantized: QuantizeRecord | None) -> list[str] | None:
+    """The texts that are like the calibration's; of a record from before it told, by what 02_quantize says."""
+    if precision.like_calibration is not None or quantized is None or quantized.recipe is None:
+        return precision.like_calibration
+    return like_calibration({precision.text_source: precision.text_sha256}, asdict(quantized.recipe))
 
 
 def speed_gain(record: PerformanceRecord) -> SpeedGain:
@@ -151,10 +156,10 @@ def _mean_ratio(pairs: Sequence[tuple[Estimate, Estimate]]) -> Estimate | None:
 
 
 def said(found: Verdict) -> list[str]:
-    """The verdict in sentences: the worst text, the other texts, answers, then what int8 brings."""
+    """The verdict in sentences: the worst text, text like the calibration's against other, answers, what int8 brings."""
     level = f"W8A8 at level {found.level}" if found.level else "W8A8 as given" if found.given else "W8A8"
-    lines = [f"{level}, on {_on(found.worst)}: {loss_said(found.worst)}."]
-    lines += [f"On {_on(loss)}: {loss_said(loss)}." for loss in found.losses[1:]]
+    worst = found.worst
+    lines = [f"{level}, on {worst.text} ({worst.tokens:,} tokens): {loss_said(worst)}.", against_said(found)]
     if found.answers:
         lines.append(f"{found.answers_equal} of {found.answers} answers are the same to the last token.")
     if found.size_ratio is not None:
@@ -164,8 +169,22 @@ def said(found: Verdict) -> list[str]:
     return lines
 
 
-def _on(loss: TextLoss) -> str:
-    return f"{loss.text} ({loss.tokens:,} tokens)"
+def against_said(found: Verdict) -> str:
+    """The worst of the texts that are like the calibration's, against the worst of the others."""
+    like = next((loss for loss in found.losses if loss.like_calibration), None)
+    other = next((loss for loss in found.losses if loss.like_calibration is False), None)
+    if like and other:
+        return (
+            f"Mean KL from float, nats per token, at the worst: {shown(like.kl)} on text like the calibration's "
+            f"({like.text}), {shown(other.kl)} on other text ({other.text})."
+        )
+    worst = found.worst
+    kl = f"Mean KL from float, nats per token, at the worst: {shown(worst.kl)} ({worst.text})."
+    if like:
+        return f"{kl} All texts are like the calibration's: what other text costs was not measured."
+    return (
+        f"{kl} No text is like the calibration's." if other else f"{kl} What was calibrated on is not known."
+    )
 
 
 def loss_said(loss: TextLoss) -> str:

@@ -8,6 +8,7 @@ from telechat_kit.environment.checkpoint_checks import (
     model_parts,
     prepare_checkpoint,
 )
+from telechat_kit.environment.parcel import write_parcel
 from telechat_kit.environment.releases import required_versions
 from telechat_kit.environment.setup import SCHEMA, SetupRecord, check, check_setup
 
@@ -24,4 +25,5 @@ __all__ = [
     "prepare_checkpoint",
     "required_versions",
     "to_do",
+    "write_parcel",
 ]

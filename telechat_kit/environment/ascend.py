@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from telechat_kit.backends.npu.toolkit import toolkit_version
 from telechat_kit.environment.npu_smi import Chip, parse
 from telechat_kit.environment.probe import DRIVER, Outcome, Probe, parent, parse_values
 
@@ -131,18 +132,10 @@ def _ranges(text: str) -> tuple[tuple[str, str], ...]:
 def _toolkit(probe: Probe) -> Toolkit | None:
     sourced = probe.environ.get("ASCEND_HOME_PATH") or probe.environ.get("ASCEND_TOOLKIT_HOME")
     for home in filter(None, (sourced, *TOOLKITS)):
-        version = _toolkit_version(probe, home.rstrip("/"))
+        version = toolkit_version(home.rstrip("/"), probe.arch, probe.values)
         if version:
             return Toolkit(home.rstrip("/"), version, home == sourced)
     return None
-
-
-def _toolkit_version(probe: Probe, home: str) -> str | None:
-    version = probe.values(f"{home}/{probe.arch}-linux/ascend_toolkit_install.info").get("version")
-    if version:
-        return version
-    running = probe.values(f"{home}/version.cfg").get("toolkit_running_version", "")
-    return running.strip("[]").rpartition(":")[2] or None
 
 
 def _kernels(probe: Probe, toolkit: Toolkit) -> str | None:

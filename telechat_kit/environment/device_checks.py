@@ -43,16 +43,16 @@ def _chip(stack: AscendStack, probe: Probe, releases: AscendReleases, index: int
         return Check("chip", f"none: {stack.smi_failure}", required, "missing", _no_chip(stack, probe))
     names = [chip.name for chip in stack.chips]
     found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    unknown = next((name for name in names if releases.family(name) is None), None)
-    if unknown:
-        advice = f"the kit does not know which operators {unknown} has: run with -p device cpu"
-        return Check("chip", found, required, "wrong", advice)
     visible = _visible(probe.environ, len(names))
     if index >= len(visible):
         choice = f"choose npu:0 to npu:{len(visible) - 1}" if visible else "no chip is visible"
         advice = f"there is no npu:{index}: {choice}, or correct ASCEND_RT_VISIBLE_DEVICES"
         return Check("chip", f"{found}, {len(visible)} visible", required, "wrong", advice)
     chip = stack.chips[visible[index]]
+    if releases.family(chip.name) is None:
+        why = releases.outsider(chip.name) or f"the kit does not know which operators {chip.name} has"
+        advice = f"{why}: run with -p device cpu, or take a {listed(list(releases.chips))}"
+        return Check("chip", found, required, "wrong", advice)
     if chip.health != "OK":
         advice = f"npu:{index} reports {chip.health}: npu-smi info -t health -i {chip.card}"
         return Check("chip", found, required, "warning", advice)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
-_NAME, _NUMBER = re.compile(r"(\d+)\s+(\S.*)"), re.compile(r"\d+")
-_BUS = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-fxX]{2}:")
+_NAME, _NUMBER = re.compile(r"(\d+)\s+(?!\d+$)(\S.*)"), re.compile(r"\d+")
+#: A 310B has no bus number
+_BUS = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-fxX]{2}:|NA$")
 _VERSION = re.compile(r"npu-smi\s+([0-9]\S*)")
 
 

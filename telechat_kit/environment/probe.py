@@ -3,10 +3,12 @@
 Every check asks a `Probe`, so the recorded outputs of another machine go the same way as the machine at hand.
 """
 
+import getpass
 import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +74,14 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def user_name() -> str:
+    """Name of the user; empty in a container that knows no name for the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""
+
+
 @dataclass(frozen=True)
 class Probe:
     """What the checks may ask a machine. Paths are absolute ones of that machine, below `root` here."""
@@ -85,6 +95,9 @@ class Probe:
     import_torch_npu: Callable[[], Outcome] = import_torch_npu
     free_memory: Callable[[], float] = lambda: psutil.virtual_memory().available
     free_disk: Callable[[Path], float] = lambda folder: shutil.disk_usage(folder).free
+    home: Path = field(default_factory=Path.home)
+    user: str = field(default_factory=user_name)
+    host: str = field(default_factory=socket.gethostname)
 
     def path(self, absolute: str) -> Path:
         return self.root / absolute.lstrip("/")
@@ -99,13 +112,16 @@ class Probe:
         except OSError:
             return []
 
+    def text(self, absolute: str) -> str:
+        """A small file; empty where it is not there or not readable."""
+        try:
+            return self.path(absolute).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
     def values(self, absolute: str) -> dict[str, str]:
         """The `key=value` or `key : value` lines of a version file; empty where it is not there or not readable."""
-        try:
-            text = self.path(absolute).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return {}
-        return parse_values(text)
+        return parse_values(self.text(absolute))
 
     @property
     def in_container(self) -> bool:

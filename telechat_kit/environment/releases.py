@@ -1,9 +1,10 @@
 """Which versions belong together: the rows of `environment/versions.yaml`, and how versions are compared."""
 
 import re
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,24 @@ class Pair:
 
 @dataclass(frozen=True)
 class Release:
-    """A CANN version and what was published with it. `drivers`: all that are allowed, where that was published."""
+    """A CANN version and what was published with it. `drivers`: all that are allowed, where that was published.
+
+    `driver` is empty where the driver that belongs to it was not found.
+    """
 
     note: str
-    driver: str
     pairs: tuple[Pair, ...]
+    driver: str = ""
     drivers: tuple[str, ...] = ()
     firmware: str = ""
-    also_torch_npu_of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compatible:
+    """Releases whose torch_npu builds (`builds_of`) are published as running on all of the others (`run_on`)."""
+
+    builds_of: tuple[str, ...]
+    run_on: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,14 @@ class Family:
     names: tuple[str, ...]
     kernels: str
     package: str
+
+
+@dataclass(frozen=True)
+class Outsider:
+    """Chips that are none of the kit's, and what sets them apart from the family they look like."""
+
+    names: tuple[str, ...]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -62,12 +81,47 @@ class AscendReleases:
     recommended: VersionSet
     operators: tuple[str, ...]
     chips: dict[str, Family]
+    outside: dict[str, Outsider]
+    compatible: tuple[Compatible, ...]
+    interchangeable_ops: tuple[str, ...]
     cann: dict[str, Release]
 
     def family(self, chip_name: str) -> str | None:
         """The family of a chip by the name that npu-smi prints, with or without "Ascend" before it."""
         names = {chip_name, chip_name.removeprefix("Ascend")}
         return next((key for key, family in self.chips.items() if names & set(family.names)), None)
+
+    def outsider(self, chip_name: str) -> str:
+        """Why a chip that looks like one of the kit's is none; empty for one that the kit never heard of."""
+        name = chip_name.removeprefix("Ascend")
+        return next((other.why for other in self.outside.values() if name in other.names), "")
+
+    def owner(self, torch_npu: str) -> str | None:
+        """The CANN row that a torch_npu build was published with."""
+        rows = self.cann.items()
+        return next((name for name, row in rows if torch_npu in [p.torch_npu for p in row.pairs]), None)
+
+    def runs_on(self, torch_npu: str, row: str) -> bool:
+        """Whether a torch_npu build is published as running on the releases that the row `row` of CANN judges.
+
+        A build that no row names is taken for one of them if the builds before and behind it, of the same torch, are.
+        """
+        owner = self.owner(torch_npu)
+        if owner is not None:
+            return owner == row or any(
+                owner in table.builds_of and row in table.run_on for table in self.compatible
+            )
+        builds = [pair.torch_npu for release in self.cann.values() for pair in release.pairs]
+        same = sorted(filter(partial(_same_base, torch_npu), builds), key=Version)
+        place = bisect([Version(build) for build in same], Version(torch_npu))
+        return 0 < place < len(same) and all(
+            self.runs_on(build, row) for build in same[place - 1 : place + 1]
+        )
+
+    def newer_than_all(self, torch_npu: str) -> bool:
+        """Whether a torch_npu build is newer than every one in the list."""
+        builds = [pair.torch_npu for release in self.cann.values() for pair in release.pairs]
+        return Version(torch_npu) > max(map(Version, builds))
 
     def release(self, cann: str) -> tuple[str, Release] | None:
         """The row of a CANN version, or of the nearest version of its series before it (8.5.1 -> 8.5.0)."""
@@ -144,6 +198,10 @@ def base_version(version: str) -> str:
         return Version(version).base_version
     except InvalidVersion:
         return version
+
+
+def _same_base(one: str, other: str) -> bool:
+    return base_version(one) == base_version(other)
 
 
 def listed(words: Sequence[str], last: str = "or") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from telechat_kit.backends import DEVICES, backend_for, resolve_device, split_devices
+from telechat_kit.backends import DEVICES, backend_for, choose_device, resolve_device, split_devices
 from telechat_kit.environment.ascend import has_ascend, read_stack
 from telechat_kit.environment.check import Check
 from telechat_kit.environment.checkpoint_checks import Part, checkpoint_checks, model_parts, weights_bytes
@@ -66,6 +66,7 @@ def check(
     rows = [*_version_checks(kind, probe)]
     if kind == "npu":
         rows += _npu_checks(probe, indices, _footprint(folder, len(indices)))
+        rows += [_chosen_device(npu_is_here=True)] if device == "auto" else []
     else:
         rows += _other_device_checks(probe, device)
     rows += _resource_checks(probe, folder, resolve(run_folder))
@@ -156,6 +157,9 @@ def _npu_checks(probe: Probe, indices: Sequence[int], needed: Footprint | None) 
 def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
     found = "one is here and not used" if has_ascend(probe) else "no NPU"
     yield Check("chip", found, f"none, device is {device}", "ok")
+    if device == "auto":
+        yield _chosen_device()
+        return
     try:
         target = resolve_device(device)
     except DeviceError as error:
@@ -163,6 +167,19 @@ def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
         return
     name = f"{target.type}: {backend_for(target.type).device_name()}"
     yield Check("device", name, "cpu, cuda or npu", "ok")
+
+
+def _chosen_device(npu_is_here: bool = False) -> Check:
+    """What "auto" means here, and why."""
+    choice = choose_device()
+    found = f"{choice.kind}: {backend_for(choice.kind).device_name()}" + (
+        f" ({choice.why})" if choice.why else ""
+    )
+    required = "auto: npu, else cuda, else cpu"
+    if npu_is_here and choice.kind != "npu":
+        advice = f"a run with device: auto would use the {choice.kind}: put right what stands above, or name the device"
+        return Check("device", found, required, "warning", advice)
+    return Check("device", found, required, "ok")
 
 
 def _footprint(folder: Path, devices: int) -> Footprint | None:

@@ -24,13 +24,17 @@ def stack_checks(
 
 def _driver(stack: AscendStack, releases: AscendReleases, install: str) -> Check:
     row = releases.release(stack.toolkit.version) if stack.toolkit else None
-    wanted = row[1].drivers or (row[1].driver,) if row else ()
-    required = f"{listed(wanted)} (CANN {row[0]})" if row else "as CANN requires"
+    wanted = row[1].drivers or tuple(filter(None, (row[1].driver,))) if row else ()
+    if row and not wanted:
+        required = f"not known for CANN {row[0]}"
+    else:
+        required = f"{listed(wanted)} (CANN {row[0]})" if row else "as CANN requires"
     if stack.driver is None:
         return Check("driver", "not found", required, "missing", install)
-    if row is None or any(allows(pattern, stack.driver) for pattern in wanted):
+    if row is None or not wanted or any(allows(pattern, stack.driver) for pattern in wanted):
         return Check("driver", stack.driver, required, "ok")
-    if release_key(stack.driver) < release_key(wanted[0].removesuffix(".X")):
+    # only a list of all that are allowed can say that one is not
+    if row[1].drivers and release_key(stack.driver) < release_key(wanted[0].removesuffix(".X")):
         advice = f"too old for CANN {row[0]}: install driver {row[1].driver} on the host, {PAGE}, step 1"
         return Check("driver", stack.driver, required, "wrong", advice)
     advice = f"not among the drivers published for CANN {row[0]}: if a run fails, try {row[1].driver}"
@@ -76,7 +80,10 @@ def _kernels(stack: AscendStack, toolkit: Toolkit, releases: AscendReleases) -> 
     folders = [folder.removeprefix("ascend") for folder in stack.kernel_folders]
     found = f"{stack.kernels} for {listed(folders, 'and')}" if folders else stack.kernels
     fits = name is None or releases.chips[name].kernels in stack.kernel_folders
-    if fits and release_key(stack.kernels)[:3] == release_key(toolkit.version)[:3]:
+    if fits and (
+        release_key(stack.kernels)[:3] == release_key(toolkit.version)[:3]
+        or {stack.kernels, toolkit.version} <= set(releases.interchangeable_ops)
+    ):
         return Check("kernels", found, required, "ok")
     return Check("kernels", found, required, "wrong", advice)
 

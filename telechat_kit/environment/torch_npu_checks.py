@@ -8,7 +8,9 @@ from packaging.version import Version
 from telechat_kit.environment.ascend import PAGE, AscendStack, Toolkit
 from telechat_kit.environment.check import Check, Verdict
 from telechat_kit.environment.probe import Probe
-from telechat_kit.environment.releases import AscendReleases, Pair, Release, base_version, listed
+from telechat_kit.environment.releases import AscendReleases, base_version, listed, release_key
+
+_NEWER = "newer than every set that the kit knows, which need not be wrong"
 
 
 def torch_npu_checks(
@@ -89,14 +91,17 @@ def _version_set(stack: AscendStack, toolkit: Toolkit, releases: AscendReleases,
         )
     row = releases.release(cann)
     if row is None:
-        return _row(found, "warning", f"the kit knows no set of CANN {cann}; {PAGE} lists those it knows")
-    if torch_npu in _fitting(row[1], releases):
+        newer = release_key(cann) > release_key(list(releases.cann)[-1])
+        advice = _NEWER if newer else f"the kit knows no set of CANN {cann}"
+        return _row(found, "warning", f"{advice}; {PAGE} lists the sets that it knows")
+    if releases.runs_on(torch_npu, row[0]):
         too_old = Version(base_version(torch)) < Version(lowest_torch)
         return _row(found, "wrong", f"too old for the kit: {way}") if too_old else _row(found, "ok", "")
-    owner = next((name for name, other in releases.cann.items() if torch_npu in _builds(other.pairs)), None)
+    owner = releases.owner(torch_npu)
     if owner:
         return _row(found, "wrong", f"torch_npu {torch_npu} is built for CANN {owner}: {way}")
-    return _row(found, "warning", f"not published for CANN {row[0]}: if a run fails, {way}")
+    why = _NEWER if releases.newer_than_all(torch_npu) else f"not published for CANN {row[0]}"
+    return _row(found, "warning", f"{why}: if a run fails, {way}")
 
 
 def _row(found: str, verdict: Verdict, advice: str) -> Check:
@@ -123,13 +128,3 @@ def _install(stack: AscendStack, releases: AscendReleases, lowest_torch: str) ->
     same = [pair for pair in pairs if stack.torch and pair.torch == base_version(stack.torch)]
     pair = (same or pairs)[0]
     return f"pip install torch=={pair.torch} torch_npu=={pair.torch_npu}"
-
-
-def _fitting(release: Release, releases: AscendReleases) -> set[str]:
-    """The torch_npu builds that are published as running on a CANN release."""
-    others = (releases.cann[name].pairs for name in release.also_torch_npu_of)
-    return _builds(release.pairs).union(*(_builds(pairs) for pairs in others))
-
-
-def _builds(pairs: tuple[Pair, ...]) -> set[str]:
-    return {pair.torch_npu for pair in pairs}

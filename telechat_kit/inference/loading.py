@@ -3,18 +3,16 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from telechat_kit.backends import backend_for, resolve_device, split_devices
-from telechat_kit.files import resolve
+from telechat_kit.files import absolute
 from telechat_kit.inference.memory import explained, require_room
 from telechat_kit.inference.parallel import team_of
 from telechat_kit.model.checkpoint import build_float, build_float_part, build_w8a8, config_folder
 from telechat_kit.model.folder import is_w8a8, read_config
-from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.sharding import WHOLE, Shard, join
-from telechat_kit.model.w8a8 import linear_names
+from telechat_kit.model.w8a8 import prepare
 
 
 def load_model(
@@ -28,7 +26,8 @@ def load_model(
 
     Args:
         folder: an official checkpoint, the demo model, or a quantized folder: the kit's and msModelSlim's
-            safetensors (either description), msModelSlim's `.npy` dictionaries, compressed-tensors.
+            safetensors (either description), msModelSlim's `.npy` dictionaries, compressed-tensors. A
+            relative path is relative to the current folder.
         device: "auto", "cpu", or a device that is present; several with commas between them share the model.
         dtype: of the float tensors; None takes float32 on the CPU and a half precision elsewhere, the
             checkpoint's own if the device has it. Int8 weights stay int8.
@@ -44,7 +43,7 @@ def load_model(
         >>> model.config.n_layer
         4
     """
-    folder, beside = resolve(folder), None if model_path is None else resolve(model_path)
+    folder, beside = absolute(folder), None if model_path is None else absolute(model_path)
     if len(devices := split_devices(device)) > 1:
         return team_of(devices).load(load_part, join_parts, folder, beside, dtype)
     model = load_part(folder, beside, dtype, device)
@@ -75,17 +74,3 @@ def join_parts(model: TelechatForCausalLM, shard: Shard) -> None:
     with explained("preparing the weights", backend_for(model.device.type)):
         join(model, shard)
         prepare(model)
-
-
-def prepare(model: TelechatForCausalLM) -> None:
-    """Bring the weights of `model`, which lies on its device, into the form that the device multiplies with.
-
-    The head keeps its own: it may be tied to the embedding, whose rows are looked up.
-    """
-    backend = backend_for(model.device.type)
-    for name in linear_names(model):
-        linear = model.get_submodule(name)
-        if isinstance(linear, W8A8Linear):
-            linear.prepare()
-        elif isinstance(linear, nn.Linear):
-            backend.prepare_float_linear(linear)

@@ -8,6 +8,7 @@ import torch
 
 from telechat_kit.backends import Backend, backend_for
 from telechat_kit.backends.data_sheets import SHEETS, DataSheet
+from telechat_kit.backends.failures import is_out_of_memory
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.sharding import Shard
@@ -97,7 +98,7 @@ def explained(case: str, backend: Backend) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         peak, free = backend.peak_memory_bytes(), backend.free_memory_bytes()
         raise DeviceError(

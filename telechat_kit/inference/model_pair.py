@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -109,13 +110,25 @@ class Pair:
                 self._loaded[name] = self._load(name)
         return self._loaded
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the W8A8 weights were made, as their `quantize.json` tells; empty where it does not."""
+        return _read_recipe(self.w8a8_folder / "quantize.json")
+
     def conditions(self) -> Conditions:
         """Conditions of a measurement on this pair."""
         return conditions(self.device, self.devices, **self.folders)
 
 
 def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: int) -> list[Block]:
-    """Blocks of the text that the W8A8 model was not calibrated on, as its `quantize.json` tells."""
+    """Blocks of the text `source` that the W8A8 model was not calibrated on, as its `quantize.json` tells."""
+    return unseen_blocks(pair, load_text(source), length, count, seed)
+
+
+def unseen_blocks(
+    pair: Pair, text: Text, length: int, count: int, seed: int, fewest: int | None = None
+) -> list[Block]:
+    """Blocks of `text` that the W8A8 model was not calibrated on; `fewest` as `token_blocks` takes it."""
     if length < 2:
         raise ParameterError(
             f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
@@ -126,9 +139,16 @@ def evaluation_blocks(pair: Pair, source: str, length: int, count: int, seed: in
             f"sequences of {length} tokens: the model was trained on at most {context}. Beyond that neither side is what "
             "its users see; lower text_tokens."
         )
-    text = load_text(source)
-    seen = _calibrated_on(pair.w8a8_folder / "quantize.json", text)
-    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen)
+    seen = _calibrated_on(pair.recipe, text)
+    return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen, fewest=fewest)
+
+
+def _calibrated_on(recipe: dict[str, Any], text: Text) -> list[tuple[int, int]]:
+    """Ranges of the text's tokens that calibration has seen, of this text alone or as one kind among others."""
+    seen = recipe.get("calibration_blocks", []) if recipe.get("calibration_sha256") == text.sha256 else []
+    for share in recipe.get("calibration_kinds", []):
+        seen = seen + share["blocks"] if share["sha256"] == text.sha256 else seen
+    return [(low, high) for low, high in seen]
 
 
 class _Share(BaseModel):
@@ -136,27 +156,25 @@ class _Share(BaseModel):
     blocks: list[tuple[int, int]]
 
 
-class _Seen(BaseModel):
-    """What the recipe in `quantize.json` tells of the texts that it was calibrated on."""
+class _Recipe(BaseModel):
+    """What an evaluation reads of the recipe in `quantize.json`."""
 
     calibration_sha256: str = ""
     calibration_blocks: list[tuple[int, int]] = []
     calibration_kinds: list[_Share] = []
+    ingredients: list[str] = []
+    seed: int = 0
 
 
-def _calibrated_on(path: Path, text: Text) -> list[tuple[int, int]]:
-    """Ranges of the text's tokens that calibration has seen, of this text alone or as one kind among others."""
-    if not path.is_file():
-        return []
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in `quantize.json`; empty where there is none."""
+    found = (read_object(path).get("recipe") or {}) if path.is_file() else {}
     try:
-        recipe = _Seen.model_validate(read_object(path).get("recipe") or {})
+        _Recipe.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
             f"{path}: recipe.{'.'.join(map(str, first['loc']))}: {first['msg']}. Quantize again, or remove the file: "
             "then nothing tells which text calibration has seen."
         ) from error
-    seen = recipe.calibration_blocks if recipe.calibration_sha256 == text.sha256 else []
-    return seen + [
-        block for share in recipe.calibration_kinds if share.sha256 == text.sha256 for block in share.blocks
-    ]
+    return found

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM, TelechatModel
+from telechat_kit.model.quantizer import register_w8a8
 from telechat_kit.model.telechat3 import Telechat3ForCausalLM, Telechat3Model
 from telechat_kit.model.tokenization import load_tokenizer, register_tokenizers
 
@@ -23,7 +24,7 @@ __all__ = [
 
 
 def register() -> None:
-    """Make transformers' Auto classes load TeleChat folders without remote code."""
+    """Make transformers' Auto classes load TeleChat folders, float and W8A8, without remote code."""
     networks = (
         (TelechatConfig, TelechatModel, TelechatForCausalLM),
         (Telechat3Config, Telechat3Model, Telechat3ForCausalLM),
@@ -33,6 +34,7 @@ def register() -> None:
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, with_head, exist_ok=True)
         register_tokenizers(config)
+    register_w8a8()
 
 
 register()

@@ -47,6 +47,15 @@ def offset_correction(quantized: Tensor, input_offset: Tensor) -> Tensor:
     return quantized.sum(dim=1).float() * input_offset.float()
 
 
+def _keep_stored(
+    destination: dict[str, Any], prefix: str, held: Mapping[str, Tensor | None], stored: Mapping[str, Tensor]
+) -> None:
+    """In a state dict, put the tensors as `stored` in the place of those that a device has made of them."""
+    for name in held:
+        destination.pop(prefix + name, None)
+    destination.update({prefix + name: tensor for name, tensor in stored.items()})
+
+
 class W8A8Linear(nn.Module):
     """`y = (clamp(round(x / input_scale) + input_offset) . weight^T + quant_bias) * deq_scale`, product in int32."""
 
@@ -79,10 +88,7 @@ class W8A8Linear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """A state dict holds the tensors as on disk, whatever form the device multiplies with."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        stored = self.stored_tensors()
-        for name in self._buffers:
-            destination.pop(prefix + name, None)
-        destination.update({prefix + name: tensor for name, tensor in stored.items()})
+        _keep_stored(destination, prefix, self._buffers, self.stored_tensors())
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         for name, tensor in self.stored_tensors().items():
@@ -114,16 +120,35 @@ class DynamicW8A8Linear(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.out_features, self.in_features = tensors["weight"].shape
         self.register_buffer("weight", tensors["weight"].contiguous())
         self.register_buffer("weight_scale", tensors["weight_scale"].float().squeeze(1))
         self.register_buffer("bias", tensors["bias"].float() if "bias" in tensors else None)
+        self.prepared = False
+
+    def prepare(self) -> None:
+        """As `W8A8Linear.prepare`."""
+        tensors = dict(self.named_buffers())
+        for name, tensor in backend_for(self.weight.device.type).prepare_dynamic_linear(tensors).items():
+            self.register_buffer(name, tensor)
+        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = backend_for(x.device.type)
-        return backend.dynamic_int8_linear(x, self.weight, self.weight_scale, self.bias)
+        return backend_for(x.device.type).dynamic_int8_linear(x, **self._buffers)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors that this linear was made of, whatever the device has made of them."""
+        if not self.prepared:
+            return dict(self.named_buffers())
+        backend = backend_for(self.weight.device.type)
+        return backend.restore_dynamic_linear(dict(self.named_buffers()), self.out_features, self.in_features)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        _keep_stored(destination, prefix, self._buffers, self.stored_tensors())
 
     def extra_repr(self) -> str:
-        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class FloatLinear(nn.Linear):

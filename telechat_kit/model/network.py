@@ -1,17 +1,23 @@
 """The TeleChat network for torch and transformers. Module names are those of the published checkpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from telechat_kit.backends import backend_for
+from telechat_kit.errors import CheckpointError
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.folder import description_path, weight_files
 from telechat_kit.model.hadamard import plain_rotation
 from telechat_kit.model.rotary import Rotary
+
+#: The name of the kit's W8A8 folders among transformers' quantization methods
+W8A8_METHOD = "telechat-w8a8"
 
 
 class TelechatRMSNorm(nn.Module):
@@ -54,7 +60,7 @@ class TelechatAttention(nn.Module):
         backend = backend_for(x.device.type)
         batch, length, _ = x.shape
         query, key, value = (part.transpose(1, 2) for part in self.project(x))
-        query, key = backend.rotate(query, *tables), backend.rotate(key, *tables)
+        query, key = backend.rotate(query, key, *tables)
         if past is not None:
             key, value = past.update(key, value, self.layer)
         mixed = backend.attention(query, key, value, mask)
@@ -114,6 +120,47 @@ class TelechatPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["TelechatBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> "TelechatPreTrainedModel":
+        """transformers' own; a folder of W8A8 weights gives the int8 model, through `model.quantizer`.
+
+        Raises:
+            CheckpointError: the W8A8 weights are damaged, do not fit config.json, or lie on no disk of this machine.
+        """
+        name = pretrained_model_name_or_path
+        folder = Path(name or "", kwargs.get("subfolder") or "")
+        if name is not None and folder.is_dir() and description_path(folder) is not None:
+            if not isinstance(config, PreTrainedConfig):
+                own = {key: value for key, value in kwargs.items() if key in ("dtype", "torch_dtype")}
+                config, kwargs = cls.config_class.from_pretrained(
+                    config or name, return_unused_kwargs=True, **kwargs
+                )
+                kwargs.update(own)
+            config.quantization_config = {"quant_method": W8A8_METHOD}
+            config.transformers_weights = weight_files(folder)[0].name
+        elif name is not None and not folder.is_dir() and getattr(config, "quantize", None):
+            raise CheckpointError(f"{name} is quantized, and is read from a folder only. Download it first.")
+        return super().from_pretrained(name, *model_args, config=config, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: Any, checkpoint_files: list[str], load_config: Any, *others: Any
+    ) -> tuple[Any, Any]:
+        """Where transformers reads the weights. Those of a W8A8 folder are the quantizer's to read."""
+        quantizer = load_config.hf_quantizer
+        if quantizer is None or quantizer.quantization_config.quant_method != W8A8_METHOD:
+            return PreTrainedModel._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, *others
+            )
+        folder = Path(checkpoint_files[0]).parent
+        return quantizer.load(model, folder, load_config.dtype, load_config.device_map), None
 
 
 class TelechatModel(TelechatPreTrainedModel):

@@ -34,9 +34,13 @@ class ShardedDynamicLinear(DynamicW8A8Linear):
 
     def __init__(self, linear: DynamicW8A8Linear, add_up: AddUp, largest: AddUp) -> None:
         nn.Module.__init__(self)
+        self.out_features, self.in_features = linear.out_features, linear.in_features
         for name, tensor in linear._buffers.items():
             self.register_buffer(name, tensor)
-        self.add_up, self.largest = add_up, largest
+        self.add_up, self.largest, self.prepared = add_up, largest, False
+
+    def prepare(self) -> None:
+        """Nothing: the exact products of parts are taken of the weight as it is."""
 
     def forward(self, x: Tensor) -> Tensor:
         backend = backend_for(x.device.type)

@@ -21,7 +21,7 @@ from transformers.models.auto import tokenization_auto
 from transformers.utils import cached_file
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.files import resolve
+from telechat_kit.files import absolute
 from telechat_kit.model.config_files import read_object, require_config
 from telechat_kit.model.tokenizer_files import guarded
 
@@ -226,7 +226,7 @@ def register_tokenizers(config_class: type[PreTrainedConfig]) -> None:
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of a model folder: official, quantized or demo.
+    """Tokenizer of a model folder: official, quantized or demo; a relative path is relative to the current folder.
 
     Raises:
         CheckpointError: the folder, its config.json or its tokenizer file is not there or damaged, or the tokenizer
@@ -237,7 +237,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         >>> len(tokenizer)
         262
     """
-    folder = resolve(folder)
+    folder = absolute(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder. Correct the path, or put the checkpoint there.")
     for names in (("config.json",), ("tokenizer.model", "tokenizer.json")):

@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.backends import backend_for
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.config_files import read_object
 from telechat_kit.model.configuration import TelechatConfig
@@ -251,3 +252,16 @@ def _place_float(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.
     }
     model.load_state_dict(values, strict=False, assign=True)
     model.tie_weights()
+
+
+def prepare(model: TelechatForCausalLM) -> None:
+    """Bring the weights of `model` into the form that the devices on which they lie multiply with.
+
+    The head keeps its own: it may be tied to the embedding, whose rows are looked up.
+    """
+    for name in linear_names(model):
+        linear = model.get_submodule(name)
+        if isinstance(linear, W8A8Linear | DynamicW8A8Linear):
+            linear.prepare()
+        elif isinstance(linear, nn.Linear):
+            backend_for(linear.weight.device.type).prepare_float_linear(linear)

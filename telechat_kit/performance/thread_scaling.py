@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from telechat_kit.backends import split_devices
+from telechat_kit.backends import choose_device, split_devices
 from telechat_kit.errors import ParameterError
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.timed_samples import Sample, median_of_known, unstable
@@ -77,9 +77,10 @@ def plan_threads(counts: Sequence[int], device: str, available: int | None = Non
             f"thread_counts is {list(counts)}: each must be 1 or more. Leave it empty for none."
         )
     kinds = [part.partition(":")[0] for part in split_devices(device)]
+    kinds = [choose_device().kind] if kinds == ["auto"] else kinds
     asked, limit = list(dict.fromkeys(counts)), available
     reason = f"the process may use {available} of the machine's CPUs"
-    if kinds not in (["cpu"], ["auto"]):
+    if kinds != ["cpu"]:
         limit, reason = 0, f"they are timed on one CPU, and the device is {device}"
     left_out = [count for count in asked if count > limit]
     if left_out:

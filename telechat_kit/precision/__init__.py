@@ -8,6 +8,7 @@ from telechat_kit.inference.model_pair import Pair, evaluation_blocks
 from telechat_kit.precision.answers import Answer, answer_lines, write_answers
 from telechat_kit.precision.divergence import Divergence, Group, measure_divergence, measure_languages
 from telechat_kit.precision.evaluation import SCHEMA, Evaluation, PrecisionRecord, measure_precision
+from telechat_kit.precision.kinds import KindLoss, measure_kinds
 from telechat_kit.precision.positions import CHUNK
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, measure_tasks
@@ -19,6 +20,7 @@ __all__ = [
     "Divergence",
     "Evaluation",
     "Group",
+    "KindLoss",
     "Pair",
     "PrecisionRecord",
     "Sources",
@@ -26,6 +28,7 @@ __all__ = [
     "answer_lines",
     "evaluation_blocks",
     "measure_divergence",
+    "measure_kinds",
     "measure_languages",
     "measure_precision",
     "measure_sources",

@@ -1,7 +1,7 @@
 """What the positions add up to: perplexity, divergence and agreement, with intervals over sequences."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,7 +29,7 @@ class ProbabilityChange:
 
 @dataclass(frozen=True)
 class Group:
-    """The main figures for a part of the positions: a range of positions or a language."""
+    """The main figures for a part of the positions: a range of positions, a language or a kind of text."""
 
     name: str
     sequences: int
@@ -38,6 +38,8 @@ class Group:
     perplexity_ratio: Estimate
     kl_mean: Estimate
     top1_agreement: Estimate
+    #: as `Divergence.by_sequence`; empty for a range of positions, whose sequences are those of the whole
+    by_sequence: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def measure_languages(pair: Pair, source: str) -> list[Group]:
     found = compare_positions(pair, [block for part in blocks.values() for block in part])
     groups, start = [], 0
     for language, part in blocks.items():
-        groups.append(_group(language, found[start : start + len(part)]))
+        groups.append(summarize_group(language, found[start : start + len(part)]))
         start += len(part)
     return groups
 
@@ -144,11 +146,13 @@ def _by_position(found: Sequence[PositionFigures]) -> list[Group]:
         # the first prediction is that of position 1, from the token at position 0
         parts = [PositionFigures(f.block, f.values[:, max(low - 1, 0) : high - 1]) for f in found]
         if parts := [part for part in parts if part.values.size]:
-            groups.append(_group(f"{max(low, 1)}–{high - 1}", parts))
+            group = summarize_group(f"{max(low, 1)}–{high - 1}", parts)
+            groups.append(replace(group, by_sequence=[]))
     return groups
 
 
-def _group(name: str, found: Sequence[PositionFigures]) -> Group:
+def summarize_group(name: str, found: Sequence[PositionFigures]) -> Group:
+    """The main figures of the positions `found`, one entry a sequence."""
     sums = _means(found)
     return Group(
         name=name,
@@ -158,6 +162,7 @@ def _group(name: str, found: Sequence[PositionFigures]) -> Group:
         perplexity_ratio=_ratio(sums),
         kl_mean=_mean(sums, "kl").clip(low=0.0),
         top1_agreement=_mean(sums, "top1").clip(0.0, 1.0),
+        by_sequence=sums.tolist(),
     )
 
 

@@ -1,7 +1,7 @@
 """What `03_precision` measures, in one call, and the record of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from telechat_kit.backends import split_devices
@@ -11,12 +11,13 @@ from telechat_kit.inference.model_pair import Pair, evaluation_blocks
 from telechat_kit.precision.answers import Answer, answer_lines
 from telechat_kit.precision.bundle import BUNDLE, save_bundle
 from telechat_kit.precision.divergence import Divergence, Group, measure_divergence, measure_languages
+from telechat_kit.precision.kinds import KindLoss, like_calibration, measure_kinds
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, load_questions, measure_tasks, require_harness
 from telechat_kit.provenance import Conditions
 from telechat_kit.records import require_types
 from telechat_kit.rows import read_rows
-from telechat_kit.texts import Block, load_text
+from telechat_kit.texts import Block, evaluation_texts, load_text
 
 SCHEMA = "telechat-kit/precision/2"
 
@@ -41,6 +42,11 @@ class PrecisionRecord:
     answers: list[Answer]
     tasks: list[TaskResult]
     conditions: Conditions
+    #: the texts by kind, as asked for, and what each costs; a record from before them has none
+    kinds_source: str = ""
+    kinds: list[KindLoss] = field(default_factory=list)
+    #: which of `text_source` and the kinds are like what the weights were calibrated on; None: they do not tell
+    like_calibration: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,11 @@ class Evaluation:
         text_path: text that is read: a text file, a .jsonl file or pydoc_data.topics.
         text_sequences: number of sequences drawn from the text.
         text_tokens: tokens in each sequence.
-        languages_path: Chinese and English lines for the figures by language; empty: none.
+        kinds_path: texts of other kinds, judged one by one: kit, kit:sealed or files with commas; empty: none.
+            "kit" are the kit's own texts in Chinese, English, code, chat and documentation that no calibration reads.
+        kind_sequences: sequences of each kind, or as many as it has.
+        kind_tokens: tokens in each sequence of a kind.
+        languages_path: a text whose lines are told apart as Chinese or English; empty: none.
         source_sequences: sequences on which the sources of the loss are looked for; 0: none.
         tasks_path: multiple-choice questions: a .jsonl file, a folder of C-Eval, CMMLU or MMLU; empty: none.
         seed: draws calibration samples and evaluation sequences.
@@ -63,7 +73,7 @@ class Evaluation:
         answers: lines of `jsonl_path` that are answered, the first ones; None: all.
 
     Example:
-        >>> evaluation = Evaluation(text_sequences=4, text_tokens=32, languages_path="", source_sequences=0, answers=1)
+        >>> evaluation = Evaluation(text_sequences=4, text_tokens=32, kinds_path="", source_sequences=0, answers=1)
         >>> evaluation.repetition_penalty
         1.03
     """
@@ -72,7 +82,10 @@ class Evaluation:
     text_path: str = "pydoc_data.topics"
     text_sequences: int = 16
     text_tokens: int = 512
-    languages_path: str = "params/data/texts-zh-en.jsonl"
+    kinds_path: str = "kit"
+    kind_sequences: int = 8
+    kind_tokens: int = 256
+    languages_path: str = ""
     source_sequences: int = 8
     tasks_path: str = ""
     seed: int = 0
@@ -119,22 +132,27 @@ def measure_precision(
     if questions:
         require_harness()
     _check_request(bundle, run_folder, evaluation.source_sequences, device)
+    if evaluation.kinds_path:
+        evaluation_texts(evaluation.kinds_path)  # a wrong name is told before the minutes of work
     pair = Pair(model_path, quant_path, device, memory)
     blocks = evaluation_blocks(
         pair, evaluation.text_path, evaluation.text_tokens, evaluation.text_sequences, evaluation.seed
     )
+    kinds = _kinds(pair, evaluation)
     answered = answer_lines(
         pair, evaluation.jsonl_path, evaluation.max_new_tokens, evaluation.repetition_penalty,
         evaluation.answers, run_folder, evaluation.answer_batch,
     )  # fmt: skip
     if bundle and run_folder is not None:
         _save_bundle(pair, blocks, Path(run_folder) / BUNDLE, bundle, evaluation.text_path, answered)
+    text = load_text(evaluation.text_path)
+    hashes = {evaluation.text_path: text.sha256} | {kind.kind: kind.sha256 for kind in kinds}
     return PrecisionRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
         text_source=evaluation.text_path,
-        text_sha256=load_text(evaluation.text_path).sha256,
+        text_sha256=text.sha256,
         blocks=[(block.start, block.stop) for block in blocks],
         seed=evaluation.seed,
         repetition_penalty=evaluation.repetition_penalty,
@@ -148,7 +166,17 @@ def measure_precision(
         answers=answered,
         tasks=measure_tasks(pair, questions) if questions else [],
         conditions=pair.conditions(),
+        kinds_source=evaluation.kinds_path,
+        kinds=kinds,
+        like_calibration=like_calibration(hashes, pair.recipe) if pair.recipe else None,
     )
+
+
+def _kinds(pair: Pair, evaluation: Evaluation) -> list[KindLoss]:
+    if not evaluation.kinds_path:
+        return []
+    tokens, sequences = evaluation.kind_tokens, evaluation.kind_sequences
+    return measure_kinds(pair, evaluation.kinds_path, tokens, sequences, evaluation.seed)
 
 
 def _check_request(bundle: str, run_folder: str | Path | None, source_sequences: int, device: str) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telechat_kit.files import read_json
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
@@ -112,8 +111,7 @@ def measure_sources(
 
 def _shards(pair: Pair) -> Shards:
     """The float checkpoint, turned as the W8A8 one was."""
-    path = pair.w8a8_folder / "quantize.json"
-    recipe = (read_json(path).get("recipe") or {}) if path.is_file() else {}
+    recipe = pair.recipe
     return open_shards(pair.float_folder, recipe.get("ingredients", []), recipe.get("seed", 0))
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from telechat_kit.files import LOCK, OWNER, atomic_path, write_text, writing
-from telechat_kit.quantization.formats.tensor_file import file_metadata
+from telechat_kit.quantization.tensor_file import file_metadata
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from telechat_kit.model.weight_shards import Shards
 from telechat_kit.provenance import Conditions, code_hash, combined_hash, file_hash
 from telechat_kit.quantization.blocks import model_linear_names
 from telechat_kit.quantization.calibration.groups import BEST
-from telechat_kit.quantization.calibration.observers import make_observer
 from telechat_kit.quantization.calibration.samples import calibration_set
 from telechat_kit.quantization.formats.given import GivenWeights, check_given
 from telechat_kit.quantization.formats.ownership import require_free
 from telechat_kit.quantization.formats.w8a8_folder import RECIPE, needed_bytes, write_w8a8_folder
+from telechat_kit.quantization.int8.observers import make_observer
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, check_level
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, parse_budget
 from telechat_kit.quantization.methods.rotation import open_shards, why_not_r1

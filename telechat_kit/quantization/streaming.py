@@ -18,7 +18,6 @@ from telechat_kit.quantization.blocks import Block, stream
 from telechat_kit.quantization.calibration.channels import ChannelMaxima
 from telechat_kit.quantization.calibration.groups import BEST, norm_groups
 from telechat_kit.quantization.calibration.linear_quality import LinearFigures, noisiest_first, residual_noise
-from telechat_kit.quantization.calibration.observers import make_observer
 from telechat_kit.quantization.calibration.passes import (
     FIRST_SAMPLE_ONLY,
     SENSITIVITY_SAMPLES,
@@ -30,13 +29,7 @@ from telechat_kit.quantization.calibration.passes import (
     sensitivity,
     smoothing_scales,
 )
-from telechat_kit.quantization.calibration.samples import random_samples
-from telechat_kit.quantization.formats.packing import pack_dynamic_linear, pack_linear
-from telechat_kit.quantization.formats.w8a8_folder import as_stored, block_tensors
-from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, choose_float_linears
-from telechat_kit.quantization.levels.hidden_states import VariantPass
-from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, choose_measured
-from telechat_kit.quantization.methods.refinement import (
+from telechat_kit.quantization.calibration.refinement import (
     Energies,
     QuantizeInput,
     Refined,
@@ -47,6 +40,13 @@ from telechat_kit.quantization.methods.refinement import (
     run_refined,
     stream_energies,
 )
+from telechat_kit.quantization.calibration.samples import random_samples
+from telechat_kit.quantization.formats.w8a8_folder import as_stored, block_tensors
+from telechat_kit.quantization.int8.observers import make_observer
+from telechat_kit.quantization.int8.packing import pack_dynamic_linear, pack_linear
+from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, choose_float_linears
+from telechat_kit.quantization.levels.hidden_states import VariantPass
+from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, choose_measured
 from telechat_kit.quantization.methods.splitting import split_channels
 from telechat_kit.quantization.partial import Pass
 from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, AppliedRecipe, LinearRecord

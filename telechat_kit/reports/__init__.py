@@ -3,6 +3,7 @@
 from telechat_kit.files import written
 from telechat_kit.reports import (
     charts,
+    limit_views,
     performance_charts,
     performance_tables,
     precision_charts,
@@ -19,6 +20,7 @@ __all__ = [
     "PAGES",
     "charts",
     "consistency_note",
+    "limit_views",
     "performance_charts",
     "performance_tables",
     "precision_charts",

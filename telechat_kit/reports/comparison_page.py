@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison.changes import Change, Figure
+from telechat_kit.comparison.changes import Change, Figure, Withheld
 from telechat_kit.comparison.side_by_side import BundleRow, Comparison, FigureRow
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart
@@ -92,10 +92,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
 
 
-def change_text(change: Change | None) -> str:
-    """A ratio with its interval; a star where the interval leaves out 1."""
+def change_text(change: Change | Withheld | None) -> str:
+    """A ratio with its interval, a star where the interval leaves out 1; or why there is none."""
     if change is None:
         return "–"
+    if isinstance(change, Withheld):
+        return f"not compared: {change.reason}"
     if change.ratio.coverage == 0:
         return f"{change.ratio.value:.3f}x"
     star = " *" if change.seen else ""
@@ -110,6 +112,7 @@ def markdown(found: Comparison) -> str:
     head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
     parts = [f"## {' / '.join(map(markdown_text, _headings(found)))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
+    parts += [f"Not compared: {markdown_text(_reasons(found))}."] if _reasons(found) else []
     parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ]
     parts += [markdown_text(bundle_text(row)) for row in found.bundles]
     return "\n\n".join(parts) + "\n"
@@ -132,7 +135,7 @@ def _rows(frame: pd.DataFrame) -> list[list[str]]:
 @mpl.rc_context(STYLE)
 def changes_chart(found: Comparison) -> Chart:
     """Each run's figures as multiples of the first run's, with their intervals."""
-    rows = [row for row in found.figures if any(change is not None for change in row.changes)]
+    rows = [row for row in found.figures if any(isinstance(change, Change) for change in row.changes)]
     canvas = Canvas(
         figsize=(8.6, 1.2 + 0.26 * len(rows) * max(1, len(found.names) - 1)), layout="constrained"
     )
@@ -142,7 +145,12 @@ def changes_chart(found: Comparison) -> Chart:
     for number, name in enumerate(runs):
         shift = 0.25 * (number - (len(runs) - 1) / 2)
         points = [(i + shift, row.changes[number]) for i, row in enumerate(rows)]
-        _draw(axes, [(y, change) for y, change in points if change is not None], colors[number % 4], name)
+        _draw(
+            axes,
+            [(y, change) for y, change in points if isinstance(change, Change)],
+            colors[number % 4],
+            name,
+        )
     axes.axvline(1, color="#333333", lw=1)
     axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
     axes.invert_yaxis()
@@ -152,7 +160,7 @@ def changes_chart(found: Comparison) -> Chart:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
     axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
-    seen = sum(bool(change and change.seen) for row in rows for change in row.changes)
+    seen = sum(isinstance(change, Change) and change.seen for row in rows for change in row.changes)
     axes.set_title(f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains", pad=12)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")
@@ -204,19 +212,31 @@ def verdict(found: Comparison) -> str:
         f"{row.shown.label} {change.ratio.value:.2f}x"
         for row in found.figures
         for change in row.changes
-        if change is not None and change.seen
+        if isinstance(change, Change) and change.seen
     ]
     conditions = (
         f"Conditions that differ: {apart}{more}."
         if apart
         else "The runs were made under the same conditions."
     )
+    compared = [isinstance(change, Change) for row in found.figures for change in row.changes]
+    if not any(compared):
+        return f"{conditions} No figure is compared: {_reasons(found)}."
     figures = (
         f"Changed more than chance explains: {', '.join(seen)}."
         if seen
         else "No figure changed more than chance explains."
     )
-    return f"{conditions} {figures}"
+    withheld = f" Not compared: {_reasons(found)}." if _reasons(found) else ""
+    return f"{conditions} {figures}{withheld}"
+
+
+def _reasons(found: Comparison) -> str:
+    """Why figures are withheld, with the number of them."""
+    counts = Counter(
+        change.reason for row in found.figures for change in row.changes if isinstance(change, Withheld)
+    )
+    return ", ".join(f"{count} for {reason}" for reason, count in counts.items())
 
 
 def _folded(same: pd.DataFrame) -> Markup:
@@ -231,5 +251,5 @@ def _table(style: Styler) -> Markup:
 
 
 def _chart(found: Comparison) -> list[Markup]:
-    drawn = any(change is not None for row in found.figures for change in row.changes)
+    drawn = any(isinstance(change, Change) for row in found.figures for change in row.changes)
     return [changes_chart(found).html()] if drawn else []

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from telechat_kit.comparison.run_data import carried_html, collect_run
+from telechat_kit.comparison.limits import Light, answer, judge_limits
+from telechat_kit.comparison.rules import DEFAULT_LIMITS
+from telechat_kit.comparison.run_data import carried_html, collect_run, read_run_data
 from telechat_kit.comparison.verdict import said
 from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.environment import SCHEMA as SETUP
@@ -22,6 +24,7 @@ from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
 from telechat_kit.reports import (
     charts,
+    limit_views,
     performance_charts,
     performance_tables,
     precision_charts,
@@ -92,16 +95,19 @@ def model_name(run: RunRecords) -> str:
     return str(run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name)
 
 
-def write_report(run_folder: str | Path, language: str = "en") -> Path:
+def write_report(
+    run_folder: str | Path, language: str = "en", limits: Sequence[str] = DEFAULT_LIMITS
+) -> Path:
     """Write `report.html` into the run folder from its records, whole or not at all.
 
     Beside it: `report.md`, a summary for pull requests, and `tables/`, each table as CSV.
 
     Args:
         language: of the page, "en" or "zh".
+        limits: what W8A8 has to keep to be shipped, as `comparison.rules` reads it.
 
     Raises:
-        ParameterError: another language.
+        ParameterError: another language, or a text that is no limit.
         DataError: a record is missing or damaged.
 
     Example:
@@ -111,15 +117,15 @@ def write_report(run_folder: str | Path, language: str = "en") -> Path:
     if language not in LANGUAGES:
         raise ParameterError(f'language "{language}" is unknown. Use {" or ".join(LANGUAGES)}.')
     folder = resolve(run_folder)
-    run = read_run(folder)
+    run, lights = read_run(folder), judge_limits(read_run_data(folder), limits)
     page = render_page(
         "report.html.j2",
         title=f"{model_name(run)}: float against W8A8",
         links=PAGES,
         here="report.html",
-        verdict=verdict(run).splitlines(),
+        verdict=[answer(lights), *verdict(run).splitlines()],
         warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
-        sections=_sections(run),
+        sections=_sections(run, lights),
         carried=Markup(carried_html(collect_run(folder))),
     )
     write_tables(page, folder / "tables")  # for programs: the same names and headers in every language
@@ -142,13 +148,15 @@ def _speed_notes(record: PerformanceRecord) -> list[str]:
     return notes
 
 
-def _sections(run: RunRecords) -> list[Section]:
+def _sections(run: RunRecords, lights: Sequence[Light]) -> list[Section]:
     def table(style: tables.Styler) -> Markup:
         return dress_tables(style.to_html())
 
     precision, performance, quantized = run.precision, run.performance, run.quantize
     origin_note = run.setup.origin.get("note", "")
+    judged = [dress_tables(str(limit_views.table(lights)))] if lights else []
     return [
+        Section("May this be shipped?", limit_views.HOW_TO_READ, judged),
         Section(
             "At a glance",
             f"The model: {model_name(run)}, licence {run.setup.origin.get('license', 'not recorded')}. {origin_note}",
@@ -156,9 +164,12 @@ def _sections(run: RunRecords) -> list[Section]:
         ),
         Section(
             "What int8 costs",
-            f"Both models read the same {precision.divergence.tokens:,} tokens of {precision.text_source}, none of which "
-            "was used for calibration. Intervals are bootstrapped over sequences.",
-            [precision_charts.perplexity(precision).html(), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
+            [
+                "Both models read the same tokens of every text, none of which was used for calibration. Intervals are "
+                "bootstrapped over sequences.",
+                f"The distribution is that over {precision.divergence.tokens:,} tokens of {precision.text_source}.",
+            ],
+            [precision_charts.texts(precision, quantized).html(), table(precision_tables.texts(precision, quantized)), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
         ),
         Section(
             "Answers side by side",

@@ -66,15 +66,13 @@ def _inert(cell: str) -> str:
 
 
 def markdown_summary(page: str, report: str) -> str:
-    """Title, verdict, warnings and first table of a report; `report` is the address that it links to."""
+    """Title, verdict, warnings and first two tables of a report; `report` is the address that it links to."""
     soup = BeautifulSoup(page, "html.parser")
     parts = [
         f"## {_text(soup, 'h1')}",
         *(markdown_text(tag.get_text()) for tag in soup.select(".verdict, .banner li")),
     ]
-    tables = page_tables(page)
-    if tables:
-        parts.append(markdown_rows(tables[0].rows))
+    parts += [markdown_rows(table.rows) for table in page_tables(page)[:2]]
     return "\n\n".join([*parts, f"[{report}]({report})"]) + "\n"
 
 

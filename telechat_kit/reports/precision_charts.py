@@ -2,13 +2,14 @@
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from telechat_kit.comparison.verdict import perplexity_said
+from telechat_kit.comparison.verdict import TextLoss, loss_said, losses
 from telechat_kit.precision import PrecisionRecord, Sources
+from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import (
     COLORS,
     INPUTS,
-    NAMES,
     STYLE,
     Chart,
     block_and_kind,
@@ -21,21 +22,33 @@ DARK = "#333333"
 
 
 @mpl.rc_context(STYLE)
-def perplexity(record: PrecisionRecord) -> Chart:
-    """Perplexity of both, with 95 % intervals over sequences."""
-    figure, axes = new_axes(height=2.4)
-    values = {"float": record.divergence.perplexity_float, "w8a8": record.divergence.perplexity_w8a8}
-    for row, (name, estimate) in enumerate(reversed(values.items())):
-        bar = axes.barh(NAMES[name], estimate.value, color=COLORS[name], height=0.55)
-        axes.errorbar(estimate.value, row, xerr=error_bars([estimate]), color=DARK, capsize=4)
-        axes.bar_label(bar, [f"{estimate.value:.2f}"], label_type="center", color="white", fontweight="bold")
-    _vertical_grid(axes)
-    ratio = record.divergence.perplexity_ratio
-    title = (
-        f"{perplexity_said(ratio).capitalize()} (ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
-    )
-    x = f"perplexity on {record.divergence.tokens:,} tokens (lower is better), 95 % interval over sequences"
-    return finish(figure, axes, title, x, "", f"float {values['float']}, W8A8 {values['w8a8']}")
+def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> Chart:
+    """Mean KL and perplexity ratio of every text with their intervals, the worst text at the top."""
+    found = losses(record, quantized)
+    figure = Figure(figsize=(8.6, 1.5 + 0.36 * len(found)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for row, loss in enumerate(found):
+        color = COLORS["published"] if loss.like_calibration else COLORS["w8a8"]
+        for axes, estimate in ((left, loss.kl), (right, loss.perplexity_ratio)):
+            bars = error_bars([estimate])
+            axes.errorbar(estimate.value, row, xerr=bars, fmt="o", ms=6, color=color, ecolor=DARK, capsize=3)
+    left.set_yticks(range(len(found)), [f"{loss.text}{_like(loss)}" for loss in found])
+    left.invert_yaxis()
+    left.set_xlim(left=0)
+    left.set_xlabel("mean KL from float, nats per token")
+    right.axvline(1, color=DARK, lw=0.8)
+    right.set_xlabel("perplexity, W8A8 over float")
+    for axes in (left, right):
+        _vertical_grid(axes)
+        axes.margins(y=0.15)
+    title = f"W8A8 loses most on {found[0].text}: {loss_said(found[0])}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold", wrap=True)
+    alt = "; ".join(f"{loss.text}: KL {loss.kl}, perplexity ratio {loss.perplexity_ratio}" for loss in found)
+    return Chart(figure, f"{title}. {alt}")
+
+
+def _like(loss: TextLoss) -> str:
+    return "\n(like the calibration's)" if loss.like_calibration else ""
 
 
 @mpl.rc_context(STYLE)

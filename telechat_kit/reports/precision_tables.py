@@ -7,10 +7,11 @@ from markupsafe import Markup, escape
 from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison.alignment import Alignment
-from telechat_kit.comparison.verdict import said, shown
+from telechat_kit.comparison.verdict import losses, said, shown
 from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
 from telechat_kit.precision.similarity import spans
+from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate
 
@@ -32,12 +33,34 @@ def verdict(record: PrecisionRecord) -> Page:
     """The worst text first, each figure with its interval, before anything else."""
     found = judge(record)
     lines = Markup("").join(Markup('<p class="verdict">{}</p>').format(line) for line in said(found))
-    kinds = ", ".join(f"{loss.text} {shown(loss.kl)}" for loss in found.losses)
-    note = (
-        f"Mean KL from float, nats per token: {kinds}. None of these tokens was used for calibration; brackets: 95 % "
-        "intervals over sequences."
-    )
+    note = "None of these tokens was used for calibration; brackets: 95 % intervals over sequences."
     return Page(lines + Markup("<p>{}</p>").format(note))
+
+
+def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> Styler:
+    """What int8 costs on each text, the worst first."""
+    rows = [
+        (
+            loss.text,
+            {True: "yes", False: "no", None: "not known"}[loss.like_calibration],
+            loss.tokens,
+            f"{loss.perplexity_float:.2f}",
+            shown(loss.perplexity_ratio),
+            shown(loss.kl),
+            shown(loss.same_token.map(lambda share: 100 * share)),
+        )
+        for loss in losses(record, quantized)
+    ]
+    columns = [
+        "text",
+        "like the calibration's",
+        "tokens",
+        "perplexity, float",
+        "perplexity, W8A8 over float",
+        "mean KL, nats",
+        "same first choice, %",
+    ]
+    return styled(pd.DataFrame(rows, columns=columns))
 
 
 def divergence(record: PrecisionRecord) -> Styler:
@@ -87,13 +110,6 @@ def groups(found: list[Group], name: str) -> Styler:
         " 95 %",
     ]
     return styled(pd.DataFrame(rows, columns=columns))
-
-
-def languages(record: PrecisionRecord) -> Styler | Page:
-    """The main figures by language."""
-    if not record.languages:
-        return _sentence("No text by languages was asked for (languages_path is empty).")
-    return groups(record.languages, "language")
 
 
 def sources(found: Sources | None, count: int = 10) -> Styler | Page:

@@ -74,6 +74,10 @@ def _samples(used: AppliedRecipe) -> list[tuple[str, str]]:
             f"{min(lengths)} / {median(lengths):g} / {max(lengths)}",
         ),
         ("seed", str(used.seed)),
+        *(
+            (f"kind {share['kind']}", f"{share['tokens']:,} tokens, {share['tokens'] / sum(lengths):.0%}")
+            for share in used.calibration_kinds
+        ),
     ]
     if used.calibration_lines:
         rows += [("line numbers in the file", ", ".join(map(str, used.calibration_lines)))]

@@ -36,11 +36,11 @@ def conditions(found: Conditions) -> Styler:
 
 
 def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantized: QuantizeRecord) -> Styler:
-    """The figures that a reader came for, the worst text first."""
-    found = losses(precision, quantized)
+    """The figures that a reader came for; of the texts the worst."""
+    worst = losses(precision, quantized)[0]
     rows = [
-        *((f"perplexity, {loss.text}", f"{loss.perplexity_float:.2f}", f"{loss.perplexity_float * loss.perplexity_ratio.value:.2f}", f"{shown(loss.perplexity_ratio)} times") for loss in found),
-        *((f"same most likely token, {loss.text}", "–", "–", f"{shown(loss.same_token.map(lambda x: 100 * x))} % of positions") for loss in found),
+        (f"perplexity, {worst.text}", f"{worst.perplexity_float:.2f}", f"{worst.perplexity_float * worst.perplexity_ratio.value:.2f}", f"{shown(worst.perplexity_ratio)} times"),
+        (f"same most likely token, {worst.text}", "–", "–", f"{shown(worst.same_token.map(lambda x: 100 * x))} % of positions"),
         ("weight files", f"{quantized.float_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / quantized.float_bytes:.2f} times"),
         ("tokens/s, geometric mean of the cases", *_speeds(performance), _gain(performance)),
     ]  # fmt: skip

@@ -18,7 +18,14 @@ from telechat_kit.runs.profile import Profile, load_profile
 from telechat_kit.runs.signals import PARENT, Terminated, orderly_end
 from telechat_kit.runs.status_line import Board
 
-_CODES = {0: "completed", 1: "failed", 2: "not started or broken off: see its lines", 4: "folder in use"}
+_CODES = {
+    0: "completed",
+    1: "failed",
+    2: "not started or broken off: see its lines",
+    3: "completed, a limit is open",
+    4: "folder in use",
+    5: "completed, a limit is not kept",
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from telechat_kit.comparison.rules import parse_limits
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.runs.parameters_cell import Declaration, has_type, read_declarations
@@ -60,8 +61,8 @@ def load_profile(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Profi
     """Read a profile, apply `(key, YAML value)` overrides, and check keys and types against the notebooks.
 
     Raises:
-        ParameterError: no such file, not flat YAML, a key that no notebook declares (the nearest is named), or a
-            value of the wrong type; each with file and line.
+        ParameterError: no such file, not flat YAML, a key that no notebook declares (the nearest is named), a
+            value of the wrong type, or a limit that cannot be read; each with file and line.
     """
     values, lines = read_mapping(path)
     places = {key: f"{relative(path)}, line {line}" for key, line in lines.items()}
@@ -71,6 +72,7 @@ def load_profile(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Profi
     known = all_parameters()
     for key, value in values.items():
         values[key] = _checked(places[key], key, value, known)
+    _check_limits(places.get("limits", ""), values.get("limits", []))
     values.setdefault("run_folder", f"results/{path.stem}")
     _require_own_folder(places.get("run_folder", relative(path)), values["run_folder"])
     return Profile(path, values)
@@ -167,6 +169,14 @@ def _read_override(key: str, text: str) -> Any:
 
 def _one_line(error: BaseException) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+
+
+def _check_limits(place: str, limits: Sequence[str]) -> None:
+    """Refuse limits that the report could not read, before anything runs."""
+    try:
+        parse_limits(limits)
+    except ParameterError as error:
+        raise ParameterError(f"{place}: {error}") from error
 
 
 def _checked(place: str, key: str, value: Any, known: Mapping[str, Parameter]) -> Any:

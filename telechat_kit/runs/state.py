@@ -41,6 +41,7 @@ STEPS = (
             "quant_path",
             "jsonl_path",
             "text_path",
+            "kinds_path",
             "languages_path",
             "tasks_path",
             "compare_with",

@@ -1,8 +1,8 @@
 """torch_npu for tests of the NPU backend: its operators run on CPU tensors, by the exact stand-ins."""
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import npu_operators
@@ -10,15 +10,20 @@ import pytest
 import torch
 from npu_memory import Memory
 
-from telechat_kit.backends.npu import calls, runtime
+from telechat_kit.backends.npu import forms, runtime, toolkit
+
+#: A CANN toolkit of the version that the stand-ins pretend to have
+TOOLKIT = Path(__file__).parents[1] / "data" / "npu" / "toolkit"
 
 UseChip = Callable[[str], ModuleType]
 
 
 def forget_the_chip() -> None:
-    """What the backend asks torch_npu for once a process."""
+    """What the backend asks torch_npu and CANN for once a process."""
     runtime.current_chip.cache_clear()
     runtime.has.cache_clear()
+    toolkit.cann_version.cache_clear()
+    forms.forget()
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def use_chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[UseChip]:
         module.npu = Memory("npu")  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "torch_npu", module)
         monkeypatch.setattr(npu_operators.Chip, "name", name)
-        monkeypatch.setattr(calls, "used", defaultdict(set))
+        monkeypatch.setenv("ASCEND_HOME_PATH", str(TOOLKIT))
         forget_the_chip()
         return module
 

@@ -10,7 +10,7 @@ from telechat_kit.backends import cpu
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.int8_linears import DynamicW8A8Linear
 from telechat_kit.quantization import Calibration, Recipe, quantize
-from telechat_kit.quantization.formats.packing import dynamic_int8_linear, pack_dynamic_linear
+from telechat_kit.quantization.int8.packing import dynamic_int8_linear, pack_dynamic_linear
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from telechat_kit.backends import cuda
 from telechat_kit.model.int8_linears import W8A8Linear
-from telechat_kit.quantization.formats.packing import int8_linear, pack_linear
+from telechat_kit.quantization.int8.packing import int8_linear, pack_linear
 
 SHAPES = [(m, k, n) for m in (1, 2, 16, 17, 64) for k in (8, 33, 96) for n in (8, 30, 576)]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

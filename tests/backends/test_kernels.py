@@ -12,7 +12,7 @@ from telechat_kit.backends.cpu_kernels import build, library, operators
 from telechat_kit.backends.cpu_kernels.layout import pack_weight, unpack_weight
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.int8_linears import W8A8Linear
-from telechat_kit.quantization.formats.packing import int8_accumulator, int8_linear, pack_linear
+from telechat_kit.quantization.int8.packing import int8_accumulator, int8_linear, pack_linear
 
 needs_kernels = pytest.mark.skipif(library.library() is None, reason=library.description())
 

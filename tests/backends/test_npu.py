@@ -1,6 +1,8 @@
 """The NPU backend on exact stand-ins of torch_npu's operators: integers bit for bit, outputs within their rounding."""
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
@@ -11,13 +13,15 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import npu, plain, resolve_device
 from telechat_kit.backends.data_sheets import data_sheet
+from telechat_kit.backends.npu import toolkit
 from telechat_kit.backends.npu import torch_npu_guard as npu_import
+from telechat_kit.backends.npu.attention import whole_slot
 from telechat_kit.backends.npu.chips import CHIPS, FRACTAL_NZ, chip_of
 from telechat_kit.backends.npu.linears import nearest_19_bits
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.performance.roofline import measure_peaks
-from telechat_kit.quantization.formats.packing import (
+from telechat_kit.quantization.int8.packing import (
     int8_accumulator,
     int8_linear,
     pack_linear,
@@ -163,37 +167,97 @@ def test_a_910b_scales_every_token_with_its_own_operators(chip_910b: ModuleType,
     assert npu.operators() == {"dynamic_int8_linear": way}
 
 
-def test_a_310p_scales_tokens_in_plain_torch_and_says_so(chip_310p: ModuleType) -> None:
-    x, (weight, scale, bias) = normal(3, 5, 96).half(), dynamic_linear(96, 64)
-    y = npu.dynamic_int8_linear(x, weight, scale, bias)
+def prepared_dynamic(weight: Tensor, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """What a linear with dynamic activations hands to the backend on an NPU."""
+    tensors = {"weight": weight, "weight_scale": scale, **({} if bias is None else {"bias": bias})}
+    return {"bias": None, **npu.prepare_dynamic_linear(tensors)}  # type: ignore[dict-item]
+
+
+def test_a_310p_scales_every_token_from_cann_9_1_on(chip_310p: ModuleType) -> None:
+    x, (weight, scale, bias) = normal(3, 2, 5, 96).half(), dynamic_linear(96, 64)
+    for given in (bias, None):
+        tensors = prepared_dynamic(weight, scale, given)
+        assert chip_310p.get_npu_format(tensors["weight"]) == FRACTAL_NZ
+        y = npu.dynamic_int8_linear(x, **tensors)
+        exact = plain.dynamic_product(x.float(), weight, scale, given, plain.accumulate)
+        torch.testing.assert_close(y.float(), exact, rtol=2**-10, atol=2**-9)
+        assert torch.equal(npu.restore_dynamic_linear(tensors, 64, 96)["weight"], weight)
+    assert npu.operators()["dynamic_int8_linear"] == "npu_dynamic_quant, npu_quant_matmul"
+
+
+@pytest.mark.parametrize(("version", "size"), [("9.0.0", 96), ("9.1.0", 100), (None, 96)])
+def test_a_310p_scales_tokens_in_plain_torch_elsewhere_and_says_so(
+    use_chip: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    version: str | None,
+    size: int,
+) -> None:
+    use_chip("Ascend310P3")
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    if version is not None:
+        (tmp_path / "version.cfg").write_text(f"toolkit_running_version=[8.9.0.1:{version}]\n")
+    toolkit.cann_version.cache_clear()
+    x, (weight, scale, bias) = normal(3, 5, size).half(), dynamic_linear(size, 64)
+    y = npu.dynamic_int8_linear(x, **prepared_dynamic(weight, scale, bias))
     assert torch.equal(y, plain.dynamic_product(x, weight, scale, bias, plain.accumulate))
     assert npu.operators() == {"dynamic_int8_linear": "plain torch"}
 
 
 @pytest.mark.parametrize(
-    ("size", "length", "way"), [(128, 9, "npu_rotary_mul"), (160, 9, None), (128, 1025, None)]
+    ("chip", "size", "heads", "way"),
+    [
+        ("Ascend310P3", 128, 2, "npu_apply_rotary_pos_emb"),
+        ("Ascend310P3", 64, 2, "npu_apply_rotary_pos_emb"),
+        ("Ascend310P3", 160, 2, "plain torch"),  # no such head size, and no npu_rotary_mul
+        ("Ascend310P3", 128, 250, "plain torch"),  # more heads than a core's buffer holds
+        ("Ascend910B4", 128, 2, "npu_apply_rotary_pos_emb"),
+        ("Ascend910B4", 160, 2, "npu_rotary_mul"),
+    ],
 )
-def test_rotation_uses_the_operator_where_a_310p_documents_it(
-    chip_310p: ModuleType, size: int, length: int, way: str | None
+@pytest.mark.parametrize("batch", [1, 2])
+def test_queries_and_keys_are_rotated_by_the_operator_that_the_chip_has(
+    use_chip: Callable[[str], ModuleType], chip: str, size: int, heads: int, way: str, batch: int
 ) -> None:
-    x, angle = normal(0, 1, 2, length, size).half(), normal(1, length, size // 2).repeat(1, 2)
+    use_chip(chip)
+    query, key = (normal(i, batch, count, 9, size).half() for i, count in enumerate((heads, 2)))
+    angle = normal(1, 9, size // 2).repeat(1, 2)
     cos, sin = angle.cos().half(), angle.sin().half()
-    y = npu.rotate(x, cos, sin)
-    torch.testing.assert_close(y, plain.rotate(x, cos, sin), rtol=0, atol=4e-3)
-    assert npu.operators() == {"rotate": way or "plain torch"}
+    exact = plain.rotate(query, key, cos, sin)
+    for found, expected in zip(npu.rotate(query, key, cos, sin), exact, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
+    assert npu.operators() == {"rotate": way}
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 7), (300, 300)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 7), (17, 17), (300, 300), (320, 320)])
+@pytest.mark.parametrize("shared", [1, 3])
 def test_attention_is_the_plain_one_within_half_precision(
-    any_chip: ModuleType, queries: int, keys: int
+    any_chip: ModuleType, queries: int, keys: int, shared: int
 ) -> None:
-    sizes = (queries, keys, keys)
-    query, key, value = (normal(seed, 2, 3, size, 16).half() for seed, size in enumerate(sizes))
+    """Keys and values are the front of a cache slot whose rest is garbage."""
+    query = normal(0, 2, 3, queries, 16).half()
+    slots = torch.full((2, 2, shared, 400, 16), 6e4).half()
+    slots[:, :, :, :keys] = normal(1, 2, 2, shared, keys, 16).half()
+    key, value = slots[:, :, :, :keys]
     y = npu.attention(query, key, value, None)
     exact = plain.attention(query.float(), key.float(), value.float(), None)
     torch.testing.assert_close(y.float(), exact, rtol=0, atol=4e-3)
-    name = "npu_incre_flash_attention" if queries == 1 else "npu_prompt_flash_attention"
-    assert npu.operators() == {"attention": name}
+    padded = "" if npu.current_chip().family == "910B" else ", padded to 16"
+    prompt = {"prompt_attention": f"npu_prompt_flash_attention{padded}"}
+    assert npu.operators() == ({"decode_attention": "npu_incre_flash_attention"} if queries == 1 else prompt)
+
+
+def test_a_front_of_a_slot_is_handed_over_as_the_slot_and_not_copied() -> None:
+    slots = normal(0, 2, 2, 3, 40, 16)
+    for slot in slots:
+        whole = whole_slot(slot[:, :, :7])
+        assert whole.data_ptr() == slot.data_ptr()
+        assert torch.equal(whole, slot)
+        strided = slot.transpose(1, 2)[:, :, :2]
+        assert whole_slot(strided).data_ptr() != slot.data_ptr()
+        assert torch.equal(whole_slot(strided), strided)
+    last = slots[1, :, 2:, 30:]  # what would be the rest of its slot is not there
+    assert torch.equal(whole_slot(last), last)
 
 
 def test_attention_takes_the_slower_way_with_a_mask_and_where_the_operator_does_not_fit(
@@ -207,7 +271,9 @@ def test_attention_takes_the_slower_way_with_a_mask_and_where_the_operator_does_
     for given in (None, mask):
         y = npu.attention(query, key, value, given)
         torch.testing.assert_close(y, plain.attention(query, key, value, given))
-    assert npu.operators() == {"attention": "plain torch"}  # float32 queries, then a mask
+    assert npu.operators() == {
+        "prompt_attention": "plain torch"
+    }  # float32 queries; with a mask nothing else can
 
 
 def test_float_weights_of_a_310p_are_blocked_once(chip_310p: ModuleType) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from telechat_kit.backends import npu
 from telechat_kit.model.int8_linears import W8A8Linear, offset_correction
-from telechat_kit.quantization.formats.packing import int8_linear, pack_linear
+from telechat_kit.quantization.int8.packing import int8_linear, pack_linear
 
 
 def normal(seed: int, *shape: int) -> Tensor:

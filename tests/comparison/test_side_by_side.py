@@ -3,25 +3,29 @@
 import json
 import shutil
 from collections.abc import Callable
-from math import exp
+from dataclasses import replace
+from math import exp, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from telechat_kit.cli import cli
+from telechat_kit.comparison import changes
 from telechat_kit.comparison.alignment import BUNDLE, Tolerances, save_bundle
+from telechat_kit.comparison.changes import Figure, Withheld, exact
+from telechat_kit.comparison.rules import parse_rule
 from telechat_kit.comparison.run_data import read_run_data
-from telechat_kit.comparison.side_by_side import compare, not_aligned, parse_rule
+from telechat_kit.comparison.side_by_side import broken_by, compare, not_aligned
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
 from telechat_kit.reports.comparison_page import markdown, write_comparison
 
-Change = Callable[[dict[str, Any]], None]
+Edit = Callable[[dict[str, Any]], None]
 
 
-def changed(run: Path, target: Path, name: str, change: Change) -> Path:
+def changed(run: Path, target: Path, name: str, change: Edit) -> Path:
     """A copy of a run with another record."""
     shutil.copytree(run, target)
     path = target / name
@@ -47,13 +51,24 @@ def timed(run: Path, target: Path, factor: float) -> Path:
     return target
 
 
+def changes_of(first: Path, second: Path) -> dict[str, changes.Change]:
+    """What is compared between two runs, by figure."""
+    rows = compare([str(first), str(second)]).figures
+    return {row.name: row.changes[0] for row in rows if isinstance(row.changes[0], changes.Change)}
+
+
+def withheld(first: Path, second: Path) -> dict[str, str]:
+    """What is not compared between two runs, with the reasons."""
+    rows = compare([str(first), str(second)]).figures
+    return {row.name: row.changes[0].reason for row in rows if isinstance(row.changes[0], Withheld)}
+
+
 def test_a_run_beside_itself_differs_in_nothing(tiny_run: Path) -> None:
     found = compare([str(tiny_run), str(tiny_run)])
     assert found.differing == []
-    assert all(
-        change and change.ratio.value == pytest.approx(1) for row in found.figures for change in row.changes
-    )
-    assert not any(change and change.seen for row in found.figures for change in row.changes)
+    own = changes_of(tiny_run, tiny_run)
+    assert len(own) == len(found.figures)
+    assert all(change.ratio.value == pytest.approx(1) and not change.seen for change in own.values())
 
 
 def test_the_report_alone_is_as_good_as_the_folder(tiny_run: Path) -> None:
@@ -76,14 +91,11 @@ def test_conditions_that_differ_are_named_first(tiny_run: Path, tmp_path: Path) 
 
 def test_speeds_are_compared_by_their_samples(tiny_run: Path, tmp_path: Path) -> None:
     slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
-    found = compare([str(slow), str(fast)])
-    rows = {row.name: row.changes[0] for row in found.figures}
+    rows = changes_of(slow, fast)
     change = rows["tokens_per_second"]
-    assert change is not None
     assert change.ratio.value == pytest.approx(1.5)
     assert change.ratio.low > 1
     assert change.seen
-    assert rows["tokens_per_second_float"] is not None
     assert not rows["tokens_per_second_float"].seen
 
 
@@ -93,11 +105,8 @@ def test_speeds_with_other_threads_are_not_compared_with_the_grids(tiny_run: Pat
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by_threads = [row | {"threads": 1, "seconds": 100 * row["seconds"]} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *by_threads]))
-    changes = {row.name: row.changes[0] for row in compare([str(quiet), str(other)]).figures}
     for name in ("tokens_per_second", "tokens_per_second_float"):
-        change = changes[name]
-        assert change is not None
-        assert change.ratio.value == pytest.approx(1)
+        assert changes_of(quiet, other)[name].ratio.value == pytest.approx(1)
 
 
 def test_precision_is_compared_sequence_by_sequence_where_both_read_the_same(
@@ -113,22 +122,68 @@ def test_precision_is_compared_sequence_by_sequence_where_both_read_the_same(
 
     other = changed(tiny_run, tmp_path / "other", "precision.json", worse)
     count = len(json.loads((tiny_run / "precision.json").read_text())["divergence"]["by_sequence"])
-    rows = {row.name: row.changes[0] for row in compare([str(tiny_run), str(other)]).figures}
+    rows = changes_of(tiny_run, other)
     kl, perplexity = rows["kl_mean"], rows["perplexity_w8a8"]
-    assert kl is not None and perplexity is not None
     assert kl.basis == perplexity.basis == f"{count} sequences in pairs"
     assert (kl.ratio.value, kl.ratio.low, kl.ratio.high) == pytest.approx((3, 3, 3))
     assert perplexity.ratio.value == pytest.approx(exp(0.1 + 0.001 * (count - 1) / 2))
     assert perplexity.ratio.low > 1.09
 
-    def elsewhere(record: dict[str, Any]) -> None:
-        worse(record)
-        record["text_sha256"] = "another text"
 
-    apart = changed(tiny_run, tmp_path / "apart", "precision.json", elsewhere)
-    rows = {row.name: row.changes[0] for row in compare([str(tiny_run), str(apart)]).figures}
-    assert rows["kl_mean"] is not None
-    assert "pairs" not in rows["kl_mean"].basis
+def of_another_text(record: dict[str, Any]) -> None:
+    record["text_sha256"] = "another text"
+
+
+def of_other_cases(record: dict[str, Any]) -> None:
+    for case in record["cases"]:
+        case["input_tokens"] *= 10
+
+
+def of_another_model(record: dict[str, Any]) -> None:
+    record["conditions"]["hashes"]["float_weights"] = "0" * 64
+
+
+def of_other_questions(record: dict[str, Any]) -> None:
+    record["answers"][0]["input"] = "another question"
+
+
+@pytest.mark.parametrize(
+    ("record", "edit", "name", "reason"),
+    [
+        ("precision.json", of_another_text, "kl_mean", "other text"),
+        ("precision.json", of_another_text, "perplexity_float", "other text"),
+        ("precision.json", of_other_questions, "equal_answers", "other questions"),
+        ("precision.json", of_another_model, "w8a8_bytes", "other model"),
+        ("performance.json", of_other_cases, "tokens_per_second", "no case in common"),
+        ("performance.json", of_other_cases, "peak_memory_bytes", "other cases"),
+    ],
+)
+def test_what_was_not_measured_alike_is_withheld_with_the_reason(
+    tiny_run: Path, tmp_path: Path, record: str, edit: Edit, name: str, reason: str
+) -> None:
+    other = changed(tiny_run, tmp_path / "other", record, edit)
+    assert withheld(tiny_run, other)[name] == reason
+    assert withheld(tiny_run, tiny_run) == {}
+    found = compare([str(tiny_run), str(other)])
+    assert f"not compared: {reason}" in markdown(found)
+    page = write_comparison(found, tmp_path / "page.html").read_text()
+    assert f"for {reason}" in page
+    with pytest.raises(DataError, match=f"{name} of other does not compare with the first run's: {reason}"):
+        broken_by(parse_rule(f"{name} > 1000x"), found)
+
+
+def test_another_text_leaves_the_other_kinds_to_be_compared(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "other", "precision.json", of_another_text)
+    assert "kl_mean[zh]" in changes_of(tiny_run, other)
+    assert "kl_mean" not in changes_of(tiny_run, other)
+
+
+def test_runs_of_another_model_share_no_figure(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "other", "precision.json", of_another_model)
+    assert changes_of(tiny_run, other) == {}
+    page = write_comparison(compare([str(tiny_run), str(other)]), tmp_path / "page.html").read_text()
+    assert "No figure is compared: " in page
+    assert "Changed more than chance explains" not in page
 
 
 def test_the_published_table_stands_beside_a_run_that_timed_its_cases(tiny_run: Path, tmp_path: Path) -> None:
@@ -141,7 +196,15 @@ def test_the_published_table_stands_beside_a_run_that_timed_its_cases(tiny_run: 
     assert [row.name for row in found.figures] == ["tokens_per_second[100/100]"]
     assert found.figures[0].values[1] is not None
     assert found.figures[0].values[1].estimate.value == 15
+    assert found.figures[0].changes == [Withheld("other model")]
     assert {"model", "device"} <= {row.name for row in found.differing}
+
+    def named(record: dict[str, Any]) -> None:
+        record["origin"]["name"] = "TeleChat-7B-int8"
+
+    shutil.copy(changed(run, tmp_path / "named", "setup.json", named) / "setup.json", run)
+    (change,) = compare([str(run), "published:310P"]).figures[0].changes
+    assert isinstance(change, changes.Change)
     with pytest.raises(DataError, match="no figure in common"):
         compare([str(tiny_run), "published:A10"])
     with pytest.raises(ParameterError, match="published:310P or published:A10"):
@@ -164,9 +227,43 @@ def test_a_condition_is_judged_for_the_later_run(
 ) -> None:
     slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
     found = compare([str(slow), str(fast)])
-    said = parse_rule(rule).broken_by(found)
+    said = broken_by(parse_rule(rule), found)
     assert bool(said) is broken
     assert all(text.endswith(f"fails on {rule}") for text in said)
+
+
+def spoil(record: dict[str, Any], value: float) -> None:
+    record["divergence"]["kl_mean"] |= {"value": value, "low": value, "high": value}
+
+
+@pytest.mark.parametrize("rule", ["kl_mean > 0.1", "kl_mean > 1.1x"])
+def test_a_figure_that_cannot_be_true_is_an_error_and_no_pass(
+    tiny_run: Path, tmp_path: Path, rule: str
+) -> None:
+    other = changed(tiny_run, tmp_path / "other", "precision.json", lambda record: spoil(record, -5.0))
+    found = compare([str(tiny_run), str(other)])
+    with pytest.raises(DataError, match=r"kl_mean of other cannot be true: it is -5, outside 0 to inf"):
+        broken_by(parse_rule(rule), found)
+    broken = replace(found.figures[0], name="kl_mean", values=[Figure("", "", exact(nan))] * 2)
+    with pytest.raises(DataError, match="cannot be true: it is no number"):
+        broken_by(parse_rule(rule), replace(found, figures=[broken]))
+
+
+def test_a_figure_that_one_record_lacks_is_an_error_and_no_pass(tiny_run: Path, tmp_path: Path) -> None:
+    other = changed(tiny_run, tmp_path / "other", "precision.json", lambda record: record.update(kinds=[]))
+    found = compare([str(tiny_run), str(other)])
+    with pytest.raises(DataError, match=r"other has no kl_mean\[zh\]\. Run the step"):
+        broken_by(parse_rule("kl_mean[zh] > 1000"), found)
+    assert broken_by(parse_rule("kl_mean > 1000"), found) == []
+
+
+def test_a_speed_that_nothing_measures_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    def stopped(record: dict[str, Any]) -> None:
+        record["cases"][0]["tokens_per_second"]["value"] = -3.0
+
+    other = changed(tiny_run, tmp_path / "other", "performance.json", stopped)
+    with pytest.raises(DataError, match=r"a speed of -3 tokens/s, which nothing measures"):
+        compare([str(tiny_run), str(other)])
 
 
 @pytest.mark.parametrize("text", ["tokens_per_second", "kl_mean < x", "< 3", "kl_mean < 1..2"])
@@ -178,7 +275,7 @@ def test_what_is_no_condition_is_refused_with_an_example(text: str) -> None:
 def test_a_figure_that_does_not_exist_is_an_error_and_no_pass(tiny_run: Path) -> None:
     found = compare([str(tiny_run), str(tiny_run)])
     with pytest.raises(ParameterError, match='Did you mean "tokens_per_second"'):
-        parse_rule("token_per_second < 1").broken_by(found)
+        broken_by(parse_rule("token_per_second < 1"), found)
 
 
 def test_the_page_opens_alone_and_says_what_differs(tiny_run: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from telechat_kit.comparison.verdict import (
-    LIKE_CALIBRATION,
     SpeedGain,
+    against_said,
     gain_title,
     losses,
     perplexity_said,
@@ -21,7 +21,7 @@ from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import CaseResult
 from telechat_kit.precision import SCHEMA as PRECISION
-from telechat_kit.precision import Group, PrecisionRecord
+from telechat_kit.precision import Group, KindLoss, PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
@@ -47,34 +47,51 @@ def estimate(value: float, half: float, coverage: float = 0.95) -> Estimate:
     return Estimate(value, value - half, value + half, coverage)
 
 
-def with_chinese(record: PrecisionRecord, kl: float) -> PrecisionRecord:
-    """The record with one language, Chinese, on which W8A8 loses `kl` nats."""
-    group = Group("Chinese", 12, 1524, estimate(18, 1), Estimate(1.13, 1.08, 1.18, 0.95), estimate(kl, 0.001), estimate(0.75, 0.03))  # fmt: skip
-    return replace(record, languages=[group])
+def with_kinds(record: PrecisionRecord, **kls: float) -> PrecisionRecord:
+    """The record with only these kinds of text beside its own, W8A8 losing so many nats on each."""
+    kinds = []
+    for kind, kl in kls.items():
+        ratio, same = Estimate(1.13, 1.08, 1.18, 0.95), estimate(0.75, 0.03)
+        figures = Group(kind, 12, 1524, estimate(18, 1), ratio, estimate(kl, kl / 10), same)
+        kinds.append(KindLoss(kind, f"{kind}.jsonl", "0" * 64, [], figures))
+    return replace(record, kinds=kinds)
 
 
-def test_the_worst_text_comes_first_whichever_it_is(
-    precision: PrecisionRecord, quantized: QuantizeRecord
-) -> None:
-    worse, milder = with_chinese(precision, 9.0), with_chinese(precision, 1e-6)
-    assert losses(worse, quantized)[0].text == "Chinese"
-    assert losses(milder, quantized)[1].text == "Chinese"
-    first = said(verdict(worse, quantized))[0]
+def test_the_worst_text_comes_first_whichever_it_is(precision: PrecisionRecord) -> None:
+    worse, milder = with_kinds(precision, zh=9.0), with_kinds(precision, zh=1e-6)
+    assert losses(worse)[0].text == "Chinese"
+    assert losses(milder)[1].text == "Chinese"
+    first = said(verdict(worse))[0]
     assert "on Chinese (1,524 tokens): perplexity rises by 13 [8, 18] %" in first
     assert "the next token is float's at 75 [72, 78] % of the positions" in first
 
 
-def test_text_of_the_calibration_is_named_as_such_and_other_text_is_not(
+def test_text_like_the_calibrations_is_set_against_the_worst_of_the_others(
+    precision: PrecisionRecord,
+) -> None:
+    """The headline must not be that of the text that the weights were tuned on."""
+    record = with_kinds(precision, zh=9.0, en=2.0, code=5.0)
+    like = replace(record, like_calibration=["en", "code"])
+    assert against_said(verdict(like)) == (
+        "Mean KL from float, nats per token, at the worst: 5.0 [4.5, 5.5] on text like the calibration's (code), "
+        "9.0 [8.1, 9.9] on other text (Chinese)."
+    )
+    every = replace(record, like_calibration=["en", "code", "zh", precision.text_source])
+    assert against_said(verdict(every)).endswith("what other text costs was not measured.")
+    assert against_said(verdict(replace(record, like_calibration=[]))).endswith(
+        "No text is like the calibration's."
+    )
+    unknown = replace(record, like_calibration=None)
+    assert against_said(verdict(unknown)).endswith("What was calibrated on is not known.")
+
+
+def test_the_record_tells_which_text_is_like_the_calibrations(
     precision: PrecisionRecord, quantized: QuantizeRecord
 ) -> None:
-    assert quantized.recipe is not None
-    alike = replace(quantized.recipe, calibration_source=precision.text_source)
-    other = replace(quantized.recipe, calibration_source="another text")
-    names = [
-        {loss.text for loss in losses(precision, replace(quantized, recipe=recipe))}
-        for recipe in (alike, other)
-    ]
-    assert LIKE_CALIBRATION in names[0] and LIKE_CALIBRATION not in names[1]
+    assert precision.like_calibration == [precision.text_source] == ["pydoc_data.topics"]
+    assert {loss.text for loss in losses(precision) if loss.like_calibration} == {"pydoc_data.topics"}
+    older = replace(precision, like_calibration=None)  # before the record told
+    assert {loss.text for loss in losses(older, quantized) if loss.like_calibration} == {"pydoc_data.topics"}
 
 
 @pytest.mark.parametrize(

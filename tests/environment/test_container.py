@@ -102,3 +102,40 @@ def test_the_images_versions_are_the_recommended_set() -> None:
     image = re.search(r"^ARG BASE_IMAGE=(\S+)$", CONTAINERFILE.read_text(), re.M)
     assert image
     assert f"{best.torch_npu}-cann{best.cann}-310p" in image[1]
+
+
+def test_the_npus_constraints_are_the_recommended_set_and_the_tests_versions() -> None:
+    best = ascend_releases().recommended
+    npu, cpu = (
+        (ROOT / "environment" / f"constraints{kind}.txt").read_text().splitlines() for kind in ("-npu", "")
+    )
+    assert {f"torch=={best.torch}", f"torch_npu=={best.torch_npu}"} <= set(npu)
+    assert "-c constraints-common.txt" in set(npu) & set(cpu)
+    common = (ROOT / "environment" / "constraints-common.txt").read_text()
+    assert re.findall(r"^(?:torch|torch_npu|numpy)\b.*", common, re.M) == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("npu", "file", "what"),
+    [("/dev/davinci0", "constraints-npu.txt", "'.[npu]'"), ("", "constraints.txt", "'.'")],
+)
+def test_make_installs_torch_npu_where_there_is_an_npu_and_only_there(
+    npu: str, file: str, what: str, tmp_path: Path
+) -> None:
+    command = ["make", "--dry-run", "report", f"NPU={npu}", f"VENV={tmp_path}"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert f"--constraint environment/{file} --editable {what}\n" in shown
+
+
+def test_the_container_keeps_the_images_torch_and_takes_the_rest_from_the_npus_constraints() -> None:
+    """The lines of the container file that write the constraints, run with an image's list of packages."""
+    text = CONTAINERFILE.read_text()
+    lines = re.search(r"^RUN (grep .*?>> \S+)", text, re.M | re.S)
+    assert lines
+    image = "printf '%s\\n' torch==2.11.0 torch-npu==2.11.0 numpy==1.26.4 scipy==1.0"
+    script = lines[1].replace("python3 -m pip list --format=freeze", image)
+    script = script.replace("> environment/constraints-image.txt", "> /dev/stdout")
+    shown = bash("-euc", script).stdout.splitlines()
+    pins = [line for line in shown if re.match(r"(torch|numpy|scipy|-c)", line)]
+    assert pins == ["-c constraints-common.txt", "torch==2.11.0", "torch-npu==2.11.0", "numpy==1.26.4"]

@@ -4,6 +4,7 @@ The expected tables are the files `table.txt` beside each recording, for the pro
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,56 @@ def test_an_npu_is_not_judged_when_the_device_is_the_cpu(at: Callable[..., dict[
     assert (rows["chip"].found, rows["chip"].verdict) == ("one is here and not used", "ok")
     assert "torch_npu" not in rows
     assert to_do(rows.values()) == []
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "kernels", "verdict"),
+    [
+        ("9.0.0", "9.1.0", "ok"),
+        ("8.5.2", "9.0.0", "ok"),
+        ("8.5.0", "9.0.0", "wrong"),
+        ("9.1.0", "9.1.1", "wrong"),
+    ],
+)
+def test_operators_of_another_version_go_with_the_toolkits_that_are_published_as_taking_them(
+    toolkit: str, kernels: str, verdict: str, at: Callable[..., dict[str, Check]], tmp_path: Path
+) -> None:
+    probe = with_root(recorded("healthy-310p"), tmp_path)
+    for name, version in (("toolkit", toolkit), ("ops", kernels)):
+        file = probe.path(f"/usr/local/Ascend/cann/aarch64-linux/ascend_{name}_install.info")
+        file.write_text(f"version={version}\n")
+    assert at(probe)["kernels"].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("cann", "driver", "verdict"),
+    [("9.1.0", "26.1.1", "ok"), ("9.1.1", "25.7.rc1", "ok"), ("9.1.0", "25.0.3", "wrong"), ("9.0.0", "25.0.3", "ok"), ("9.2.0", "25.5.1", "ok"), ("9.1.0", "27.0.0", "warning")],
+)  # fmt: skip
+def test_a_driver_is_wrong_only_below_a_published_list(
+    cann: str, driver: str, verdict: str, at: Callable[..., dict[str, Check]], tmp_path: Path
+) -> None:
+    probe = with_root(recorded("healthy-310p"), tmp_path)
+    probe.path("/usr/local/Ascend/cann/aarch64-linux/ascend_toolkit_install.info").write_text(
+        f"version={cann}\n"
+    )
+    probe.path("/usr/local/Ascend/driver/version.info").write_text(f"package_version={driver}\n")
+    assert at(probe)["driver"].verdict == verdict
+
+
+def with_root(probe: Probe, folder: Path) -> Probe:
+    """The same machine with files that a test may change."""
+    return replace(probe, root=Path(shutil.copytree(probe.root, folder / "root")))
+
+
+def test_a_chip_of_another_family_beside_the_one_that_is_asked_for_does_no_harm(
+    at: Callable[..., dict[str, Check]],
+) -> None:
+    probe = recorded("healthy-310p-older-driver")
+    shown = probe.npu_smi(["info"])
+    output = shown.output.replace("32      310P3", "32      310B4")
+    mixed = replace(probe, npu_smi=lambda _: replace(shown, output=output))
+    assert at(mixed)["chip"].verdict == "ok"
+    assert at(mixed, device="npu:1")["chip"].advice.startswith("a 310B is no 310P")
 
 
 def test_a_device_beyond_the_last_is_refused_with_the_choice(at: Callable[..., dict[str, Check]]) -> None:
@@ -182,7 +233,11 @@ def test_the_guides_cann_is_known_without_torch_npu_too(at: Callable[..., dict[s
     [
         ("2.9.0+cpu", "2.9.0", "ok", ""),
         ("2.7.1", "2.7.1.post2", "ok", ""),
-        ("2.9.0", "2.9.0.post6", "wrong", "torch_npu 2.9.0.post6 is built for CANN 9.1.0: pip install torch==2.9.0 torch_npu==2.9.0"),
+        ("2.9.0", "2.9.0.post6", "ok", ""),
+        ("2.9.0", "2.9.0.post4", "ok", ""),
+        ("2.13.0", "2.13.0", "ok", ""),
+        ("2.7.1", "2.7.1", "wrong", "torch_npu 2.7.1 is built for CANN 8.3.RC1: pip install torch==2.7.1 torch_npu==2.7.1.post2"),
+        ("2.15.0", "2.15.0", "warning", "newer than every set that the kit knows, which need not be wrong: if a run fails, pip install torch==2.9.0 torch_npu==2.9.0"),
         ("2.12.0", "2.9.0", "wrong", "torch_npu 2.9.0 is built for torch 2.9.0: pip install torch==2.9.0 torch_npu==2.9.0"),
         ("2.6.0", "2.6.0.post5", "wrong", "too old for the kit: pip install torch==2.9.0 torch_npu==2.9.0"),
         ("2.8.0", "2.8.0.post99", "warning", "not published for CANN 8.5.0: if a run fails, pip install torch==2.8.0 torch_npu==2.8.0.post2"),

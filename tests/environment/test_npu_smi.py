@@ -52,6 +52,16 @@ def test_device_memory_is_the_hbm_where_there_is_some() -> None:
     assert (chip.name, chip.free) == ("910B", 32768 - 1365)
 
 
+def test_a_chip_without_a_bus_number_is_a_chip() -> None:
+    (chip,) = parse((MACHINES / "broken-310b" / "npu-smi-info.txt").read_text()).chips
+    assert (chip.name, chip.used, chip.total) == ("310B4", 2512, 15609)
+
+
+def test_a_chip_whose_health_is_not_known_is_one_chip() -> None:
+    text = (MACHINES / "healthy-310p-older-driver" / "npu-smi-info.txt").read_text()
+    assert len(parse(text.replace("| OK ", "| NA ")).chips) == 2
+
+
 def test_text_that_is_no_table_holds_no_chip() -> None:
     for text in ("", "dcmi module initialize failed. ret is -8005", "| a | b |\n| c | 0000:82:00.0 |"):
         assert parse(text).chips == ()

@@ -31,7 +31,7 @@ def test_every_pair_is_a_torch_and_a_torch_npu_built_on_it() -> None:
     pairs = [pair for release in ascend_releases().cann.values() for pair in release.pairs]
     assert all(Version(pair.torch_npu).base_version == pair.torch for pair in pairs)
     builds = [pair.torch_npu for pair in pairs]
-    assert len(builds) == len(set(builds)) == 38
+    assert len(builds) == len(set(builds)) == 51
 
 
 def test_the_recommended_set_is_a_row_that_the_kit_can_use() -> None:
@@ -51,7 +51,8 @@ def test_the_guides_row_is_there_and_out_of_use() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cann", "row"), [("8.5.0", "8.5.0"), ("8.5.1", "8.5.0"), ("9.3.0", None), ("8.0.RC2", "8.0.RC2")]
+    ("cann", "row"),
+    [("8.5.0", "8.5.0"), ("8.5.1", "8.5.0"), ("9.2.1", "9.2.0"), ("9.3.0", None), ("8.0.RC2", "8.0.RC2")],
 )
 def test_a_patch_is_judged_by_the_release_before_it(cann: str, row: str | None) -> None:
     found = ascend_releases().release(cann)
@@ -76,6 +77,34 @@ def test_the_pages_name_only_published_versions() -> None:
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, version in re.findall(r"\b(CANN|torch|torch_npu)(?: |==)(\d[\w.]*\w)", text):
             assert version in known[name], f"{page}: {name} {version}"
+
+
+def test_every_pair_of_the_four_newest_lines_is_compatible_and_no_older_one() -> None:
+    releases = ascend_releases()
+    lines = ("8.5.0", "9.0.0", "9.1.0", "9.2.0")
+    builds = [releases.cann[line].pairs[0].torch_npu for line in lines]
+    assert all(releases.runs_on(build, row) for build in builds for row in lines)
+    assert not any(releases.runs_on(build, "8.3.RC1") for build in builds)
+    assert not releases.runs_on("2.8.0", "8.5.0")
+
+
+def test_a_build_between_two_compatible_ones_is_compatible_and_one_behind_the_last_is_not_known() -> None:
+    releases = ascend_releases()
+    assert releases.runs_on("2.9.0.post4", "8.5.0")
+    assert not releases.runs_on("2.9.0.post99", "9.2.0")
+    assert not releases.runs_on("2.7.1.post1", "8.5.0")
+    assert not releases.newer_than_all("2.9.0.post99")
+    assert releases.newer_than_all("2.14.0.post1")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("310B4", "a 310B is no 310P"), ("Ascend910A", "first 910 family"), ("910B", "first 910 family")],
+)
+def test_a_chip_between_families_is_told_from_the_one_it_looks_like(name: str, why: str) -> None:
+    releases = ascend_releases()
+    assert (releases.family(name), why in releases.outsider(name)) == (None, True)
+    assert releases.outsider("910B4") == releases.outsider("950PR") == ""
 
 
 def test_a_damaged_file_is_named_with_the_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

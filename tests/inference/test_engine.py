@@ -18,7 +18,7 @@ from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import linear_names
-from telechat_kit.quantization.formats.packing import pack_linear
+from telechat_kit.quantization.int8.packing import pack_linear
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason=library.description())
 

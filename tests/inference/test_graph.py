@@ -20,7 +20,7 @@ from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.performance.measurement import measure_performance
 
 PROMPT = [4, 80, 90, 100, 5]
-#: In a process of its own on the stand-in: ids operator by operator and as a graph, float and W8A8, or the refusal
+#: In a process of its own on the stand-in: 16 ids operator by operator and as a graph (whose attention rounds elsewhere), or the refusal
 ON_NPU = """
 import json, sys
 from telechat_kit.backends import backend_for
@@ -33,7 +33,7 @@ try:
     for folder in sys.argv[2:]:
         model = load_model(folder, "npu:0")
         for graph in ("none", "capture"):
-            runs = [generate(model, prompt[:n], 20, repetition_penalty=p, graph=graph) for n, p in ((5, 1.0), (1, 1.3))]
+            runs = [generate(model, prompt[:n], 16, repetition_penalty=p, graph=graph) for n, p in ((5, 1.0), (1, 1.3))]
             ids[folder, graph] = [run.token_ids for run in runs]
         assert ids[folder, "none"] == ids[folder, "capture"], ids
     print(json.dumps(backend_for("npu").operators()))
@@ -75,21 +75,17 @@ def on_npu(chip: str, folders: list[Path], tmp_path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("chip", ["Ascend310P3", "Ascend910B4"])
 def test_a_captured_step_gives_the_ids_of_the_network(
-    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
+    chip: str, tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
 ) -> None:
-    used = json.loads(on_npu("Ascend910B4", [tiny_folder, tiny_w8a8_folder], tmp_path))
+    used = json.loads(on_npu(chip, [tiny_folder, tiny_w8a8_folder], tmp_path))
     assert used["decode"] == "NPUGraph"
     assert "npu_quant_matmul" in used["int8_linear"]
 
 
-def test_a_310p_has_no_graphs(tiny_folder: Path, tmp_path: Path) -> None:
-    told = on_npu("Ascend310P3", [tiny_folder], tmp_path)
-    assert told == 'graph "capture" is for 910B, 910_93, this chip is a 310P. Use graph: none.\n'
-
-
 def test_a_cpu_has_no_graphs(model: TelechatForCausalLM) -> None:
-    with pytest.raises(DeviceError, match=r'graph "capture" is for an NPU .* Use graph: none'):
+    with pytest.raises(DeviceError, match=r'graph "capture" is for an NPU. Use graph: none'):
         generate(model, PROMPT, 3, graph="capture")
 
 

@@ -25,7 +25,7 @@ from telechat_kit.model.folder import W8A8_DESCRIPTION, W8A8_WEIGHTS, origin, re
 from telechat_kit.model.int8_linears import W8A8Linear, decode_scale, encode_scale
 from telechat_kit.model.network import TelechatRMSNorm
 from telechat_kit.model.w8a8 import linear_names
-from telechat_kit.quantization.formats.packing import int8_linear
+from telechat_kit.quantization.int8.packing import int8_linear
 
 GOLDEN = Path(__file__).parent.parent / "data" / "model"
 SHARDS = ("pytorch_model_00001-of-00002.bin", "pytorch_model_00002-of-00002.bin")

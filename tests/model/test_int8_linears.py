@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, DynamicW8A8Linear
 from telechat_kit.model.w8a8 import linear_names
-from telechat_kit.quantization.formats.packing import dynamic_int8_linear, pack_dynamic_linear
+from telechat_kit.quantization.int8.packing import dynamic_int8_linear, pack_dynamic_linear
 
 
 def random_linear(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

@@ -70,7 +70,8 @@ def test_a_verb_has_the_defaults_of_the_notebook(notebook: str, verb: Callable[.
     ours = {
         name: found[name].default for name in shared if found[name].default is not inspect.Parameter.empty
     }
-    assert ours == {name: given[name] for name in ours}
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    assert ours == {name: lists[name] for name in ours}
 
 
 @each_request

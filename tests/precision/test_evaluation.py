@@ -19,7 +19,7 @@ def test_a_malformed_question_is_found_before_the_models_are_loaded(tmp_path: Pa
         measure_precision(
             tmp_path / "no model",
             tmp_path / "no model",
-            Evaluation(path, languages_path="", source_sequences=0),
+            Evaluation(path, kinds_path="", source_sequences=0),
         )
 
 
@@ -36,7 +36,7 @@ def test_the_record_says_what_was_measured_and_comes_back_equal(
             max_new_tokens=3,
             seed=4,
             answers=1,
-            languages_path="",
+            kinds_path="",
             source_sequences=0,
         ),
     )
@@ -58,7 +58,7 @@ def test_a_bundle_is_asked_for_by_the_name_of_a_model(pair: Pair, questions: Pat
         measure_precision(
             pair.float_folder,
             pair.w8a8_folder,
-            Evaluation(questions, languages_path="", source_sequences=0),
+            Evaluation(questions, kinds_path="", source_sequences=0),
             bundle="int8",
             run_folder=tmp_path,
         )

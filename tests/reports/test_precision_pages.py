@@ -7,6 +7,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from telechat_kit.comparison.alignment import compare_bundles
+from telechat_kit.comparison.verdict import losses
 from telechat_kit.precision import Answer, Evaluation, PrecisionRecord, TaskResult, measure_precision
 from telechat_kit.reports import precision_charts, precision_tables
 from telechat_kit.reports.charts import Chart
@@ -33,6 +34,8 @@ def record(tiny_folder: Path, tiny_w8a8_folder: Path, run_folder: Path) -> Preci
             text_sequences=4,
             text_tokens=48,
             max_new_tokens=4,
+            kind_sequences=2,
+            kind_tokens=48,
             languages_path="params/data/texts-zh-en.jsonl",
             source_sequences=2,
         ),
@@ -44,7 +47,8 @@ def record(tiny_folder: Path, tiny_w8a8_folder: Path, run_folder: Path) -> Preci
 
 def with_ratio(record: PrecisionRecord, low: float, value: float, high: float) -> PrecisionRecord:
     ratio = Estimate(value, low, high, 0.95)
-    return replace(record, divergence=replace(record.divergence, perplexity_ratio=ratio))
+    divergence = replace(record.divergence, perplexity_ratio=ratio)
+    return replace(record, divergence=divergence, kinds=[], languages=[])
 
 
 @pytest.mark.parametrize(
@@ -63,9 +67,21 @@ def test_the_verdict_says_what_the_interval_allows(
     assert "of 2 answers are the same to the last token" in text
 
 
+def test_every_text_has_a_row_the_worst_first(record: PrecisionRecord) -> None:
+    html = precision_tables.texts(record).to_html()
+    rows = [row.find_all("td") for row in BeautifulSoup(html, "html.parser").find_all("tr")[1:]]
+    named = [row[0].get_text() for row in rows]
+    kinds = {"Chinese", "English", "code", "chat", "documentation", "pydoc_data.topics"}
+    assert set(named) == kinds | {"Chinese lines", "English lines"}
+    means = {loss.text: loss.kl.value for loss in losses(record)}
+    assert named == sorted(named, key=lambda name: -means[name])
+    alike = {row[0].get_text() for row in rows if row[1].get_text() == "yes"}
+    assert alike == {"pydoc_data.topics"}
+
+
 def test_every_chart_states_its_finding(record: PrecisionRecord) -> None:
     charts = [
-        precision_charts.perplexity(record),
+        precision_charts.texts(record),
         precision_charts.divergence_quantiles(record),
         precision_charts.probability_change(record),
         precision_charts.by_position(record),
@@ -80,12 +96,11 @@ def test_every_chart_states_its_finding(record: PrecisionRecord) -> None:
 
 
 def test_what_was_not_measured_is_said(record: PrecisionRecord) -> None:
-    bare = replace(record, sources=None, languages=[], tasks=[])
+    bare = replace(record, sources=None, tasks=[])
     assert precision_charts.linear_sources(None) is None
     assert precision_charts.kept_in_float(None) is None
     for shown in (
         precision_tables.sources(None),
-        precision_tables.languages(bare),
         precision_tables.tasks(bare),
         precision_tables.alignment(None),
     ):
@@ -106,7 +121,7 @@ def test_tables_show_figures_and_intervals(record: PrecisionRecord, run_folder: 
     for table, expected in [
         (precision_tables.divergence(record), f"{record.divergence.kl_mean.value:.4f}"),
         (precision_tables.groups(record.divergence.by_position, "positions"), "16–31"),
-        (precision_tables.languages(record), "Chinese"),
+        (precision_tables.texts(record), "documentation"),
         (precision_tables.sources(record.sources), "down_proj"),
         (precision_tables.kept_in_float(record.sources), "change, measured"),
         (precision_tables.tasks(replace(record, tasks=[result])), "-25.0"),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
+from telechat_kit.cli.run_commands import enforce_limits
 from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.reports import consistency_note, plain_text, read_run, write_report
@@ -22,6 +23,7 @@ from telechat_kit.reports.plain_text import (
     write_tables,
 )
 from telechat_kit.reports.tables import styled
+from telechat_kit.runs.profile import Profile
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_the_page_in_chinese_keeps_every_figure(run: Path) -> None:
     assert soup.html is not None
     assert soup.html["lang"] == "zh-CN"
     headings = [heading.get_text() for heading in soup.find_all("h2")]
-    assert headings[0] == "概览"
+    assert headings[:2] == ["可以发布吗？", "概览"]
     assert "测试条件" in headings
     assert len(soup.find_all("td")) == len(english.find_all("td"))
     numbers = [[c.get_text() for c in page.find_all("td", class_="number")] for page in (english, soup)]
@@ -109,12 +111,42 @@ def test_another_language_is_refused(tiny_run: Path) -> None:
 def test_each_table_is_a_csv_and_the_summary_links_to_the_report(tiny_run: Path) -> None:
     paths = sorted((tiny_run / "tables").glob("*.csv"))
     assert [path.name[:2] for path in paths] == [f"{i:02d}" for i in range(1, len(paths) + 1)]
-    rows = list(csv.reader(paths[0].read_text().splitlines()))
-    assert rows[0] == ["", "float", "W8A8", "W8A8 against float"]
+    lights, headline = (list(csv.reader(path.read_text().splitlines())) for path in paths[:2])
+    assert lights[0] == ["limit", "state", "figure", "where"]
+    assert headline[0] == ["", "float", "W8A8", "W8A8 against float"]
     summary = (tiny_run / "report.md").read_text()
     assert summary.startswith("## ")
     assert "| perplexity" in summary
     assert summary.endswith("[report.html](report.html)\n")
+
+
+def test_the_page_answers_first_whether_it_may_be_shipped(run: Path) -> None:
+    limits = ["kl_mean <= 1000", "top1_agreement >= 1.5", "tokens_per_second >= 1x results/nowhere"]
+    for language, words, states in (
+        ("en", "May this be shipped? No: 1 of 3 limits are not kept, 1 are open.", ["pass", "fail", "look"]),
+        ("zh", "可以发布吗？不可以：3 项限值中有 1 项不满足，1 项未定。", ["通过", "不通过", "查看"]),
+    ):
+        soup = BeautifulSoup(write_report(run, language, limits).read_text(), "html.parser")
+        assert soup.select(".verdict")[0].get_text() == words
+        assert [cell.get_text() for cell in soup.select("section td.light span")] == states
+        assert words in (run / "report.md").read_text()
+    without = BeautifulSoup(write_report(run, "en", []).read_text(), "html.parser")
+    assert "Not judged: the profile sets no limits" in without.select(".verdict")[0].get_text()
+
+
+def test_the_exit_code_of_a_run_is_that_of_its_limits(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for limits, code in (
+        (["kl_mean <= 1000"], 0),
+        (["kl_mean <= 1000", "kl_mean[poems] <= 1"], 3),
+        (["kl_mean[poems] <= 1", "top1_agreement >= 1.5"], 5),
+        ([], 3),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            enforce_limits(Profile(Path("own.yaml"), {"run_folder": str(run), "limits": limits}))
+        assert ended.value.code == code
+        said = capsys.readouterr().out
+        assert said.startswith("May this be shipped?")
+        assert said.count("\n") == 1 + len(limits)
 
 
 def test_text_that_a_model_wrote_is_no_formula_and_no_markdown(tmp_path: Path) -> None:

@@ -225,9 +225,18 @@ def test_a_wrong_override_is_named_as_one(write: Any) -> None:
     assert "\n" not in message
 
 
+def test_a_limit_that_cannot_be_read_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("level: L0\nlimits:\n  - kl_mean < 0.03\n  - perplexity < 20\n")
+    with pytest.raises(ParameterError, match=r'own\.yaml, line 2: .*no limit can be set on "perplexity"'):
+        load_profile(path)
+    path.write_text("limits: [kl_mean < 0.03]\n")
+    assert load_profile(path).values["limits"] == ["kl_mean < 0.03"]
+
+
 def test_a_notebook_gets_just_what_it_declares() -> None:
     profile = load_profile(ROOT / "params" / "demo.yaml")
-    assert set(profile.for_notebook("05_report")) == {"run_folder"}
+    assert set(profile.for_notebook("05_report")) == {"run_folder", "limits"}
     assert set(profile.for_notebook("01_setup")) == {
         "checkpoint_path",
         "embedded_model",

@@ -26,6 +26,7 @@ def environment(chip: str, calls: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "ASCEND_HOME_PATH": str(HERE.parent / "data" / "npu" / "toolkit"),
         "TORCH_NPU_STAND_IN_CHIP": chip,
         "TORCH_NPU_STAND_IN_CALLS": str(calls),
     }

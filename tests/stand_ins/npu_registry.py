@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from npu_sabotage import sabotaged
 from torch import Tensor
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "data" / "npu" / "schemas.txt"
@@ -89,7 +90,7 @@ def register(implementations: dict[str, Callable[..., Any]]) -> None:
 def _noted(name: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(implementation)
     def kernel(*args: Any, **options: Any) -> Any:
-        result = implementation(*args, **options)
+        result = sabotaged(name, lambda: implementation(*args, **options))
         _note(Call(name, _arguments(name, args, options), [_described(part) for part in _parts(result)]))
         return result
 

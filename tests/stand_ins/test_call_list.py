@@ -22,7 +22,6 @@ NOT_RECORDED = {
     ("npu_rms_norm", "bfloat16 bfloat16"),
     ("npu_prompt_flash_attention", "bfloat16 bfloat16 bfloat16 bool"),
     ("npu_incre_flash_attention", "bfloat16 bfloat16 bfloat16"),
-    ("npu_rotary_mul", "float32 float32 float32"),
 }
 
 
@@ -81,8 +80,12 @@ def test_every_call_has_the_names_and_dtypes_of_one_that_real_shape_functions_ac
     assert unknown == NOT_RECORDED
 
 
-def test_a_310p_gets_blocked_weights_only_and_int64_scales() -> None:
-    (product,) = [c for c in CALLS if c["chip"] == "Ascend310P3" and c["operator"] == "npu_quant_matmul"]
-    weight, scale, bias = (product["arguments"][name] for name in ("x2", "scale", "bias"))
-    assert (weight["format"], weight["transposed"]) == ("FRACTAL_NZ", True)
-    assert (scale["dtype"], bias["dtype"]) == ("int64", "int32")
+def test_a_310p_gets_blocked_weights_only_and_int64_scales_but_for_tokens() -> None:
+    products = [c for c in CALLS if c["chip"] == "Ascend310P3" and c["operator"] == "npu_quant_matmul"]
+    found = set()
+    for product in products:
+        arguments = product["arguments"]
+        weight, scale, bias = (arguments.get(name) or {} for name in ("x2", "scale", "bias"))
+        assert (weight["format"], weight["transposed"]) == ("FRACTAL_NZ", True)
+        found.add(("pertoken_scale" in arguments, scale["dtype"], bias.get("dtype")))
+    assert found == {(False, "int64", "int32"), (True, "float32", None)}

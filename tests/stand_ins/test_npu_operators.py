@@ -87,7 +87,10 @@ def product(**changes: Any) -> Tensor:
         ({"output_dtype": torch.bfloat16}, "bfloat16"),
         ({"output_dtype": torch.int32}, "int32"),
         ({"output_dtype": torch.float32}, "output None"),
-        ({"pertoken_scale": torch.ones(3)}, "not supported"),
+        ({"pertoken_scale": torch.ones(3)}, "scale torch.int64"),
+        ({"x1": int8(0, 64, 3).t()}, "contiguous"),
+        ({"x2": blocked(int8(1, 64, 2))}, "transpose_x2 true"),
+        ({"x2": int8(1, 2, 64)}, "64 columns"),
     ],
 )
 def test_a_product_that_a_310p_does_not_document_is_refused(changes: dict[str, Any], rule: str) -> None:
@@ -106,11 +109,48 @@ def test_wrong_names_and_positions_are_refused_by_the_schema() -> None:
         ops.npu_fusion_attention(x[None], x[None], x[None], 1, "BSH")
 
 
+def pair(
+    size: int = 128, heads: int = 2, positions: int = 4, table_dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor]:
+    """A valid call of npu_apply_rotary_pos_emb unless an argument spoils it."""
+    query, key = torch.ones(1, 4, heads, size).half(), torch.ones(1, 4, 1, size).half()
+    return ops.npu_apply_rotary_pos_emb(query, key, *[torch.ones(1, positions, 1, size).to(table_dtype)] * 2)
+
+
+def prompt(length: int, keys: int = 0, batch: int = 1, strided: bool = False, **changes: Any) -> Tensor:
+    """A valid call of npu_prompt_flash_attention on a 310P, for lengths that it takes, unless a change spoils it."""
+    parts = [torch.ones(batch, 2, size, 16).half() for size in (length, keys or length, keys or length)]
+    if strided:
+        parts[1] = torch.ones(batch, 2, 2 * length, 16).half()[:, :, :length]
+    mask = torch.ones(length, keys or length, dtype=torch.bool).triu(1)
+    options = {"num_heads": 2, "input_layout": "BNSD", "atten_mask": mask, **changes}
+    return ops.npu_prompt_flash_attention(*parts, **options)
+
+
+def one_token(
+    heads: int = 1, size: int = 16, batch: int = 1, strided: bool = False, **changes: Any
+) -> Tensor:
+    """A valid call of npu_incre_flash_attention on a 310P unless a change spoils it."""
+    key = torch.ones(batch, 1, 40, 2 * size if strided else size).half()[..., :size]
+    query, options = torch.ones(batch, heads, 1, size).half(), {"actual_seq_lengths": [7] * batch, **changes}
+    return ops.npu_incre_flash_attention(query, key, key, num_heads=heads, input_layout="BNSD", **options)
+
+
+def test_the_calls_that_refusals_are_shown_with_are_valid_themselves() -> None:
+    assert prompt(32).shape == (1, 2, 32, 16)
+    assert one_token().shape == one_token(heads=1, size=16).shape == (1, 1, 1, 16)
+    assert one_token(heads=32, num_key_value_heads=1).shape == (1, 32, 1, 16)
+    query, key = pair()
+    assert (query.shape, key.shape) == ((1, 4, 2, 128), (1, 4, 1, 128))
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda: ops.npu_quantize(torch.ones(2, 8).half(), torch.ones(3), None, torch.qint8, -1),
-        lambda: ops.npu_quantize(torch.ones(2, 8).half(), torch.ones(1).half(), None, torch.qint8, -1),
+        lambda: ops.npu_quantize(torch.ones(2, 8).half(), torch.ones(1).bfloat16(), None, torch.qint8, -1),
+        lambda: ops.npu_quantize(torch.ones(2, 8), torch.ones(1), torch.ones(8).int(), torch.qint8, -1),
+        lambda: ops.npu_quantize(torch.ones(2, 8), torch.ones(2), None, torch.qint8, 0, False),
         lambda: ops.npu_quantize(torch.ones(2, 8).half(), torch.ones(1), None, torch.qint8, -1, False),
         lambda: ops.npu_quantize(torch.ones(2, 8).bfloat16(), torch.ones(1), None, torch.qint8, -1),
         lambda: ops.npu_quantize(torch.ones(2, 8).half(), torch.ones(1), torch.ones(1), torch.qint8, -1),
@@ -124,7 +164,34 @@ def test_wrong_names_and_positions_are_refused_by_the_schema() -> None:
         lambda: ops.npu_add_rms_norm(*[torch.ones(2, 64).bfloat16()] * 2, torch.ones(64).bfloat16()),
         lambda: ops.npu_rotary_mul(*[torch.ones(1, 1, 4, 64).half()] * 3),
         lambda: ops.npu_rotary_mul(torch.ones(1, 1, 4, 128).half(), *[torch.ones(1, 1, 4, 128)] * 2),
-        lambda: ops.npu_dynamic_quant(torch.ones(2, 64).half()),
+        lambda: ops.npu_dynamic_quant(torch.ones(2, 63).half()),
+        lambda: ops.npu_dynamic_quant(torch.ones(2, 64)),
+        lambda: ops.npu_rotary_mul(*[torch.ones(1, 1, 4, 128).half()] * 3),
+        lambda: ops.npu_format_cast(int8(0, 1, 64), FRACTAL_NZ),
+        lambda: ops.npu_swiglu(torch.ones(2, 33).half()),
+        lambda: ops.npu_swiglu(torch.ones(2, 48).half()),
+        lambda: ops.npu_swiglu(torch.ones(64, 2).half().t()),
+        lambda: ops.npu_swiglu(torch.ones(2, 64).bfloat16()),
+        lambda: pair(size=96),
+        lambda: pair(size=128, heads=300),
+        lambda: pair(positions=3),
+        lambda: pair(table_dtype=torch.float32),
+        lambda: prompt(17),
+        lambda: prompt(16),
+        lambda: prompt(32, keys=48),
+        lambda: prompt(32, atten_mask=torch.ones(32, 32).to(torch.int8)),
+        lambda: prompt(32, pre_tokens=31),
+        lambda: prompt(32, next_tokens=5),
+        lambda: prompt(32, num_key_value_heads=1),
+        lambda: prompt(32, batch=129),
+        lambda: prompt(32, strided=True),
+        lambda: one_token(size=24),
+        lambda: one_token(strided=True),
+        lambda: one_token(heads=33, num_key_value_heads=1),
+        lambda: one_token(heads=2, num_key_value_heads=1, size=144),
+        lambda: one_token(heads=2, num_key_value_heads=2),
+        lambda: one_token(batch=257),
+        lambda: one_token(actual_seq_lengths=[41]),
         lambda: ops.npu_prompt_flash_attention(
             *[torch.ones(1, 2, 4, 16)] * 3, num_heads=2, input_layout="BNSD"
         ),
@@ -148,6 +215,21 @@ def test_dynamic_quantization_scales_every_row(chip: Callable[[str], None]) -> N
     quantized, scale = ops.npu_dynamic_quant(x)
     assert quantized.tolist() == [[64, -127], [127, 64]]
     torch.testing.assert_close(scale, torch.tensor([2.0, 0.5]) / 127)
+
+
+def test_a_scale_for_each_token_needs_cann_9_1_on_a_310p(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"scale": torch.ones(2), "bias": None, "pertoken_scale": torch.ones(3)}
+    assert product(**changes).shape == (3, 2)
+    monkeypatch.setattr(npu_operators.Chip, "cann", "9.0.0")
+    with pytest.raises(RuntimeError, match=r"not supported by CANN 9.0.0: 9.1.0 is needed"):
+        product(**changes)
+
+
+def test_a_refusal_names_its_source() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"Qs = 17, Kvs = 17 \[ops-transformer .*tiling.cpp\], error code is 561103"
+    ):
+        prompt(17)
 
 
 def test_the_norm_of_a_sum_is_that_of_the_rounded_sum_and_a_310p_gives_no_root(

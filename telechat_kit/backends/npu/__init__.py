@@ -1,28 +1,29 @@
 """The NPU backend: torch_npu operators where chip and release have them, plain torch where they do not.
 
-`chips` says what each chip takes, `runtime` finds torch_npu; `operators` tells a record which way was used.
+`chips` says what each chip takes, `runtime` finds torch_npu, `forms` holds the ways of each operation, best first, and
+can set one aside; `operators` tells a record which way was used.
 """
 
-from functools import lru_cache
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.data_sheets import data_sheet
-from telechat_kit.backends.npu.calls import call, operators, slower
+from telechat_kit.backends.npu.attention import attention, rotate
+from telechat_kit.backends.npu.forms import operators
 from telechat_kit.backends.npu.graphs import capture
 from telechat_kit.backends.npu.linears import (
+    blocked_float_weight,
     dynamic_int8_linear,
     int8_linear,
+    prepare_dynamic_linear,
     prepare_float_linear,
     prepare_linear,
     quantize,
     restore_linear,
     sharded_int8_linear,
 )
-from telechat_kit.backends.npu.runtime import current_chip, device_count, has, open_device, torch_npu
+from telechat_kit.backends.npu.rows import add_rms_norm, rms_norm, swiglu
+from telechat_kit.backends.npu.runtime import current_chip, device_count, open_device, torch_npu
 from telechat_kit.backends.plain import (
     accumulate,
     float_linear,
@@ -36,6 +37,7 @@ __all__ = [
     "accumulate",
     "add_rms_norm",
     "attention",
+    "blocked_float_weight",
     "capture",
     "choose_dtype",
     "collectives",
@@ -45,105 +47,37 @@ __all__ = [
     "float_linear",
     "free_memory_bytes",
     "int8_linear",
+    "joins_linears",
     "name",
     "open_device",
     "operators",
     "peak_memory_bytes",
+    "prepare_dynamic_linear",
     "prepare_float_linear",
     "prepare_linear",
     "prepare_sharded_linear",
     "quantize",
     "quantize_per_token",
     "read_bandwidth",
+    "restore_dynamic_linear",
     "restore_linear",
     "rms_norm",
     "rotate",
     "sharded_dynamic_linear",
     "sharded_int8_linear",
     "silu_product",
+    "swiglu",
     "synchronize",
 ]
 
 name = "npu"
 #: The library through which several chips add up their parts of a model
 collectives = "hccl"
+#: One token at batch 1 is bound by starting operators, not by what they do
+joins_linears = True
 #: A part of a model is multiplied in the same form as the whole
 prepare_sharded_linear = prepare_linear
-
-#: Size of the fixed causal mask that sparse_mode 2 of the attention operators takes
-TRIANGLE = 2048
-_ALL_TOKENS = 2**31 - 1
-
-
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMS norm of the last axis of `x [..., H]`; the operator needs 32 bytes there and one dtype for both."""
-    if has("npu_rms_norm") and _norm_fits(x, weight):
-        return call("rms_norm", "npu_rms_norm", x, weight, epsilon)[0]
-    slower("rms_norm")
-    return plain.rms_norm(x, weight, epsilon)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The RMS norm of `x + residual`, both `[..., H]`, and that sum: in one operator where the chip has it."""
-    if has("npu_add_rms_norm") and _norm_fits(x, weight) and x.dtype == residual.dtype:
-        normed, _, total = call("add_rms_norm", "npu_add_rms_norm", x, residual, weight, epsilon)
-        return normed, total
-    slower("add_rms_norm")
-    total = x + residual
-    return rms_norm(total, weight, epsilon), total
-
-
-def _norm_fits(x: Tensor, weight: Tensor) -> bool:
-    return x.dtype == weight.dtype and x.shape[-1] * x.element_size() >= 32
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of `x [B, heads, T, d]` with tables `[T, d]`, halves split as in GPT-NeoX."""
-    if has("npu_rotary_mul") and current_chip().allows_rotary(x, cos):
-        return call("rotate", "npu_rotary_mul", x, cos[None, None], sin[None, None])
-    slower("rotate")
-    return plain.rotate(x, cos, sin)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, scaled by 1/sqrt(d).
-
-    `mask` as in `plain.attention`. With one, the slower way is taken: what the operators give for a row that may
-    see nothing is not documented, and such rows (padding) must stay finite.
-    """
-    chip = current_chip()
-    decode = query.shape[2] == 1
-    operator = "npu_incre_flash_attention" if decode else "npu_prompt_flash_attention"
-    limits = chip.decode_attention if decode else chip.prompt_attention
-    if mask is not None or not has(operator) or not limits.allow(query, key):
-        slower("attention")
-        return plain.attention_in_products(query, key, value, mask)
-    length, common = key.shape[2], _attention_options(query)
-    if decode:
-        lengths = [length] * len(query)
-        groups = {} if key.shape[1] == query.shape[1] else {"num_key_value_heads": key.shape[1]}
-        return call("attention", operator, query, key, value, actual_seq_lengths=lengths, **groups, **common)
-    # the 310P's operator for prompts knows no groups
-    key, value = (plain.expanded(shared, query.shape[1]) for shared in (key, value))
-    triangle = chip.causal_mask == "triangle"
-    size = TRIANGLE if triangle else length
-    options = {"atten_mask": _hidden(size, query.device), "pre_tokens": _ALL_TOKENS, "next_tokens": 0}
-    options |= {"sparse_mode": 2} if triangle else {}
-    return call("attention", operator, query, key, value, **options, **common)
-
-
-def _attention_options(query: Tensor) -> dict[str, Any]:
-    return {
-        "num_heads": query.shape[1],
-        "scale_value": query.shape[-1] ** -0.5,
-        "input_layout": "BNSD",
-    }
-
-
-@lru_cache(maxsize=4)
-def _hidden(size: int, device: torch.device) -> Tensor:
-    """Causal mask `[size, size]` of the attention operators: True where a key must not be seen."""
-    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+restore_dynamic_linear = restore_linear
 
 
 def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:

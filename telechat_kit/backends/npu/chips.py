@@ -1,7 +1,8 @@
 """What each Ascend chip can do: the one table that decides which operator, dtype and format the backend uses.
 
 Families, operators and their limits are those of the torch_npu operator documentation ("Atlas inference series
-(accelerator card)" is 310P, "Atlas A2" is 910B, "Atlas A3" is 910_93), soc numbers those of torch_npu's own enum.
+(accelerator card)" is 310P, "Atlas A2" is 910B, "Atlas A3" is 910_93) and of CANN's published host sources, which hold
+where they differ; soc numbers are those of torch_npu's own enum. The stand-ins of the tests name the source of each rule.
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,19 @@ class AttentionLimits:
     heads: int
     length: int
     head_dim: int
+    #: head_dim must be a multiple of this
+    head_dim_multiple: int = 1
+    #: heads that share a key and value head, and the head size that they may have then
+    group: int = 256
+    grouped_head_dim: int = 512
 
     def allow(self, query: torch.Tensor, key: torch.Tensor) -> bool:
         batch, heads, _, head_dim = query.shape
-        sizes = batch <= self.batch and heads <= self.heads and head_dim <= self.head_dim
-        return query.dtype in self.dtypes and sizes and key.shape[2] <= self.length
+        group = heads // key.shape[1]
+        sizes = batch <= self.batch and heads <= self.heads and key.shape[2] <= self.length
+        head = head_dim <= self.head_dim and head_dim % self.head_dim_multiple == 0
+        shared = group == 1 or (group <= self.group and head_dim <= self.grouped_head_dim)
+        return query.dtype in self.dtypes and sizes and head and shared
 
 
 @dataclass(frozen=True)
@@ -39,30 +48,30 @@ class Chip:
     socs: range
     #: dtypes that a model's float tensors may have
     dtypes: tuple[torch.dtype, ...]
-    #: operators documented for the family, of those that the backend can use
+    #: operators that the family has, of those that the backend can use
     operators: frozenset[str]
     #: how npu_quant_matmul wants a FRACTAL_NZ weight: cast as `[out, in]` and passed as its transposed view,
     #: or cast as `[in, out]`
     cast_weight_as: Literal["out, in", "in, out"]
+    #: the matrix unit rearranges float weights for every product, unless they are FRACTAL_NZ
+    blocked_float_weights: bool
     #: mask of npu_prompt_flash_attention: the whole `[T, T]`, or a fixed 2048 x 2048 triangle with sparse_mode 2
     causal_mask: Literal["full", "triangle"]
+    #: multiples that prompts are padded to for it, in the order to try; none: any length is taken
+    prompt_multiples: tuple[int, ...]
     prompt_attention: AttentionLimits
     decode_attention: AttentionLimits
-    #: head sizes and the largest number of positions for npu_rotary_mul
-    rotary_head_dims: frozenset[int]
-    rotary_positions: int
-    #: npu_quant_matmul takes `pertoken_scale` and npu_dynamic_quant exists
-    per_token: bool
+    #: bytes of a core's buffer, which holds the heads of a token while they are rotated
+    buffer_bytes: int
+    #: oldest CANN whose npu_quant_matmul takes `pertoken_scale`, and the dtypes of its output
+    per_token_from: tuple[int, int]
+    per_token_dtypes: tuple[torch.dtype, ...]
+    #: npu_quant_matmul adds a float bias to products with a scale for each token
+    per_token_bias: bool
+    #: the last axis of npu_dynamic_quant and of npu_swiglu must be a multiple of this
+    row_multiple: int
     #: npu_quant_matmul can give its int32 products unscaled
     integer_output: bool
-    #: torch_npu's NPUGraph is documented for the family
-    graphs: bool
-
-    def allows_rotary(self, x: torch.Tensor, table: torch.Tensor) -> bool:
-        """Whether npu_rotary_mul takes `x [B, heads, T, d]` with tables `[T, d]`: they must share their dtype."""
-        batch, heads, length, head_dim = x.shape
-        sizes = batch <= 1000 and heads <= 1000 and length <= self.rotary_positions
-        return sizes and head_dim in self.rotary_head_dims and x.dtype == table.dtype
 
 
 _COMMON = frozenset(
@@ -70,51 +79,69 @@ _COMMON = frozenset(
         "npu_quantize",
         "npu_quant_matmul",
         "npu_trans_quant_param",
+        "npu_dynamic_quant",
         "npu_format_cast",
         "npu_rms_norm",
         "npu_add_rms_norm",
-        "npu_rotary_mul",
+        "npu_swiglu",
+        "npu_apply_rotary_pos_emb",
         "npu_prompt_flash_attention",
         "npu_incre_flash_attention",
     }
 )
 _HALF = (torch.float16,)
 _HALVES = (torch.float16, torch.bfloat16)
-_ANY_EVEN_BELOW_896 = frozenset(range(2, 896, 2))
+#: Shortest prompt that npu_prompt_flash_attention takes on a 310P with a mask
+LEAST_PROMPT = 32
+#: Head sizes of npu_apply_rotary_pos_emb, and the largest of npu_rotary_mul
+PAIR_HEAD_DIMS, ROTARY_HEAD_DIM = (64, 128), 894
 
 CHIPS = (
     Chip(
         family="310P",
         socs=range(200, 206),
         dtypes=(torch.float16, torch.float32),
-        operators=_COMMON,
+        operators=_COMMON,  # npu_rotary_mul has no ready-built kernel for it
         cast_weight_as="out, in",
+        blocked_float_weights=True,
         causal_mask="full",
+        prompt_multiples=(16, 128),
         prompt_attention=AttentionLimits(_HALF, batch=128, heads=256, length=65535, head_dim=512),
-        decode_attention=AttentionLimits(_HALF, batch=256, heads=256, length=65536, head_dim=512),
-        # only the rules of just-in-time compiled operators are documented: d = 128, at most 1024 along an axis
-        # that the tables are repeated over
-        rotary_head_dims=frozenset({128}),
-        rotary_positions=1024,
-        per_token=False,
+        decode_attention=AttentionLimits(
+            _HALF,
+            batch=256,
+            heads=256,
+            length=65536,
+            head_dim=512,
+            head_dim_multiple=16,
+            group=32,
+            grouped_head_dim=128,
+        ),
+        buffer_bytes=256 << 10,
+        per_token_from=(9, 1),
+        per_token_dtypes=_HALF,
+        per_token_bias=False,
+        row_multiple=32,
         integer_output=False,
-        graphs=False,
     ),
     *(
         Chip(
             family=family,
             socs=socs,
             dtypes=(torch.float16, torch.bfloat16, torch.float32),
-            operators=_COMMON | {"npu_dynamic_quant"},
+            operators=_COMMON | {"npu_rotary_mul"},
             cast_weight_as="in, out",
+            blocked_float_weights=False,
             causal_mask="triangle",
+            prompt_multiples=(),
             prompt_attention=AttentionLimits(_HALVES, batch=128, heads=256, length=65535, head_dim=512),
             decode_attention=AttentionLimits(_HALVES, batch=256, heads=256, length=65536, head_dim=512),
-            rotary_head_dims=_ANY_EVEN_BELOW_896,
-            rotary_positions=65536,
-            per_token=True,
+            buffer_bytes=192 << 10,
+            per_token_from=(0, 0),
+            per_token_dtypes=_HALVES,
+            per_token_bias=True,
+            row_multiple=2,
             integer_output=True,
-            graphs=True,
         )
         for family, socs in (("910B", range(220, 226)), ("910_93", range(250, 257)))
     ),

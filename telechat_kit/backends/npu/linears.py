@@ -6,11 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import plain
-from telechat_kit.backends.npu.calls import call, slower
 from telechat_kit.backends.npu.chips import FRACTAL_NZ, ND
-from telechat_kit.backends.npu.runtime import current_chip, has, torch_npu
+from telechat_kit.backends.npu.forms import PLAIN, Form, Way, note
+from telechat_kit.backends.npu.runtime import current_chip, has, operator, torch_npu
+from telechat_kit.backends.npu.toolkit import cann_version
 from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
+
+#: What `prepare_linear` and `prepare_dynamic_linear` add to the tensors as on disk
+_ADDED = ("matmul_scale", "zero_point", "added_bias")
 
 
 def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -19,45 +23,70 @@ def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `weight` is cast to FRACTAL_NZ: still `[out, in]` on a 310P, `[in, out]` on a 910B. `matmul_scale` int64 is
     `deq_scale` encoded by npu_trans_quant_param, and `zero_point` int32 is `input_offset`.
     """
-    if not all(map(has, ("npu_quant_matmul", "npu_trans_quant_param", "npu_format_cast"))):
-        return dict(tensors)
     weight = tensors["weight"]
+    products = all(map(has, ("npu_quant_matmul", "npu_trans_quant_param", "npu_format_cast")))
+    if not products or min(weight.shape) == 1:  # an axis of 1 cannot be blocked
+        return dict(tensors)
     if current_chip().cast_weight_as == "in, out":
         weight = weight.t().contiguous()
-    scale = nearest_19_bits(tensors["deq_scale"])
+    note("prepare_linear", "npu_trans_quant_param")
     return {
         **tensors,
-        "weight": _cast(weight),
-        "matmul_scale": call("prepare_linear", "npu_trans_quant_param", scale),
+        "weight": _blocked(weight),
+        "matmul_scale": operator("npu_trans_quant_param")(nearest_19_bits(tensors["deq_scale"])),
         "zero_point": tensors["input_offset"].to(torch.int32),
     }
 
 
 def restore_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
-    """The tensors that `prepare_linear` was given: `weight [out, size]` in the plain format."""
-    kept = {name: tensor for name, tensor in tensors.items() if name not in ("matmul_scale", "zero_point")}
-    if "matmul_scale" not in tensors:
-        return kept
-    weight = call("restore_linear", "npu_format_cast", tensors["weight"], ND)
-    if current_chip().cast_weight_as == "in, out":
-        weight = weight.t().contiguous()
-    return {**kept, "weight": weight.reshape(out, size)}
+    """The tensors that `prepare_linear` or `prepare_dynamic_linear` was given: `weight [out, size]` in plain format."""
+    kept = {name: tensor for name, tensor in tensors.items() if name not in _ADDED}
+    return {**kept, "weight": _unblocked(tensors["weight"]).reshape(out, size)}
+
+
+def prepare_dynamic_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a linear with dynamic activations: on a 310P `weight` is FRACTAL_NZ, `added_bias` float16.
+
+    A 910B takes the weight as it is, and adds the bias in its product.
+    """
+    weight = tensors["weight"]
+    blocked = _per_token_is_there() and current_chip().cast_weight_as == "out, in" and min(weight.shape) > 1
+    if not (blocked and weight.shape[1] % current_chip().row_multiple == 0):
+        return dict(tensors)
+    bias = tensors.get("bias")
+    added = {} if bias is None else {"added_bias": bias.half()}
+    return {**tensors, "weight": _blocked(weight), **added}
 
 
 def prepare_float_linear(linear: nn.Linear) -> None:
     """Cast the float16 weight of `linear` to FRACTAL_NZ: else a 310P rearranges it for every product."""
-    if current_chip().family == "310P" and linear.weight.dtype == torch.float16 and has("npu_format_cast"):
-        linear.weight = nn.Parameter(_cast(linear.weight.data), requires_grad=False)
+    if (blocked := blocked_float_weight(linear.weight.data)) is not None:
+        linear.weight = nn.Parameter(blocked, requires_grad=False)
 
 
-def _cast(weight: Tensor) -> Tensor:
-    cast: Tensor = call("prepare_linear", "npu_format_cast", weight, FRACTAL_NZ)
+def blocked_float_weight(weight: Tensor) -> Tensor | None:
+    """A FRACTAL_NZ copy of a float `weight [out, in]`, if the chip multiplies with one; else None."""
+    wanted = current_chip().blocked_float_weights and weight.dtype == torch.float16 and min(weight.shape) > 1
+    return _blocked(weight) if wanted and has("npu_format_cast") else None
+
+
+def _blocked(weight: Tensor) -> Tensor:
+    note("prepare_linear", "npu_format_cast")
+    cast: Tensor = operator("npu_format_cast")(weight, FRACTAL_NZ)
     if (found := torch_npu().get_npu_format(cast)) != FRACTAL_NZ:
         raise DeviceError(
             f"a weight was left in format {found}, the int8 product needs {FRACTAL_NZ} (FRACTAL_NZ). Let torch_npu "
             "use internal formats: unset ALLOW_INTERNAL_FORMAT and any code that switches them off."
         )
     return cast
+
+
+def _unblocked(weight: Tensor) -> Tensor:
+    """`[out, in]` in the plain format, whatever the form that the product reads."""
+    if torch_npu().get_npu_format(weight) != FRACTAL_NZ:
+        return weight
+    plain_weight: Tensor = operator("npu_format_cast")(weight, ND)
+    return plain_weight.t().contiguous() if current_chip().cast_weight_as == "in, out" else plain_weight
 
 
 def nearest_19_bits(scale: Tensor) -> Tensor:
@@ -74,14 +103,36 @@ def nearest_19_bits(scale: Tensor) -> Tensor:
 def quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """`clamp(round(x / scale + offset), -128, 127)` as int8; `scale` float32, `offset` an integer, of one element.
 
-    The form of npu_quantize that divides is exact; the one that multiplies takes a float16 reciprocal. It rounds
-    after adding, the reference before: they differ where x / scale ends in exactly .5 and the offset is odd.
+    npu_quantize rounds after adding, the reference before: they differ where x / scale ends in exactly .5 and the
+    offset is odd. Its form that multiplies is given everything in float32: the reciprocal of a scale in float16,
+    which takes one launch less, is off by up to 6 % of a step.
     """
-    if has("npu_quantize") and x.dtype in current_chip().dtypes:
-        zero_point = offset.to(torch.int32)
-        return call("quantize", "npu_quantize", x, scale, zero_point, torch.qint8, -1, True)
-    slower("quantize")
-    return plain.quantize(x, scale, offset)
+    x_q: Tensor = _quantize(x, scale, offset)
+    return x_q
+
+
+def _divided(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    x_q: Tensor = operator("npu_quantize")(x, scale, offset.to(torch.int32), torch.qint8, -1, True)
+    return x_q
+
+
+def _multiplied(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    x_q: Tensor = operator("npu_quantize")(
+        x.float(), scale.reciprocal(), offset.float(), torch.qint8, -1, False
+    )
+    return x_q
+
+
+def _quantize_fits(x: Tensor, scale: Tensor, offset: Tensor) -> bool:  # noqa: ARG001  (what a form is given)
+    return x.dtype in current_chip().dtypes
+
+
+_quantize = Form(
+    "quantize",
+    Way("npu_quantize, dividing", _divided, lambda: has("npu_quantize"), _quantize_fits),
+    Way("npu_quantize, multiplying", _multiplied, lambda: has("npu_quantize"), _quantize_fits),
+    Way(PLAIN, plain.quantize),
+)
 
 
 def int8_linear(
@@ -96,13 +147,52 @@ def int8_linear(
 ) -> Tensor:
     """W8A8 linear of `x [..., in]` with the tensors of `prepare_linear`: `[..., out]` in the dtype of `x`."""
     x_q = quantize(x, input_scale, input_offset if zero_point is None else zero_point)
-    if matmul_scale is None:
-        slower("int8_linear")
-        return plain.scaled_product(x_q, weight, quant_bias, deq_scale, x.dtype)
-    wide = x.dtype == torch.bfloat16
-    scale, dtype = (deq_scale, torch.bfloat16) if wide else (matmul_scale, torch.float16)
-    y = _product(x_q.reshape(-1, x.shape[-1]), weight, scale, quant_bias, dtype)
-    return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+    y: Tensor = _product(x_q, weight, quant_bias, deq_scale, matmul_scale, x.dtype)
+    return y
+
+
+def _matmul(
+    x_q: Tensor,
+    weight: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    matmul_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    wide = dtype == torch.bfloat16
+    scale, own = (deq_scale, torch.bfloat16) if wide else (matmul_scale, torch.float16)
+    y: Tensor = operator("npu_quant_matmul")(
+        x_q.reshape(-1, x_q.shape[-1]), _operand(weight), scale, bias=quant_bias, output_dtype=own
+    )
+    return y.to(dtype).view(*x_q.shape[:-1], y.shape[-1])
+
+
+def _plain_product(
+    x_q: Tensor,
+    weight: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    matmul_scale: Tensor | None,  # noqa: ARG001
+    dtype: torch.dtype,
+) -> Tensor:
+    return plain.scaled_product(x_q, _unblocked(weight), quant_bias, deq_scale, dtype)
+
+
+def _operand(weight: Tensor) -> Tensor:
+    """The second operand `[in, out]` of a product, as the chip wants to see it."""
+    return weight.t() if current_chip().cast_weight_as == "out, in" else weight
+
+
+_product = Form(
+    "int8_linear",
+    Way(
+        "npu_quant_matmul",
+        _matmul,
+        lambda: has("npu_quant_matmul"),
+        lambda x_q, weight, bias, deq_scale, matmul_scale, dtype: matmul_scale is not None,  # noqa: ARG005
+    ),
+    Way(PLAIN, _plain_product),
+)
 
 
 def sharded_int8_linear(
@@ -121,33 +211,103 @@ def sharded_int8_linear(
     Where the operator gives int32, the sum is exact and scaled as one chip scales it. A 310P gives float16 only: each
     part is rounded before the sum, which is taken in float32 and rounded once more.
     """
-    tensors = (weight, input_scale, input_offset, quant_bias, deq_scale)
-    if matmul_scale is None:
-        slower("sharded_int8_linear")
-        return plain.sharded_int8_linear(x, add_up, *tensors)
-    if not current_chip().integer_output:
-        part = int8_linear(x, *tensors, matmul_scale, zero_point)
-        return add_up(part.float()).to(x.dtype)
+    if not current_chip().integer_output and matmul_scale is not None:
+        tensors = (weight, input_scale, input_offset, quant_bias, deq_scale, matmul_scale, zero_point)
+        return add_up(int8_linear(x, *tensors).float()).to(x.dtype)
     x_q = quantize(x, input_scale, input_offset if zero_point is None else zero_point)
-    rows = add_up(_product(x_q.reshape(-1, x.shape[-1]), weight, deq_scale, quant_bias, torch.int32))
-    scale = deq_scale if x.dtype == torch.bfloat16 else nearest_19_bits(deq_scale)
+    rows = add_up(_integers(x_q.reshape(-1, x.shape[-1]), weight, quant_bias, deq_scale, matmul_scale))
+    scale = deq_scale if x.dtype == torch.bfloat16 or matmul_scale is None else nearest_19_bits(deq_scale)
     return rows.float().mul_(scale).to(x.dtype).view(*x.shape[:-1], rows.shape[-1])
 
 
-def _product(x_q: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(x_q [M, K] . weight + bias) * scale` in `dtype`; as int32 without the scale."""
-    operand = weight.t() if current_chip().cast_weight_as == "out, in" else weight
-    y: Tensor = call("int8_linear", "npu_quant_matmul", x_q, operand, scale, bias=bias, output_dtype=dtype)
+def _integer_matmul(
+    x_q: Tensor,
+    weight: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    matmul_scale: Tensor | None,  # noqa: ARG001
+) -> Tensor:
+    y: Tensor = operator("npu_quant_matmul")(
+        x_q, _operand(weight), deq_scale, bias=quant_bias, output_dtype=torch.int32
+    )
     return y
 
 
-def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
-    operators = all(map(has, ("npu_dynamic_quant", "npu_quant_matmul")))
-    if not (operators and current_chip().per_token and x.dtype in current_chip().prompt_attention.dtypes):
-        slower("dynamic_int8_linear")
-        return plain.dynamic_product(x, weight, weight_scale, bias, plain.accumulate)
-    verb, options = "dynamic_int8_linear", {"bias": bias, "output_dtype": x.dtype}
-    x_q, x_scale = call(verb, "npu_dynamic_quant", x.reshape(-1, x.shape[-1]))
-    y = call(verb, "npu_quant_matmul", x_q, weight.t(), weight_scale, pertoken_scale=x_scale, **options)
+def _plain_integers(
+    x_q: Tensor,
+    weight: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,  # noqa: ARG001
+    matmul_scale: Tensor | None,  # noqa: ARG001
+) -> Tensor:
+    return plain.accumulate(x_q, _unblocked(weight)).add_(quant_bias)
+
+
+_integers = Form(
+    "sharded_int8_linear",
+    Way(
+        "npu_quant_matmul",
+        _integer_matmul,
+        lambda: has("npu_quant_matmul") and current_chip().integer_output,
+        lambda x_q, weight, bias, deq_scale, matmul_scale: matmul_scale is not None,  # noqa: ARG005
+    ),
+    Way(PLAIN, _plain_integers),
+)
+
+
+def dynamic_int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, added_bias: Tensor | None = None
+) -> Tensor:
+    """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`.
+
+    `added_bias` is `bias` in the dtype of a product that takes none.
+    """
+    y: Tensor = _dynamic(x, weight, weight_scale, bias, added_bias)
+    return y
+
+
+def _dynamic_matmul(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, added_bias: Tensor | None
+) -> Tensor:
+    x_q, x_scale = operator("npu_dynamic_quant")(x.reshape(-1, x.shape[-1]))
+    inside = bias if current_chip().per_token_bias else None
+    y: Tensor = operator("npu_quant_matmul")(
+        x_q, weight.t(), weight_scale, pertoken_scale=x_scale, bias=inside, output_dtype=x.dtype
+    )
+    y = y if added_bias is None else y.add_(added_bias)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _plain_dynamic(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    added_bias: Tensor | None,  # noqa: ARG001
+) -> Tensor:
+    ordinary = _unblocked(weight) if current_chip().cast_weight_as == "out, in" else weight
+    return plain.dynamic_product(x, ordinary, weight_scale, bias, plain.accumulate)
+
+
+def _per_token_is_there() -> bool:
+    """Before CANN 9.1 the product of a 310P accepts a scale for each token, and then fails or crashes."""
+    operators = all(map(has, ("npu_dynamic_quant", "npu_quant_matmul", "npu_format_cast")))
+    oldest = current_chip().per_token_from
+    return operators and (oldest == (0, 0) or (cann_version() or (0, 0)) >= oldest)
+
+
+def _dynamic_fits(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, added_bias: Tensor | None
+) -> bool:
+    chip = current_chip()
+    if chip.cast_weight_as == "out, in" and torch_npu().get_npu_format(weight) != FRACTAL_NZ:
+        return False
+    biased = bias is None or chip.per_token_bias or added_bias is not None
+    return x.dtype in chip.per_token_dtypes and weight_scale.dtype == torch.float32 and biased
+
+
+_dynamic = Form(
+    "dynamic_int8_linear",
+    Way("npu_dynamic_quant, npu_quant_matmul", _dynamic_matmul, _per_token_is_there, _dynamic_fits),
+    Way(PLAIN, _plain_dynamic),
+)

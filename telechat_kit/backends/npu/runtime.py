@@ -1,11 +1,13 @@
 """torch_npu at the kit's service: imported when a device is asked for, and explained when it cannot be."""
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 
+from telechat_kit.backends.failures import first_line
 from telechat_kit.backends.npu import torch_npu_guard as npu_import
 from telechat_kit.backends.npu.chips import Chip, chip_of
 from telechat_kit.errors import DeviceError
@@ -26,14 +28,7 @@ def torch_npu() -> Any:
         return importlib.import_module("torch_npu")
     except ImportError as error:
         cause = npu_import.cause or error
-        raise DeviceError(
-            f"torch_npu cannot be imported ({_first_line(cause)}). {_remedy(cause)}."
-        ) from cause
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise DeviceError(f"torch_npu cannot be imported ({first_line(cause)}). {_remedy(cause)}.") from cause
 
 
 def _remedy(error: Exception) -> str:
@@ -68,7 +63,7 @@ def open_device(index: int) -> None:
         npu.config.allow_internal_format = True
     except RuntimeError as error:
         raise DeviceError(
-            f"the NPU {index} cannot be opened ({_first_line(error)}). See with npu-smi info whether it is healthy "
+            f"the NPU {index} cannot be opened ({first_line(error)}). See with npu-smi info whether it is healthy "
             "and free, and whether the kernels package of its chip is installed."
         ) from error
     current_chip()
@@ -82,6 +77,12 @@ def current_chip() -> Chip:
 
 
 @cache
-def has(operator: str) -> bool:
-    """Whether the chip documents `operator` and this torch_npu has it."""
-    return operator in current_chip().operators and hasattr(torch_npu(), operator)
+def has(name: str) -> bool:
+    """Whether the chip has the operator `name`, and this torch_npu too."""
+    return name in current_chip().operators and hasattr(torch_npu(), name)
+
+
+def operator(name: str) -> Callable[..., Any]:
+    """The operator `name` of torch_npu."""
+    found: Callable[..., Any] = getattr(torch_npu(), name)
+    return found

@@ -16,14 +16,14 @@ from telechat_kit.quantization.calibration.groups import (
     value_rows,
 )
 from telechat_kit.quantization.calibration.linear_quality import LinearFigures, watched
-from telechat_kit.quantization.calibration.observers import (
+from telechat_kit.quantization.calibration.sensitivity import SensitivityScore
+from telechat_kit.quantization.int8.observers import (
     HistogramObserver,
     MinMaxObserver,
     fake_quantize,
     fake_quantize_per_token,
 )
-from telechat_kit.quantization.calibration.sensitivity import SensitivityScore
-from telechat_kit.quantization.formats.packing import fake_quantize_weight
+from telechat_kit.quantization.int8.packing import fake_quantize_weight
 from telechat_kit.quantization.methods.balancing import balanced_scale
 from telechat_kit.quantization.methods.smoothing import (
     MEASURING,

@@ -1,4 +1,4 @@
-"""A quantized folder in another tool's file format: `export(folder, target, format)`.
+"""A folder in another tool's file format, and under Llama's names for engines: `export(folder, target, format)`.
 
 What the formats hold is told where they are read: `model/w8a8`, `model/numpy_files`, `model/compressed_tensors`.
 """
@@ -7,20 +7,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import atomic_folder, read_json, require_space, resolve, write_json
-from telechat_kit.model.checkpoint import config_folder, read_w8a8
-from telechat_kit.model.compressed_tensors import (
-    compressed_tensors,
-    dynamic_tensors,
-    quantization_config,
-    recovered_bias,
-)
+from telechat_kit.model.compressed_tensors import compressed_tensors, dynamic_tensors, quantization_config
 from telechat_kit.model.folder import (
     ASCEND_DESCRIPTION,
     DYNAMIC,
@@ -29,21 +22,32 @@ from telechat_kit.model.folder import (
     QUANT_NAMES,
     STATIC,
     is_w8a8,
-    read_config,
+    weight_files,
 )
-from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, decode_scale
-from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.model.telechat3 import network_of
-from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, norm_names, place, stored_name
+from telechat_kit.model.layout import HEAD
+from telechat_kit.model.w8a8 import norm_names
 from telechat_kit.model.weight_shards import Shards
+from telechat_kit.quantization.formats.export_source import Source, read_source
+from telechat_kit.quantization.formats.llama_export import (
+    finish_tokenizer,
+    llama_source,
+    notes_on,
+    write_float_llama,
+)
 from telechat_kit.quantization.formats.numpy_export import FloatWeights, save_dictionaries
 from telechat_kit.quantization.formats.ownership import FILES, names_in, require_free
-from telechat_kit.quantization.formats.tensor_file import Entry, whole_entry, write_tensor_file
 from telechat_kit.quantization.formats.w8a8_folder import copy_beside
+from telechat_kit.quantization.tensor_file import Entry, whole_entry, write_tensor_file
 
 SCHEMA = "telechat-kit/export/1"
 RECORD = "export.json"
 FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors")
+#: The format of a float folder
+UNQUANTIZED = "float"
+#: Whose names the tensors have: the family's own, or Llama's, which engines know
+NAMES = ("own", "llama")
+#: The formats under Llama's names: those that an engine of Llama reads
+_LLAMA_FORMATS = ("ascendV1", "compressed-tensors", UNQUANTIZED)
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,7 @@ class ExportRecord:
     int8_linears: int
     dequantized: list[str]  # of "numpy": linears whose float weight is int8 weight times scale
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A quantized model that has passed every check of reading, and the folder of its config and tokenizer."""
-
-    folder: Path
-    beside: Path
-    model: TelechatForCausalLM
-    weights: W8A8Weights
-
-    @property
-    def kind(self) -> str:
-        """The type of the whole model: dynamic if all of its int8 linears are."""
-        return DYNAMIC if self.weights.dynamic and not self.static else STATIC
-
-    @property
-    def static(self) -> frozenset[str]:
-        """The int8 linears with static activations."""
-        return self.weights.linears - self.weights.dynamic
+    names: str = "own"
 
 
 def export(
@@ -84,18 +69,23 @@ def export(
     format: str,
     model_path: str | Path | None = None,
     *,
+    names: str = "own",
+    max_length: int | None = None,
     overwrite: bool = False,
 ) -> ExportRecord:
-    """Write the quantized `folder` into the new folder `target` in another format; its logits stay the same.
+    """Write `folder` into the new folder `target` in another format; its logits stay the same.
 
     Args:
-        folder: a quantized folder in any format that `load_model` reads.
+        folder: a quantized folder in any format that `load_model` reads; for "float" a float one.
         target: the folder to write; an earlier export there is replaced.
         format: "safetensors" and "ascendV1" (msModelSlim, MindIE, vLLM-Ascend), "numpy" (the `.npy`
             dictionaries of 2024-08, and under `float` the float folder after outlier suppression), or
-            "compressed-tensors" (`int-quantized`, vLLM).
+            "compressed-tensors" (`int-quantized`, vLLM), or "float" (safetensors; with `names` "llama").
         model_path: for "numpy" the float checkpoint that was quantized, so that `float` holds its weights and
             not int8 weights times scale. For a `folder` of `.npy` dictionaries their float folder.
+        names: "llama" writes the Llama that the model is up to its trained length, for engines that do not know
+            TeleChat: "ascendV1" (vLLM-Ascend), "compressed-tensors" and "float" (vLLM and others).
+        max_length: with `names` "llama" the longest sequence to be served; None for the trained length.
         overwrite: whatever `target` holds may go, also what the kit did not write.
 
     Raises:
@@ -108,41 +98,70 @@ def export(
     """
     source_folder, target = resolve(folder), resolve(target)
     float_folder = None if model_path is None else resolve(model_path)
-    if format not in FORMATS:
-        raise ParameterError(f'format "{format}" is unknown. Use one of {", ".join(FORMATS)}.')
+    _check_request(format, names, max_length)
     target = target.resolve()
     require_free(target, RECORD, [source_folder, *([float_folder] if float_folder else [])], overwrite)
-    source = _read(source_folder, float_folder)
+    if format == UNQUANTIZED:
+        return _export_float(source_folder, target, max_length)
+    source = read_source(source_folder, float_folder)
     _check_activations(source, format)
     _check_rotation(source, format, float_folder)
+    notes: list[str] = []
+    if names == "llama":
+        notes = notes_on(source.model.config, max_length or source.model.config.training_seqlen)
+        source = llama_source(source, max_length)
     require_space(target, _room(source, format), f"the {format} checkpoint")
-    record = ExportRecord(SCHEMA, format, source_folder.name, len(source.weights.linears), [], [])
+    int8_linears = len(source.weights.linears)
+    record = ExportRecord(SCHEMA, format, source_folder.name, int8_linears, [], notes, names)
     with atomic_folder(target) as temporary:
         if format == "numpy":
             record = _write_numpy(source, temporary, record, float_folder)
         elif format == "compressed-tensors":
             record = _write_compressed(source, temporary, record)
         else:
-            _write_described(source, temporary, format)
-        write_json(temporary / RECORD, {**asdict(record), FILES: names_in(temporary)})
+            _write_described(source, temporary, format, names)
+        if names == "llama":
+            finish_tokenizer(temporary)
+        _write_record(temporary, record)
     return record
 
 
-def _read(folder: Path, float_folder: Path | None) -> _Source:
-    """The source, once placed into a network: that is the check that it can be loaded."""
-    needed = folder.is_dir() and not (folder / "config.json").is_file()
-    beside = config_folder(folder, float_folder if needed else None)
-    config = read_config(beside)
-    if not is_w8a8(folder):
-        raise CheckpointError(f"{folder} is not quantized. Quantize it first, then export.")
-    with torch.device("meta"):
-        model, probe = (network_of(config)(config) for _ in range(2))
-    weights = read_w8a8(folder, beside, model)
-    place(probe, weights, config.dtype or torch.float32)
-    return _Source(folder, beside, model, weights)
+def _check_request(format: str, names: str, max_length: int | None) -> None:
+    for value, known, what in ((format, (*FORMATS, UNQUANTIZED), "format"), (names, NAMES, "names")):
+        if value not in known:
+            raise ParameterError(f'{what} "{value}" is unknown. Use one of {", ".join(known)}.')
+    if names == "llama" and format not in _LLAMA_FORMATS:
+        raise ParameterError(
+            f"{format} is not read by engines of Llama. Use {', '.join(_LLAMA_FORMATS)}, or the model's own names."
+        )
+    if names == "own" and (format == UNQUANTIZED or max_length is not None):
+        asked = "format float" if format == UNQUANTIZED else "max_length"
+        raise ParameterError(
+            f'{asked} is for the names "llama" only. Add them (--names llama), or leave it out.'
+        )
 
 
-def _check_activations(source: _Source, format: str) -> None:
+def _export_float(folder: Path, target: Path, max_length: int | None) -> ExportRecord:
+    """A float checkpoint under Llama's names."""
+    if is_w8a8(folder):
+        raise CheckpointError(
+            f"{folder} is quantized. Use ascendV1 or compressed-tensors, or give the float folder."
+        )
+    require_space(target, sum(path.stat().st_size for path in weight_files(folder)), "the float checkpoint")
+    with atomic_folder(target) as temporary:
+        copy_beside(folder, temporary)
+        notes = write_float_llama(folder, temporary, max_length)
+        finish_tokenizer(temporary)
+        record = ExportRecord(SCHEMA, UNQUANTIZED, folder.name, 0, [], notes, "llama")
+        _write_record(temporary, record)
+    return record
+
+
+def _write_record(folder: Path, record: ExportRecord) -> None:
+    write_json(folder / RECORD, {**asdict(record), FILES: names_in(folder)})
+
+
+def _check_activations(source: Source, format: str) -> None:
     """Refuse dynamic activations where a format has no place for them."""
     if format == "numpy" and source.weights.dynamic:
         raise ParameterError(
@@ -157,7 +176,7 @@ def _check_activations(source: _Source, format: str) -> None:
         )
 
 
-def _check_rotation(source: _Source, format: str, float_folder: Path | None) -> None:
+def _check_rotation(source: Source, format: str, float_folder: Path | None) -> None:
     """Refuse weights that expect a turned input where readers would not turn it, and a float folder of other axes."""
     if format != "safetensors" and source.model.config.online_rotation:
         raise ParameterError(
@@ -172,39 +191,19 @@ def _check_rotation(source: _Source, format: str, float_folder: Path | None) -> 
         )
 
 
-def _room(source: _Source, format: str) -> int:
+def _room(source: Source, format: str) -> int:
     size = sum(tensor.nbytes for tensor in source.weights.tensors.values())
     return size * 5 if format == "numpy" else size
 
 
-def _float_names(source: _Source) -> list[str]:
-    """Stored names of the parameters that no int8 linear owns."""
-    names = (stored_name(name, source.model.config) for name, _ in source.model.named_parameters())
-    return [name for name in names if name.rpartition(".")[0] not in source.weights.linears]
-
-
-def _packed(source: _Source, linear: str) -> dict[str, Tensor]:
-    tensors = source.weights.tensors
-    parts = DYNAMIC_TENSORS if linear in source.weights.dynamic else LINEAR_TENSORS
-    return {part: tensors[f"{linear}.{part}"] for part in parts if f"{linear}.{part}" in tensors}
-
-
-def _config(source: _Source) -> dict[str, Any]:
-    """The source's config.json without what only its own format says, the dtype under both of its names."""
-    config = read_json(source.beside / "config.json")
-    embedding = source.weights.tensors[stored_name(source.model.config.layout.embedding, source.model.config)]
-    dtype = str(embedding.dtype).removeprefix("torch.")
-    dropped = ("quantize", "quantization_config")
-    kept = {key: value for key, value in config.items() if key not in dropped}
-    return {**kept, "torch_dtype": dtype, "dtype": dtype}
-
-
-def _write_described(source: _Source, folder: Path, format: str) -> None:
-    tensors = {name: source.weights.tensors[name] for name in _float_names(source)}
-    kinds, names = dict.fromkeys(tensors, FLOAT), QUANT_NAMES[source.kind]
+def _write_described(source: Source, folder: Path, format: str, names: str) -> None:
+    tensors = {name: source.weights.tensors[name] for name in source.float_names()}
+    kinds, files = dict.fromkeys(tensors, FLOAT), QUANT_NAMES[source.kind]
+    if names == "llama":
+        kinds[HEAD] = FLOAT  # vLLM-Ascend asks for it, also where it is tied
     for linear in sorted(source.weights.linears):
         kind = DYNAMIC if linear in source.weights.dynamic else STATIC
-        for part, tensor in _packed(source, linear).items():
+        for part, tensor in source.packed(linear).items():
             tensors[f"{linear}.{part}"] = tensor
             kinds[f"{linear}.{part}"] = FLOAT if part == "bias" else kind
     for norm in norm_names(source.model):
@@ -216,80 +215,54 @@ def _write_described(source: _Source, folder: Path, format: str) -> None:
             kinds |= dict.fromkeys((f"{norm}.module.weight", f"{norm}.module.bias"), source.kind)
     head = {"version": "1.0.0"} if format == "ascendV1" else {}
     copy_beside(source.beside, folder)
-    _save(folder / names.weights, tensors)
-    description = ASCEND_DESCRIPTION if format == "ascendV1" else names.description
+    _save(folder / files.weights, tensors)
+    description = ASCEND_DESCRIPTION if format == "ascendV1" else files.description
     write_json(folder / description, {**head, "model_quant_type": source.kind, **kinds})
-    write_json(folder / "config.json", {**_config(source), "quantize": names.quantize})
+    write_json(folder / "config.json", {**source.config, "quantize": files.quantize})
     _copy_recipe(source, folder)
 
 
-def _write_compressed(source: _Source, folder: Path, record: ExportRecord) -> ExportRecord:
-    tensors = {name: source.weights.tensors[name] for name in _float_names(source)}
-    tensors |= _shifts(source)
-    notes = ["norms with the bias of shifted channels: other engines ignore it"] if _shifts(source) else []
+def _write_compressed(source: Source, folder: Path, record: ExportRecord) -> ExportRecord:
+    tensors = {name: source.weights.tensors[name] for name in source.float_names()}
+    shifts, notes = source.shifts(), list(record.notes)
+    tensors |= shifts
+    if shifts:
+        notes.append("norms with the bias of shifted channels: other engines ignore it")
     for linear in sorted(source.weights.linears):
         if linear in source.weights.dynamic:
-            tensors |= dynamic_tensors(linear, _packed(source, linear))
+            tensors |= dynamic_tensors(linear, source.packed(linear))
             continue
-        stored = compressed_tensors(linear, _complete(source, linear))
-        if extra := {f"{linear}.quant_bias", f"{linear}.deq_scale"} & set(stored):
-            notes.append(
-                f"{', '.join(sorted(extra))} stored too: what follows from the other tensors differs"
-            )
+        stored = compressed_tensors(linear, source.complete(linear))
+        if extra := sorted({f"{linear}.quant_bias", f"{linear}.deq_scale"} & set(stored)):
+            what = "what follows from the other tensors differs"
+            if record.names == "llama":  # engines refuse a tensor that they do not know
+                stored = {name: value for name, value in stored.items() if name not in extra}
+                notes.append(f"{', '.join(extra)} left out: {what}")
+            else:
+                notes.append(f"{', '.join(extra)} stored too: {what}")
         tensors |= stored
-    kept = [
-        name
-        for name in linear_names(source.model)
-        if stored_name(name, source.model.config) not in source.weights.linears
-    ]
     copy_beside(source.beside, folder)
     _save(folder / "model.safetensors", tensors)
-    quantization = quantization_config(["lm_head", *kept], source.kind == DYNAMIC)
-    write_json(folder / "config.json", {**_config(source), "quantization_config": quantization})
+    quantization = quantization_config(["lm_head", *source.float_linears()], source.kind == DYNAMIC)
+    write_json(folder / "config.json", {**source.config, "quantization_config": quantization})
     _copy_recipe(source, folder)
     return replace(record, notes=notes)
 
 
-def _complete(source: _Source, linear: str) -> dict[str, Tensor]:
-    """Tensors of a linear with the scale and bias that some files leave out because their runtime needs none."""
-    packed = _packed(source, linear)
-    offset = packed["input_offset"]
-    if not torch.equal(offset.float(), offset.float().round().clamp(-128, 127)):
-        source.weights.refuse(f"{linear}.input_offset is {offset.item()}, no int8 number")
-    if "weight_scale" not in packed:
-        packed["weight_scale"] = (decode_scale(packed["deq_scale"]) / packed["input_scale"].float())[:, None]
-    if "bias" not in packed and f"{linear}.bias" in _parameters(source):
-        packed["bias"] = recovered_bias(packed)
-    return packed
-
-
-def _parameters(source: _Source) -> set[str]:
-    return {stored_name(name, source.model.config) for name, _ in source.model.named_parameters()}
-
-
-def _shifts(source: _Source) -> dict[str, Tensor]:
-    biases = (
-        (f"{norm}.bias", source.weights.tensors.get(f"{norm}.bias")) for norm in norm_names(source.model)
-    )
-    return {name: bias for name, bias in biases if bias is not None and bool(bias.any())}
-
-
-def _write_numpy(
-    source: _Source, folder: Path, record: ExportRecord, model_path: Path | None
-) -> ExportRecord:
-    if shifted := sorted(_shifts(source)):
+def _write_numpy(source: Source, folder: Path, record: ExportRecord, model_path: Path | None) -> ExportRecord:
+    if shifted := sorted(source.shifts()):
         source.weights.refuse(f"{shifted[0]} shifts channels, which a float folder cannot hold")
-    packed = {linear: _complete(source, linear) for linear in sorted(source.weights.linears)}
+    packed = {linear: source.complete(linear) for linear in sorted(source.weights.linears)}
     original = None if model_path is None or is_w8a8(model_path) else model_path
-    tensors = {name: source.weights.tensors[name] for name in _float_names(source)}
+    tensors = {name: source.weights.tensors[name] for name in source.float_names()}
     floats = FloatWeights(source.weights, packed, Shards(original) if original else None)
-    stored = {linear: _packed(source, linear) for linear in packed}
+    stored = {linear: source.packed(linear) for linear in packed}
     save_dictionaries(folder, source.model, stored, tensors)
     (folder / FLOAT_PART).mkdir()
     copy_beside(source.beside, folder / FLOAT_PART)
     biases = {f"{linear}.bias": parts["bias"] for linear, parts in packed.items() if "bias" in parts}
     _save(folder / FLOAT_PART / "model.safetensors", tensors | biases, floats.entries())
-    write_json(folder / FLOAT_PART / "config.json", _config(source))
+    write_json(folder / FLOAT_PART / "config.json", source.config)
     _copy_recipe(source, folder)
     return replace(record, dequantized=floats.dequantized())
 
@@ -300,6 +273,6 @@ def _save(path: Path, tensors: dict[str, Tensor], further: Iterable[Entry] = ())
     write_tensor_file(path, [*entries, *further])
 
 
-def _copy_recipe(source: _Source, folder: Path) -> None:
+def _copy_recipe(source: Source, folder: Path) -> None:
     if (source.folder / "quantize.json").is_file():
         shutil.copyfile(source.folder / "quantize.json", folder / "quantize.json")

@@ -14,7 +14,7 @@ from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.numpy_files import FILES, NORMS
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, stored_name
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.quantization.formats.tensor_file import Entry, tensor_entry, whole_entry
+from telechat_kit.quantization.tensor_file import Entry, tensor_entry, whole_entry
 
 
 def save_dictionaries(

@@ -17,8 +17,8 @@ from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import HEAD, Shards
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.formats.ownership import FILES, names_in
-from telechat_kit.quantization.formats.tensor_file import Entry, file_entries, tensor_entry, write_tensor_file
 from telechat_kit.quantization.partial import Pass
+from telechat_kit.quantization.tensor_file import Entry, file_entries, tensor_entry, write_tensor_file
 
 #: What stands beside the weights in a checkpoint folder and is copied as it is
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from telechat_kit.quantization.formats.packing import fake_quantize_weight
+from telechat_kit.quantization.int8.packing import fake_quantize_weight
 
 #: Exponents that are tried: 0, 1/20 ... 19/20
 RATIOS = 20

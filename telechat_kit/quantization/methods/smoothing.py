@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.quantization.calibration.observers import affine_parameters, fake_quantize
+from telechat_kit.quantization.int8.observers import affine_parameters, fake_quantize
 from telechat_kit.quantization.methods.activation_aware import activation_aware_scale
 
 #: m1: SmoothQuant, alpha 0.5; m2: Outlier Suppression+, threshold searched; m3: AWQ; m4: SmoothQuant, alpha 0.9.

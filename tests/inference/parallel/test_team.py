@@ -94,7 +94,7 @@ def test_precision_and_performance_run_on_two_devices_and_say_so(
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"input": "hello"}\n', encoding="utf-8")
     small = Evaluation(
-        lines, text_sequences=2, text_tokens=32, max_new_tokens=4, languages_path="", source_sequences=0
+        lines, text_sequences=2, text_tokens=32, max_new_tokens=4, kinds_path="", source_sequences=0
     )
     alone, shared = (
         measure_precision(tiny_folder, tiny_w8a8_folder, small, device=device) for device in ("cpu", TWO)
@@ -118,7 +118,7 @@ def test_the_search_for_sources_needs_one_device_and_says_so(
         measure_precision(
             tiny_folder,
             tiny_w8a8_folder,
-            Evaluation(lines, source_sequences=2, languages_path=""),
+            Evaluation(lines, source_sequences=2, kinds_path=""),
             device=TWO,
         )
 

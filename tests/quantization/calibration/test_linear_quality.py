@@ -17,9 +17,9 @@ from telechat_kit.quantization.calibration.linear_quality import (
     residual_noise,
     some_tokens,
 )
-from telechat_kit.quantization.calibration.observers import MinMaxObserver, fake_quantize
 from telechat_kit.quantization.calibration.passes import calibrate
-from telechat_kit.quantization.formats.packing import fake_quantize_weight
+from telechat_kit.quantization.int8.observers import MinMaxObserver, fake_quantize
+from telechat_kit.quantization.int8.packing import fake_quantize_weight
 
 QUERY, DOWN = "transformer.h.1.self_attention.query", "transformer.h.1.mlp.down_proj"
 

@@ -15,7 +15,7 @@ from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.calibration.groups import value_rows
 from telechat_kit.quantization.calibration.linear_quality import LinearFigures
 from telechat_kit.quantization.calibration.passes import calibrate_dynamic, fold, smoothing_scales
-from telechat_kit.quantization.formats.packing import pack_dynamic_linear
+from telechat_kit.quantization.int8.packing import pack_dynamic_linear
 
 CPU = torch.device("cpu")
 IDS = [torch.randint(6, 262, (1, 40), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]

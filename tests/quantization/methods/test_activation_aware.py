@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from telechat_kit.errors import DataError
 from telechat_kit.quantization import smoothing_scale
-from telechat_kit.quantization.formats.packing import fake_quantize_weight
+from telechat_kit.quantization.int8.packing import fake_quantize_weight
 from telechat_kit.quantization.methods.activation_aware import activation_aware_losses, activation_aware_scale
 from telechat_kit.quantization.methods.smoothing import GroupStatistics, scale_from_statistics
 

@@ -12,18 +12,18 @@ from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization import Calibration, Recipe, export, quantize
 from telechat_kit.quantization.blocks import Block, embed, load_block
-from telechat_kit.quantization.calibration.observers import fake_quantize_per_token
 from telechat_kit.quantization.calibration.passes import fold, smoothing_scales
-from telechat_kit.quantization.calibration.samples import random_samples
-from telechat_kit.quantization.formats.packing import weight_scale
-from telechat_kit.quantization.methods.balancing import balanced_scale
-from telechat_kit.quantization.methods.refinement import (
+from telechat_kit.quantization.calibration.refinement import (
     attention_watched,
     correct_biases,
     refine,
     run_refined,
     stream_energies,
 )
+from telechat_kit.quantization.calibration.samples import random_samples
+from telechat_kit.quantization.int8.observers import fake_quantize_per_token
+from telechat_kit.quantization.int8.packing import weight_scale
+from telechat_kit.quantization.methods.balancing import balanced_scale
 from telechat_kit.quantization.methods.rounding import gptq_round
 from telechat_kit.quantization.methods.splitting import (
     SPLIT_CHANNELS,

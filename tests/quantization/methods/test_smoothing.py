@@ -97,11 +97,10 @@ def test_folded_norm_and_weights_are_the_reference_s(case: str, method: str) -> 
 def test_losses_of_the_search_and_its_winner_are_the_reference_s(case: str) -> None:
     group = golden(case)
     losses = torch.tensor(search_losses(group.statistics(), group.weights, group.bias), dtype=torch.float64)
-    attention = len(group.weights) == 3
-    torch.testing.assert_close(
-        losses, group.tensors["m2.search_losses"], rtol=2e-4 if attention else 4e-6, atol=0
-    )
-    assert losses.argmin() == group.known["m2_best_index"]
+    tolerance = 2e-4 if len(group.weights) == 3 else 4e-6
+    torch.testing.assert_close(losses, group.tensors["m2.search_losses"], rtol=tolerance, atol=0)
+    # thresholds that clip nothing differ by the rounding of sums, whose order is the processor's
+    assert losses[group.known["m2_best_index"]] <= losses.min() * (1 + tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)

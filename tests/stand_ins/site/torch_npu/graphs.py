@@ -6,7 +6,7 @@ the device is refused, as on a device. There a capture does not run the operator
 
 from typing import Any
 
-from npu_operators import Chip, demand
+from npu_operators import demand
 from torch import Tensor
 from torch.utils import _pytree as tree
 
@@ -20,7 +20,6 @@ class NPUGraph:
     capturing: "NPUGraph | None" = None
 
     def __init__(self) -> None:
-        demand(not Chip.is_310p(), "NPUGraph", "not documented for this chip")
         self.operators: list[tuple[Any, Any, Any, Any]] = []
 
     def note(self, op: Any, args: Any, kwargs: Any, result: Any) -> None:

@@ -1,0 +1,54 @@
+"""May this be shipped: the limits of a profile as a table of lights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from telechat_kit.comparison.limits import FAIL, LOOK, PASS, Light, answer, judge_limits
+from telechat_kit.comparison.run_data import read_run_data
+from telechat_kit.reports.precision_tables import Page
+
+HOW_TO_READ = (
+    "Pass: the whole interval keeps the limit. Fail: the whole interval is beyond it. Look: the interval holds the limit, "
+    "or there is no figure to hold against it; measure more, or decide by other means. A limit on every text is judged on "
+    "the one that keeps it least."
+)
+#: Told apart by form as well as by color
+_MARKS = {PASS: "✔", LOOK: "?", FAIL: "✘"}
+_HEADINGS = ("limit", "state", "figure", "where")
+
+
+def limits(run_folder: str | Path, limits: Sequence[str]) -> Page:
+    """The answer, and a light for each limit.
+
+    Raises:
+        DataError: the run has no precision record.
+        ParameterError: a text is no limit.
+    """
+    lights = judge_limits(read_run_data(run_folder), limits)
+    said = Markup('<p class="verdict">{}</p>').format(answer(lights))
+    return Page(said + table(lights) + Markup("<p>{}</p>").format(HOW_TO_READ))
+
+
+def table(lights: Sequence[Light]) -> Markup:
+    """One row a limit; nothing where there is none."""
+    if not lights:
+        return Markup("")
+    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in _HEADINGS)
+    body = Markup("").join(
+        Markup(
+            '<tr><td>{}</td><td class="light {}">{} <span>{}</span></td><td>{}</td><td>{}</td></tr>'
+        ).format(light.asked, light.state, _MARKS[light.state], light.state, light.figure, light.where)
+        for light in lights
+    )
+    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, body)
+
+
+def listed(lights: Sequence[Light]) -> str:
+    """The answer and the lights for a terminal."""
+    lines = [
+        f"  {_MARKS[light.state]} {light.state}  {light.asked}: {light.figure} ({light.where})"
+        for light in lights
+    ]
+    return "\n".join([answer(lights), *lines])
