@@ -47,7 +47,7 @@ def environment(cache: str) -> dict[str, str]:
     )
     return {
         **os.environ,
-        "CC": f"gcc {FLAGS}",
+        "CC": f"env -u LD_PRELOAD gcc {FLAGS}",
         "LD_PRELOAD": library.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch keep what they hold until they end
         "XDG_CACHE_HOME": cache,

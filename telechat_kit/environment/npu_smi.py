@@ -80,9 +80,9 @@ def _chips(rows: list[list[str]], processes: dict[tuple[int, int], tuple[DeviceP
 def _processes(rows: list[list[str]]) -> dict[tuple[int, int], tuple[DeviceProcess, ...]]:
     found: dict[tuple[int, int], tuple[DeviceProcess, ...]] = {}
     for row in rows:
-        if len(row) < 4 or not row[1].isdigit() or not row[3].isdigit():
-            continue
         numbers = row[0].split()
+        if len(row) < 4 or not numbers or not all(map(_NUMBER.fullmatch, (*numbers[:2], row[1], row[3]))):
+            continue
         key = (int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
         # the name's column may be empty, the process is there all the same
         process = DeviceProcess(int(row[1]), row[2] or "no name", int(row[3]))

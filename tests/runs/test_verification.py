@@ -46,6 +46,19 @@ def test_changed_and_lost_weights_are_told_apart(tiny_run: Path, tmp_path: Path)
     assert verdicts(moved / "tiny")["w8a8 weights"] == "not readable"
 
 
+def test_settings_of_a_checkpoint_are_checked_by_hash(
+    tiny_run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    moved = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    path = run / "setup.json"
+    path.write_text(path.read_text().replace(str(tiny_folder), str(moved)))
+    assert verdicts(run)["float settings"] == "same"
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(config | {"n_head": 8}))  # its shapes are those of 4
+    assert verdicts(run)["float settings"] == "changed"
+
+
 def test_a_file_changed_after_the_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     state = {"parameters": {}, "steps": [{"name": "03_precision", "left": {"precision.json": "0" * 64}}]}
