@@ -14,7 +14,7 @@ import telechat_kit
 
 #: The names of the face in the order of a run, in which the examples are one session
 SECTIONS = {
-    "Set-up": ("make_embedded", "check", "check_setup", "fits"),
+    "Set-up": ("make_embedded", "check", "check_operators", "check_setup", "use_tested_operators", "fits"),
     "Quantization": ("Recipe", "Calibration", "quantize", "export"),
     "A model": ("load_model", "load_tokenizer", "generate"),
     "Precision": ("Evaluation", "measure_precision", "write_answers", "check_alignment"),

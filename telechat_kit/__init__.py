@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from telechat_kit.comparison.alignment import check_alignment as check_alignment
     from telechat_kit.comparison.side_by_side import compare as compare
     from telechat_kit.environment.checkpoint_checks import make_embedded as make_embedded
+    from telechat_kit.environment.operator_results import use_tested_operators as use_tested_operators
+    from telechat_kit.environment.operator_tests import check_operators as check_operators
     from telechat_kit.environment.setup import check as check
     from telechat_kit.environment.setup import check_setup as check_setup
     from telechat_kit.inference.chat import generate as generate
@@ -37,6 +39,12 @@ if TYPE_CHECKING:
 
 # torch would import an installed torch_npu by itself and fail as a whole if CANN is missing
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+# Threads that wait for others spin for about 0.1 ms, then sleep. libgomp's own 300,000 turns take 10 ms and more, in
+# which a busy machine's other thread cannot run: beside two busy loops on two cores, decode was 9 to 30 times as slow.
+# Read when torch is imported, of which this package is not sure to be ahead; an x86 turn is a pause of 20 to 50 ns.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1500" if os.uname().machine == "x86_64" else "50000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")  # Intel's library, in ms
 # transformers asks tqdm for notebook widgets; the kit's bars are text, which also reads well in a log and a page
 warnings.filterwarnings("ignore", message="IProgress not found")
 
@@ -50,6 +58,7 @@ _HOMES = {
     "Recipe": "telechat_kit.quantization.request",
     "check": "telechat_kit.environment.setup",
     "check_alignment": "telechat_kit.comparison.alignment",
+    "check_operators": "telechat_kit.environment.operator_tests",
     "check_setup": "telechat_kit.environment.setup",
     "compare": "telechat_kit.comparison.side_by_side",
     "export": "telechat_kit.quantization.formats.conversion",
@@ -61,6 +70,7 @@ _HOMES = {
     "measure_performance": "telechat_kit.performance.measurement",
     "measure_precision": "telechat_kit.precision.evaluation",
     "quantize": "telechat_kit.quantization.pipeline",
+    "use_tested_operators": "telechat_kit.environment.operator_results",
     "verify": "telechat_kit.runs.verification",
     "write_answers": "telechat_kit.precision.answers",
     "write_record": "telechat_kit.records",

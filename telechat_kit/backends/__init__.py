@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.backends import cpu, cuda, npu
+from telechat_kit.backends.cores import keep_to_granted_cores
+from telechat_kit.backends.forms import Forms
 from telechat_kit.backends.npu.torch_npu_guard import guard_torch_npu
 from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
@@ -24,6 +26,8 @@ class Backend(Protocol):
     name: str
     #: torch.distributed's backend for this device
     collectives: str
+    #: operations that have more than one way on this device
+    operations: Forms
     #: whether linears of one input are multiplied as one: where starting an operator costs more than what it does
     joins_linears: bool
 
@@ -167,6 +171,7 @@ def resolve_device(device: str) -> torch.device:
     device = split_devices(device)[0]
     kind, number = require_device(device)
     if kind == "cpu":
+        keep_to_granted_cores()
         return torch.device("cpu")
     try:
         backend_for(kind).open_device(number)

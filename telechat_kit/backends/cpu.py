@@ -5,7 +5,8 @@ Both are exact, on x86-64 and aarch64 alike.
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import psutil
 import torch
@@ -15,6 +16,7 @@ from telechat_kit.backends import plain
 from telechat_kit.backends.cpu_kernels import operators as compiled
 from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
 from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
+from telechat_kit.backends.forms import PLAIN, Forms, Way
 from telechat_kit.backends.plain import (
     AddUp,
     blocked_float_weight,
@@ -46,6 +48,7 @@ __all__ = [
     "joins_linears",
     "name",
     "open_device",
+    "operations",
     "operators",
     "peak_memory_bytes",
     "prepare_dynamic_linear",
@@ -69,6 +72,10 @@ __all__ = [
 name = "cpu"
 #: The library through which several processes add up their parts of a model
 collectives = "gloo"
+#: The way of operations that compiled kernels do
+KERNELS = "compiled kernels"
+#: The operations that have more than one way here
+operations = Forms()
 #: Starting an operator costs little here: linears of one input are multiplied one after the other
 joins_linears = False
 
@@ -94,7 +101,7 @@ def prepare_float_linear(linear: nn.Linear) -> None:
 
 def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the weight in the kernels' panels, where there are kernels."""
-    if library() is None or tensors["weight"].ndim == 4:
+    if KERNELS not in operations.ways("int8_linear") or tensors["weight"].ndim == 4:
         return dict(tensors)
     return pack_linear(tensors, activation_shift())
 
@@ -120,10 +127,36 @@ def int8_linear(
     deq_scale: Tensor,
 ) -> Tensor:
     """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels: integer product, scaled, `[..., N]`."""
-    if weight.ndim == 4:
-        return compiled.int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
+    y: Tensor = _int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
+    return y
+
+
+def _in_torch(
+    accumulate: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    input_offset: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+) -> Tensor:
+    if weight.ndim == 4:  # the kernels were set aside after the weight was packed for them
+        packed = {"weight": weight, "quant_bias": quant_bias}
+        weight, quant_bias = restore_linear(packed, len(deq_scale), x.shape[-1]).values()
     x_q = quantize(x, input_scale, input_offset)
     return plain.scaled_product(x_q, weight, quant_bias, deq_scale, x.dtype, accumulate)
+
+
+def _has_kernels() -> bool:
+    return library() is not None
+
+
+_int8_linear = operations.form(
+    "int8_linear",
+    Way(KERNELS, compiled.int8_linear, _has_kernels, lambda x, weight, *_: weight.ndim == 4),  # noqa: ARG005
+    Way("torch._int_mm", partial(_in_torch, accumulate)),
+    Way(PLAIN, partial(_in_torch, plain.accumulate)),
+)
 
 
 def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -150,16 +183,14 @@ def sharded_dynamic_linear(
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Float linear of a W8A8 model, `x [..., K]`, `weight [N, K]`."""
-    if _compiled(x):
-        return compiled.float_linear(x, weight, bias)
-    return plain.float_linear(x, weight, bias)
+    y: Tensor = _float_linear(x, weight, bias)
+    return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMS norm of the last axis."""
-    if _compiled(x):
-        return compiled.rms_norm(x, weight, epsilon)
-    return plain.rms_norm(x, weight, epsilon)
+    normed: Tensor = _rms_norm(x, weight, epsilon)
+    return normed
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -170,30 +201,54 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) ->
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`."""
-    return compiled.silu_product(gate, up) if _compiled(gate) else plain.silu_product(gate, up)
+    product: Tensor = _silu_product(gate, up)
+    return product
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, as in `plain`."""
-    if _compiled(query) and compiled.can_attend(query, key, mask):
-        return compiled.attention(query, key, value)
-    return plain.attention(query, key, value, mask)
+    form = _decode_attention if query.shape[2] == 1 else _prompt_attention
+    mixed: Tensor = form(query, key, value, mask)
+    return mixed
 
 
-def _compiled(x: Tensor) -> bool:
+def _compiled(x: Tensor, *_: object) -> bool:
     """Whether the kernels take `x`: they know no gradients, and no dtype but float32."""
-    return (
-        x.dtype == torch.float32
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and library() is not None
-    )
+    return x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:  # noqa: ARG001
+    return _compiled(query) and compiled.can_attend(query, key, mask)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG001
+    return compiled.attention(query, key, value)
+
+
+_float_linear = operations.form(
+    "float_linear",
+    Way(KERNELS, compiled.float_linear, _has_kernels, _compiled),
+    Way(PLAIN, plain.float_linear),
+)
+_rms_norm = operations.form(
+    "rms_norm", Way(KERNELS, compiled.rms_norm, _has_kernels, _compiled), Way(PLAIN, plain.rms_norm)
+)
+_silu_product = operations.form(
+    "silu_product",
+    Way(KERNELS, compiled.silu_product, _has_kernels, _compiled),
+    Way(PLAIN, plain.silu_product),
+)
+_prompt_attention, _decode_attention = (
+    operations.form(name, Way(KERNELS, _attend, _has_kernels, _attended), Way(PLAIN, plain.attention))
+    for name in ("prompt_attention", "decode_attention")
+)
 
 
 def operators() -> dict[str, str]:
-    """Which operator does each verb that has more than one way."""
-    if library() is None:
-        return {"attention": "scaled_dot_product_attention", "int8_linear": f"torch._int_mm: {description()}"}
-    return {"attention": description(), "int8_linear": description()}
+    """Which operator does each verb that has more than one way, and what was set aside."""
+    kernels = description() if library() is not None else f"torch._int_mm: {description()}"
+    attention = description() if library() is not None else "scaled_dot_product_attention"
+    return {"attention": attention, "int8_linear": kernels, **operations.avoided()}
 
 
 def synchronize() -> None:

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.data_sheets import data_sheet
+from telechat_kit.backends.forms import PLAIN, Forms, Way
 from telechat_kit.backends.plain import (
     AddUp,
     add_rms_norm,
-    attention,
     blocked_float_weight,
     capture,
     float_linear,
@@ -42,6 +42,7 @@ __all__ = [
     "joins_linears",
     "name",
     "open_device",
+    "operations",
     "operators",
     "peak_memory_bytes",
     "prepare_dynamic_linear",
@@ -65,6 +66,8 @@ __all__ = [
 name = "cuda"
 #: The library through which several processes add up their parts of a model
 collectives = "nccl"
+#: The operations that have more than one way here
+operations = Forms()
 #: Starting an operator costs little here: linears of one input are multiplied one after the other
 joins_linears = False
 
@@ -99,16 +102,38 @@ def prepare_float_linear(linear: nn.Linear) -> None:
 
 
 def accumulate(x_q: Tensor, weight: Tensor) -> Tensor:
-    """`x_q [M, K]` int8 times `weight [N, K]` int8, transposed: the exact int32 products `[M, N]`.
+    """`x_q [M, K]` int8 times `weight [N, K]` int8, transposed: the exact int32 products `[M, N]`."""
+    product: Tensor = _products(x_q, weight)
+    return product
 
-    Zeros fill up what the operator's shape rules ask for, up to 24 rows for a single token: its time is that of
-    reading the weight, which is read once.
+
+def _int_mm(x_q: Tensor, weight: Tensor) -> Tensor:
+    """`accumulate` on the tensor cores. Zeros fill up what the operator's shape rules ask for, up to 24 rows for a
+    single token: its time is that of reading the weight, which is read once. A GPU without int8 products refuses.
     """
     (rows, inner), outputs = x_q.shape, weight.shape[0]
     inner = padded_size(inner)
     x_q = padded(x_q, padded_size(rows, LEAST_ROWS), inner)
     product = torch._int_mm(x_q, padded(weight, padded_size(outputs), inner).t())
     return product[:rows, :outputs]
+
+
+_products = operations.form("int8_linear", Way("torch._int_mm", _int_mm), Way(PLAIN, plain.accumulate))
+_prompt_attention, _decode_attention = (
+    operations.form(
+        name,
+        Way("scaled_dot_product_attention", plain.attention),
+        Way(PLAIN, plain.attention_in_products),
+    )
+    for name in ("prompt_attention", "decode_attention")
+)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, as in `plain`."""
+    form = _decode_attention if query.shape[2] == 1 else _prompt_attention
+    mixed: Tensor = form(query, key, value, mask)
+    return mixed
 
 
 def int8_linear(
@@ -150,7 +175,8 @@ def sharded_dynamic_linear(
 
 def operators() -> dict[str, str]:
     """Which operator does each verb that has more than one way."""
-    return {"attention": "scaled_dot_product_attention", "int8_linear": "torch._int_mm"}
+    ways = {"attention": "scaled_dot_product_attention", "int8_linear": "torch._int_mm"}
+    return {**ways, **operations.avoided()}
 
 
 def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:

@@ -1,11 +1,13 @@
 """Every operation of a backend on small random data at a number of rows, beside what it should give.
 
-The references are calculated on the CPU in plain torch, wide. Whoever runs these decides about processes and time limits;
-on an NPU each probe goes the way that `npu.forms` takes now.
+The references are calculated on the CPU in plain torch, wide, for some of the outputs: all of them would take minutes.
+Whoever runs these decides about processes and time limits; each probe goes the way that the backend's `operations` take
+now.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from telechat_kit.backends import Backend, backend_for, plain
 
 #: Rows of a cache slot behind those that are filled
 SPARE_ROWS = 64
+#: Outputs of a linear, and heads of attention, that are compared, the first and the last among them
+COLUMNS, HEADS = 64, 2
+#: Share of int8 values that may be off by one: x / scale in exactly the middle is rounded before or after adding
+TIES = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Probe:
     """One operation at one number of rows.
 
     `run` does it on the device and `reference` on the CPU, from the same values; both give the tensors to compare, and
-    `tolerance` is the largest difference allowed, as a share of the largest value of the reference.
+    `tolerance` is the largest difference allowed, as a share of the largest value of the reference. Where values are
+    `steps` it is the share of them that may be off, by one.
     """
 
     name: str
@@ -40,16 +47,26 @@ class Probe:
     run: Callable[[], Sequence[Tensor]]
     reference: Callable[[], Sequence[Tensor]]
     tolerance: float
+    steps: bool = False
+    #: which part of what `run` gives is compared
+    part: Callable[[Tensor], Tensor] = lambda whole: whole
 
     def difference(self) -> float:
-        """Largest difference between both, as a share of the largest value: at most `tolerance` if all is well."""
+        """How far both are apart: at most `tolerance` if all is well."""
         pairs = list(zip(self.run(), self.reference(), strict=True))
-        return max(_difference(found, exact) for found, exact in pairs)
+        measure = _share_off if self.steps else _difference
+        return max(measure(self.part(found.cpu()), exact) for found, exact in pairs)
+
+
+def _share_off(found: Tensor, exact: Tensor) -> float:
+    """Share of integers that are off by one; infinite where one is off by more."""
+    off = (found.int() - exact.int()).abs()
+    return float("inf") if int(off.max()) > 1 else float((off > 0).double().mean())
 
 
 def _difference(found: Tensor, exact: Tensor) -> float:
     """Infinite where a value is not finite or a shape is not as it should be."""
-    own, other = found.cpu().double(), exact.double()
+    own, other = found.double(), exact.double()
     if own.shape != other.shape or not bool(own.isfinite().all()):
         return float("inf")
     return float((own - other).abs().max() / other.abs().max().clamp(min=1e-9))
@@ -61,19 +78,20 @@ class Probes:
     def __init__(self, device: torch.device, sizes: Sizes, dtype: torch.dtype) -> None:
         self.device, self.sizes, self.dtype = device, sizes, dtype
         self.backend: Backend = backend_for(device.type)
-        #: some roundings of `dtype` after one another
-        self.tolerance = 8 * torch.finfo(dtype).eps
+        #: some roundings of `dtype` after one another; in float32 those of long sums
+        self.tolerance = max(8 * torch.finfo(dtype).eps, 1e-5)
 
     def names(self, rows: int, dynamic: bool = True) -> list[str]:
         """Operations that there are at so many rows; `dynamic`: those with a scale for each token too."""
         attention = ["decode_attention"] if rows < 2 else ["decode_attention", "prompt_attention"]
         linears = ["int8_linear", *(["dynamic_int8_linear"] if dynamic else []), "float_linear"]
-        return ["rms_norm", "add_rms_norm", "rotate", *attention, "quantize", *linears, "swiglu"]
+        gate = "swiglu" if self.backend.joins_linears else "silu_product"
+        return ["quantize", *linears, "rms_norm", "add_rms_norm", gate, "rotate", *attention]
 
     def probe(self, name: str, rows: int) -> Probe:
         """The probe of the operation `name` at so many rows; for `decode_attention` they are filled positions."""
-        run, reference, tolerance = getattr(self, f"_{name}")(rows)
-        return Probe(name, rows, run, reference, tolerance)
+        run, reference, tolerance, *part = getattr(self, f"_{name}")(rows)
+        return Probe(name, rows, run, reference, tolerance, name == "quantize", *part)
 
     def _values(self, seed: int, *shape: int, scale: float = 1.0) -> Tensor:
         """Random values that are exact in `dtype`, on the CPU."""
@@ -114,11 +132,9 @@ class Probes:
         wide = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         cos, sin = (table.repeat(1, 2).to(wide) for table in (angle.cos(), angle.sin()))
 
-        def run() -> tuple[Tensor, Tensor]:
-            return self.backend.rotate(*self._there(query, key, cos, sin))  # may be overwritten
-
+        own_query, own_key, *tables = self._there(query, key, cos, sin)
         return (
-            run,
+            lambda: self.backend.rotate(own_query.clone(), own_key.clone(), *tables),  # may be overwritten
             lambda: plain.rotate(query.float(), key.float(), cos.float(), sin.float()),
             self.tolerance,
         )
@@ -137,11 +153,13 @@ class Probes:
         slots[:, :, :, :keys] = self._values(1, 2, 1, sizes.kv_heads, keys, sizes.head_dim)
         own, both = self._there(query, slots)
         own_key, own_value = both[:, :, :, :keys]
-        key, value = slots[:, :, :, :keys].float()
+        heads = _some(sizes.heads, HEADS)
+        key, value = slots[:, :, heads * sizes.kv_heads // sizes.heads, :keys].float()
         return (
             lambda: [self.backend.attention(own, own_key, own_value, None)],
-            lambda: [plain.attention_in_products(query.float(), key, value, None)],
+            lambda: [plain.attention_in_products(query[:, heads].float(), key, value, None)],
             4 * self.tolerance,  # shares are rounded too, and a 310P takes the softmax in half precision
+            lambda whole: whole[:, heads],
         )
 
     def _quantize(self, rows: int) -> "_Parts":
@@ -154,7 +172,7 @@ class Probes:
         return (
             lambda: [self.backend.quantize(*there)],
             lambda: [plain.quantize(x, scale, offset)],
-            1 / 64,  # up to one step, of 128, where rounding before and after the offset differ
+            TIES,
         )
 
     def _int8_linear(self, rows: int) -> "_Parts":
@@ -172,11 +190,12 @@ class Probes:
             "deq_scale": deq_scale,
         }
         there, prepared = self._there(x)[0], self.backend.prepare_linear(self._tensors_there(tensors))
-        x_q = plain.quantize(x, tensors["input_scale"], tensors["input_offset"])
+        x_q, some = plain.quantize(x, tensors["input_scale"], tensors["input_offset"]), _some(out, COLUMNS)
         return (
             lambda: [self.backend.int8_linear(there, **prepared)],
-            lambda: [plain.scaled_product(x_q, weight, bias, deq_scale, torch.float32)],
+            lambda: [plain.scaled_product(x_q, weight[some], bias[some], deq_scale[some], torch.float32)],
             max(self.tolerance, 2**-8),  # a step of the quantized input, where both round differently
+            lambda whole: whole[..., some],
         )
 
     def _dynamic_int8_linear(self, rows: int) -> "_Parts":
@@ -184,10 +203,13 @@ class Probes:
         scale = torch.linspace(1e-2, 2e-2, len(weight))
         tensors = {"weight": weight, "weight_scale": scale, "bias": torch.linspace(-3, 3, len(weight))}
         there, prepared = self._there(x)[0], self.backend.prepare_dynamic_linear(self._tensors_there(tensors))
+        some = _some(len(weight), COLUMNS)
+        part = (weight[some], scale[some], tensors["bias"][some])
         return (
             lambda: [self.backend.dynamic_int8_linear(there, **prepared)],
-            lambda: [plain.dynamic_product(x.float(), weight, scale, tensors["bias"], plain.accumulate)],
+            lambda: [plain.dynamic_product(x.float(), *part, plain.accumulate)],
             max(self.tolerance, 2**-8),
+            lambda whole: whole[..., some],
         )
 
     def _int8_operands(self, rows: int) -> tuple[Tensor, Tensor]:
@@ -203,11 +225,12 @@ class Probes:
         x = self._values(0, 1, rows, self.sizes.hidden)
         weight = self._values(1, self.sizes.hidden, self.sizes.hidden, scale=self.sizes.hidden**-0.5)
         own, there = self._there(x, weight)
-        blocked = self.backend.blocked_float_weight(there)
+        blocked, some = self.backend.blocked_float_weight(there), _some(self.sizes.hidden, COLUMNS)
         return (
             lambda: [self.backend.float_linear(own, there if blocked is None else blocked, None)],
-            lambda: [x.float() @ weight.float().t()],
+            lambda: [x.float() @ weight[some].float().t()],
             self.tolerance,
+            lambda whole: whole[..., some],
         )
 
     def _swiglu(self, rows: int) -> "_Parts":
@@ -219,5 +242,20 @@ class Probes:
             self.tolerance,
         )
 
+    def _silu_product(self, rows: int) -> "_Parts":
+        gate, up = (self._values(seed, 1, rows, self.sizes.ffn) for seed in (0, 1))
+        there = self._there(gate, up)
+        return (
+            lambda: [self.backend.silu_product(*there)],
+            lambda: [plain.silu_product(gate.float(), up.float())],
+            self.tolerance,
+        )
 
-_Parts = tuple[Callable[[], Sequence[Tensor]], Callable[[], Sequence[Tensor]], float]
+
+def _some(count: int, wanted: int) -> Tensor:
+    """Up to `wanted` of `count` numbers, the first and the last among them."""
+    return torch.linspace(0, count - 1, min(count, wanted)).round().long()
+
+
+#: `run`, `reference` and `tolerance` of a probe, and `part` where not all is compared
+_Parts = tuple[Any, ...]

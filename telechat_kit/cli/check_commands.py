@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from telechat_kit.errors import DataError
+from telechat_kit.cli.operator_table import operator_table
+from telechat_kit.errors import DataError, DeviceError
 from telechat_kit.files import resolve
 
 if TYPE_CHECKING:
-    from telechat_kit.environment import Check
+    from telechat_kit.environment import Check, OperatorTests
     from telechat_kit.model.hashes import FolderHashes
 
 CHECK_SCHEMA = "telechat-kit/check/1"
@@ -33,18 +34,29 @@ _INDENT = " " * (_WIDTHS[0] + 2)
 )
 @click.option("--device", help="auto, cpu, cuda:0, npu:0 or npu:0,npu:1, in place of the profile's.")
 @click.option(
+    "--operators",
+    is_flag=True,
+    help="Also try every operator that a run will call, each in a process of its own, against plain torch.",
+)
+@click.option(
     "--bundle",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write all of it into this .zip file as well, for somebody who helps from afar.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
-def check(profile: Path | None, device: str | None, bundle: Path | None, as_json: bool) -> None:
+def check(
+    profile: Path | None, device: str | None, operators: bool, bundle: Path | None, as_json: bool
+) -> None:
     """Say what is wrong before a run does: chip, driver, CANN, torch_npu, versions, memory, weights.
 
     Works without an NPU and with a broken installation. Exit codes: 0 all is fine, 1 something must be done,
     2 wrong input. A `warning` is no reason for 1.
 
-    The file of `--bundle` holds the table, npu-smi's outputs, version files, the end of CANN's log, variables of the
+    With `--operators` a second table says for each operator, at a token and at prompts of 10 to 2000: right (with the
+    milliseconds), wrong, refused, crashed or silent. A run takes the slower way for what is not right; only where there
+    is none the exit code is 1. It takes some minutes on a card, and needs the checkpoint's config.json.
+
+    The file of `--bundle` holds the tables, npu-smi's outputs, version files, the end of CANN's log, variables of the
     stack, and run.json and setup.json of the run folder. No weights, no texts; home folders, the names of user and
     host, addresses and serial numbers are replaced.
 
@@ -52,7 +64,7 @@ def check(profile: Path | None, device: str | None, bundle: Path | None, as_json
     Examples:
       telechat-kit check
       telechat-kit check --profile params/telechat-7b-310p.yaml
-      telechat-kit check --profile params/telechat-7b-310p.yaml --bundle machine.zip
+      telechat-kit check --profile params/telechat-7b-310p.yaml --operators --bundle machine.zip
       telechat-kit check --device npu:0 --json
     """
     from telechat_kit import environment
@@ -63,13 +75,29 @@ def check(profile: Path | None, device: str | None, bundle: Path | None, as_json
         values |= load_profile(profile).for_notebook("01_setup")
     if device is not None:
         values["device"] = device
+    values.pop("operators")  # the notebook's own wish
     rows = environment.check(**values)
-    click.echo(as_json_object(rows, values["device"]) if as_json else as_table(rows))
+    tested = _tested(values["checkpoint_path"], values["device"]) if operators else None
+    table, report = as_table(rows, tested), as_json_object(rows, values["device"], tested)
+    click.echo(report if as_json else table)
     if bundle is not None:
-        tables = {"check.txt": as_table(rows), "check.json": as_json_object(rows, values["device"])}
+        tables = {"check.txt": table, "check.json": report}
         names = environment.write_parcel(bundle, tables | _records(resolve(values["run_folder"])))
         click.echo(f"written: {bundle} ({len(names)} files)", err=True)
-    sys.exit(1 if environment.to_do(rows) else 0)
+    sys.exit(1 if environment.to_do(rows) or (tested and tested.dead_ends()) else 0)
+
+
+def _tested(checkpoint_path: str, device: str) -> "OperatorTests | None":
+    """The operators tried, each named on the way; a device that cannot be opened is told and is no result."""
+    from telechat_kit.environment import check_operators
+
+    try:
+        return check_operators(
+            checkpoint_path, device, "always", progress=lambda name: click.echo(f"trying {name}", err=True)
+        )
+    except DeviceError as error:
+        click.echo(f"operators were not tried: {error}", err=True)
+        return None
 
 
 def _records(run_folder: Path) -> dict[str, str]:
@@ -78,8 +106,8 @@ def _records(run_folder: Path) -> dict[str, str]:
     return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()}
 
 
-def as_table(checks: Sequence["Check"]) -> str:
-    """The table as text: a row a check, what to do on a line below it, a sentence at the end."""
+def as_table(checks: Sequence["Check"], tested: "OperatorTests | None" = None) -> str:
+    """The table as text: a row a check, what to do on a line below it, a sentence at the end, and the operators."""
     lines = [*_cells(_TITLES), *_cells(["-" * width for width in _WIDTHS])]
     for row in checks:
         lines += _cells((row.component, row.found, row.required, row.verdict))
@@ -88,7 +116,7 @@ def as_table(checks: Sequence["Check"]) -> str:
             lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(wrapped)]
     count = _to_do(checks)
     end = f"{count} row{'s' if count > 1 else ''} must be put right." if count else "Nothing must be done."
-    return "\n".join([*lines, "", end])
+    return "\n".join([*lines, "", end, *(["", operator_table(tested)] if tested else [])])
 
 
 def _to_do(checks: Sequence["Check"]) -> int:
@@ -112,11 +140,13 @@ def _cells(row: Sequence[str]) -> list[str]:
     return lines
 
 
-def as_json_object(checks: Sequence["Check"], device: str) -> str:
-    """The rows for machines: `schema`, `device` as asked for, `to_do` (how many rows), `checks`."""
+def as_json_object(checks: Sequence["Check"], device: str, tested: "OperatorTests | None" = None) -> str:
+    """The rows for machines: `schema`, `device` as asked for, `to_do` (how many rows), `checks`, `operators` if tried."""
     rows = [asdict(row) for row in checks]
     count = _to_do(checks)
     report = {"schema": CHECK_SCHEMA, "device": device, "to_do": count, "checks": rows}
+    if tested:
+        report["operators"] = asdict(tested)
     return json.dumps(report, ensure_ascii=False, indent=2)
 
 

@@ -62,6 +62,7 @@ class Verdict:
     given: bool = False
     size_ratio: float | None = None  # of the weight files
     speed: SpeedGain | None = None
+    engine: SpeedGain | None = None  # float in the engine over transformers' own loop; None: not timed
     device: str = ""
 
     @property
@@ -84,6 +85,7 @@ def verdict(
         given=quantized is not None and quantized.recipe is None,
         size_ratio=quantized.w8a8_bytes / quantized.float_bytes if quantized else None,
         speed=speed_gain(performance) if performance else None,
+        engine=engine_gain(performance) if performance else None,
         device=(performance or precision).conditions.device_name,
     )
 
@@ -118,29 +120,41 @@ def _like_calibration(precision: PrecisionRecord, quantized: QuantizeRecord | No
 
 def speed_gain(record: PerformanceRecord) -> SpeedGain:
     """How many times the tokens per second of float W8A8 generates in the cases of the grid."""
-    stable, unstable = _stable(record)
-    speeds = [(own.tokens_per_second, base.tokens_per_second) for own, base in stable]
-    return SpeedGain(_mean_ratio(speeds), len(stable), unstable, record.engines)
+    return _speed(_of(record, "w8a8"), _of(record, "float"), record.engines)
 
 
 def first_token_gain(record: PerformanceRecord) -> SpeedGain:
     """How many times as soon as float W8A8 has the first token."""
-    stable, unstable = _stable(record)
+    stable, unstable = _stable(_of(record, "w8a8"), _of(record, "float"))
     times = [(base.time_to_first_token, own.time_to_first_token) for own, base in stable]
     return SpeedGain(_mean_ratio(times), len(stable), unstable, record.engines)
 
 
-def _stable(record: PerformanceRecord) -> tuple[list[tuple[CaseResult, CaseResult]], int]:
-    """The pairs of results whose runs agree, and the number of others."""
-    pairs = _pairs(record.grid_cases)
-    stable = [(own, base) for own, base in pairs if not own.unstable and not base.unstable]
+def engine_gain(record: PerformanceRecord) -> SpeedGain | None:
+    """How many times the tokens per second of transformers' own loop float has in its engine; None: not timed."""
+    if not record.transformers:
+        return None
+    return _speed(_of(record, "float"), record.transformers, {"float": record.engines["float"]})
+
+
+def _of(record: PerformanceRecord, precision: str) -> list[CaseResult]:
+    return [case for case in record.grid_cases if case.precision == precision]
+
+
+def _speed(own: Sequence[CaseResult], base: Sequence[CaseResult], engines: dict[str, str]) -> SpeedGain:
+    stable, unstable = _stable(own, base)
+    speeds = [(one.tokens_per_second, other.tokens_per_second) for one, other in stable]
+    return SpeedGain(_mean_ratio(speeds), len(stable), unstable, engines)
+
+
+def _stable(
+    own: Sequence[CaseResult], base: Sequence[CaseResult]
+) -> tuple[list[tuple[CaseResult, CaseResult]], int]:
+    """The results of each case that both have, where the runs of both agree, and the number of other such cases."""
+    others = {case.case: case for case in base}
+    pairs = [(case, others[case.case]) for case in own if case.case in others]
+    stable = [(one, other) for one, other in pairs if not one.unstable and not other.unstable]
     return stable, len(pairs) - len(stable)
-
-
-def _pairs(cases: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
-    """W8A8 and float result of each case that has both."""
-    floats = {case.case: case for case in cases if case.precision == "float"}
-    return [(case, floats[case.case]) for case in cases if case.precision == "w8a8" and case.case in floats]
 
 
 def _mean_ratio(pairs: Sequence[tuple[Estimate, Estimate]]) -> Estimate | None:
@@ -166,6 +180,8 @@ def said(found: Verdict) -> list[str]:
         lines.append(f"The weight files take {found.size_ratio:.0%} of the size of float.")
     if found.speed is not None:
         lines.append(speed_said(found.speed, found.device))
+    if found.engine is not None:
+        lines.append(engine_said(found.engine))
     return lines
 
 
@@ -220,13 +236,26 @@ def speed_said(found: SpeedGain, device: str) -> str:
     )
 
 
+def engine_said(found: SpeedGain) -> str:
+    """What the engine brings by itself, int8 or not."""
+    beside = "transformers' generate() on the same float weights"
+    if found.ratio is None:
+        return f"What the engine brings over {beside} is not shown: the runs of all {found.unstable} cases vary too much."
+    left = f"; {found.unstable} left out, their runs vary too much" if found.unstable else ""
+    cases = f"{found.cases} case{'s' if found.cases > 1 else ''}{left}"
+    if found.ratio.low <= 1 <= found.ratio.high:
+        return f"The {found.engines['float']} shows no difference from {beside}: tokens per second {interval_of(found.ratio)} times ({cases})."
+    return f"The {found.engines['float']} by itself brings {shown(found.ratio)} times the tokens per second of {beside} ({cases})."
+
+
 def gain_title(found: SpeedGain, what: str) -> str:
     """A chart's title: `what` with the ratio, or that none is shown. `{}` in it stands for the ratio."""
     if found.ratio is None:
         return "No ratio is shown: the runs of all cases vary too much"
     if found.ratio.low <= 1 <= found.ratio.high:
         return f"No difference of speed is shown: {interval_of(found.ratio)} times float"
-    return what.format(shown(found.ratio))
+    apart = ", in different engines" if len(set(found.engines.values())) > 1 else ""
+    return what.format(shown(found.ratio)) + apart
 
 
 def engines_said(engines: dict[str, str]) -> str:

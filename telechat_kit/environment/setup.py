@@ -13,6 +13,7 @@ from telechat_kit.environment.check import Check
 from telechat_kit.environment.checkpoint_checks import Part, checkpoint_checks, model_parts, weights_bytes
 from telechat_kit.environment.device_checks import device_checks
 from telechat_kit.environment.footprint import Footprint, footprint
+from telechat_kit.environment.operator_results import OperatorTests
 from telechat_kit.environment.probe import Probe
 from telechat_kit.environment.releases import ascend_releases, base_version, required_versions
 from telechat_kit.environment.stack_checks import stack_checks
@@ -38,6 +39,8 @@ class SetupRecord:
     checkpoint_bytes: int
     origin: dict[str, Any]
     conditions: Conditions
+    #: what was tried on the device; None: nothing
+    operators: OperatorTests | None = None
 
 
 def check(
@@ -78,8 +81,9 @@ def check_setup(
     run_folder: str | Path,
     device: str = "auto",
     checks: list[Check] | None = None,
+    tested: OperatorTests | None = None,
 ) -> SetupRecord:
-    """The record of `01_setup`: the table (taken anew if it is not given), the model, and the conditions.
+    """The record of `01_setup`: the table (taken anew if it is not given), the operators tried, the model, the conditions.
 
     Raises:
         CheckpointError, DeviceError: there is no checkpoint or no device to describe.
@@ -107,6 +111,7 @@ def check_setup(
         checkpoint_bytes=size,
         origin=origin(folder),
         conditions=conditions(target, len(split_devices(device)), float=folder),
+        operators=tested,
     )
 
 

@@ -1,27 +1,44 @@
-"""The fast way through a W8A8 model on the CPU: a whole prompt, or a whole token, in one call of the kernels.
+"""The fast way through a model on the CPU, W8A8 or float: a whole prompt, or a whole token, in one call of the kernels.
 
-Greedy runs of one sequence up to the trained length; all else goes through the network's modules. Results are those
+Greedy runs of one sequence or of several, up to the trained length; all else goes through the network's modules. Results are those
 of the modules to float rounding. One saving is exact: an int8 copy of the head finds the few rows that can hold the
 largest logit, which alone are computed in float.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import addressof, c_int32, c_int64
+from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from telechat_kit.backends import cpu
+from telechat_kit.backends.cores import keep_to_granted_cores
 from telechat_kit.backends.cpu_kernels.layout import LANES
-from telechat_kit.backends.cpu_kernels.library import PHASES, Block, Cache, Linear, Network, Norm, library
+from telechat_kit.backends.cpu_kernels.library import (
+    PHASES,
+    Batch,
+    Block,
+    Cache,
+    Extent,
+    Linear,
+    Network,
+    Norm,
+    library,
+)
 from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
-from telechat_kit.model.int8_linears import W8A8Linear
+from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
 from telechat_kit.model.telechat3 import Telechat3Attention
 
 #: Positions per vector of the key cache, and per tile: capacities are multiples of it
 BLOCK = 64
+
+#: Of the float tensors, all of one
+DTYPES = (torch.float32, torch.bfloat16)
 
 LINEARS = ("query", "key_value", "dense", "gate", "up", "down")
 
@@ -31,13 +48,13 @@ _engines: WeakKeyDictionary[TelechatForCausalLM, "Engine"] = WeakKeyDictionary()
 def engine_for(model: TelechatForCausalLM) -> "Engine | None":
     """The engine of `model`, built at the first call; None where the network's modules must run.
 
-    It reads the model's own tensors. It is built again when they were replaced; the int8 copy of the head would
-    not follow a change of the head in place.
+    It reads the model's own tensors. It is built again when they were replaced, or the head was changed in place,
+    of which it has an int8 copy.
     """
     if unsuited(model):
         return None
     engine = _engines.get(model)
-    if engine is None or engine.addresses != _addresses(model):
+    if engine is None or engine.state != _state(model):
         engine = _engines[model] = Engine(model)
     return engine
 
@@ -45,18 +62,28 @@ def engine_for(model: TelechatForCausalLM) -> "Engine | None":
 def unsuited(model: TelechatForCausalLM) -> str | None:
     """Why the engine cannot run `model`; None if it can."""
     linears = [linear for block in _blocks(model) for linear in _linears(block)]
-    modules = [module for module in model.transformer.h.modules() if type(module) is W8A8Linear]
     floats = [*model.parameters()]
     reasons = {
         "no compiled kernels": library() is None,
+        "a compiled kernel is set aside": any(
+            cpu.KERNELS in ways for ways in cpu.operations.set_aside().values()
+        ),
         "a rotation before down_proj": model.config.online_rotation,
-        "no int8 linears": not modules,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
-        "float tensors not float32 on the CPU": any(p.dtype != torch.float32 or p.is_meta for p in floats),
+        f"float tensors not {' or '.join(map(_name, DTYPES))} on the CPU": not _one_dtype(floats),
         f"head_dim no multiple of {LANES}": model.config.head_dim % LANES != 0,
         "hooks on modules": any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_dtype(floats: Sequence[Tensor]) -> bool:
+    dtypes, devices = {p.dtype for p in floats}, {p.device.type for p in floats}
+    return len(dtypes) == 1 and dtypes <= set(DTYPES) and devices == {"cpu"}
 
 
 def _blocks(model: TelechatForCausalLM) -> list[TelechatBlock]:
@@ -82,23 +109,28 @@ def _readable(linear: nn.Module | tuple[nn.Module, nn.Module]) -> bool:
         return all(map(_readable, linear)) and len({isinstance(part, W8A8Linear) for part in linear}) == 1
     if isinstance(linear, W8A8Linear):
         return type(linear) is W8A8Linear and linear.weight.ndim == 4
-    return (
-        isinstance(linear, nn.Linear) and linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
-    )
+    if not isinstance(linear, nn.Linear) or type(linear) not in (nn.Linear, FloatLinear):
+        return False
+    return linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
 
 
 def _tensors(linear: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in (*linear.named_parameters(), *linear.named_buffers())}
 
 
-def _addresses(model: TelechatForCausalLM) -> tuple[int, ...]:
-    return tuple(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
+def _state(model: TelechatForCausalLM) -> tuple[int, ...]:
+    """Where the tensors lie, and how often the head was changed in place; tensors of inference mode count no changes."""
+    head = model.lm_head.weight
+    changes = 0 if head.is_inference() else head._version
+    return changes, *(t.data_ptr() for t in (*model.parameters(), *model.buffers()))
 
 
 def _bytes(linear: Linear) -> int:
-    """Bytes of weights and of what scales their products."""
+    """Bytes of weights, and of biases and what scales the products."""
     weights, outputs = linear.inputs * linear.outputs, linear.outputs
-    return weights + 8 * outputs if linear.deq_scale else 4 * (weights + outputs)
+    if linear.deq_scale:
+        return weights + 8 * outputs
+    return (2 if linear.bfloat16 else 4) * weights + (4 * outputs if linear.bias else 0)
 
 
 class Engine:
@@ -107,7 +139,7 @@ class Engine:
     def __init__(self, model: TelechatForCausalLM, screened_head: bool = True) -> None:
         """`screened_head=False` computes every logit in float for every token; the ids are the same."""
         config = model.config
-        self.config, self.addresses = config, _addresses(model)
+        self.config, self.state = config, _state(model)
         self._kept: list[object] = []  # what the records point to
         self.screen = screen_of(model.lm_head.weight.detach()) if screened_head else None
         self.network = self._network(model)
@@ -117,8 +149,7 @@ class Engine:
         """Bytes of weights that a decode step reads, without what is in a cache of the processor anyway."""
         blocks = self.network.blocks[: self.config.n_layer]
         linears = [getattr(block, name) for block in blocks for name in LINEARS]
-        head = 4 * self.config.vocab_size * self.config.hidden_size
-        return sum(map(_bytes, linears)) + (self.screen.nbytes if self.screen else head)
+        return sum(map(_bytes, linears)) + (self.screen.nbytes if self.screen else _bytes(self.network.head))
 
     @property
     def cache_bytes_per_position(self) -> int:
@@ -129,6 +160,10 @@ class Engine:
         """A new sequence of up to `capacity` positions."""
         return EngineRun(self, capacity)
 
+    def batch(self, capacities: Sequence[int]) -> "EngineBatch":
+        """New sequences of up to so many positions each."""
+        return EngineBatch(self, capacities)
+
     def fits(self, positions: int) -> bool:
         """Whether a run of so many positions stays in the trained length, where a cache and its tables hold."""
         return positions <= self.config.training_seqlen
@@ -136,7 +171,7 @@ class Engine:
     def _network(self, model: TelechatForCausalLM) -> Network:
         config, transformer = self.config, model.transformer
         embedding = model.get_input_embeddings().weight.detach()
-        cos, sin = transformer.rotary.rows(0, config.training_seqlen, embedding)
+        cos, sin = transformer.rotary.rows(0, config.training_seqlen, torch.empty(0))
         return Network(
             layers=config.n_layer,
             hidden=config.hidden_size,
@@ -148,7 +183,7 @@ class Engine:
             residual_after_norm=config.apply_residual_connection_post_layernorm,
             epsilon=config.layer_norm_epsilon,
             blocks=(Block * config.n_layer)(*map(self._block, _blocks(model))),
-            embedding=self._keep(embedding),
+            embedding=float_record(self._kept_tensor(embedding), None),
             embedding_norm=self._norm(transformer.word_embeddings_layernorm)
             if config.embed_layernorm
             else Norm(),
@@ -165,13 +200,17 @@ class Engine:
         error, norm = self.screen.error.data_ptr(), self.screen.norm.data_ptr()
         return {"screen": self.screen.record(), "screen_error": error, "head_norm": norm}
 
-    def _keep(self, tensor: Tensor) -> int:
+    def _kept_tensor(self, tensor: Tensor) -> Tensor:
+        """The tensor, which lives as long as the engine: records hold its address."""
         self._kept.append(tensor)
-        return tensor.data_ptr()
+        return tensor
+
+    def _keep(self, tensor: Tensor) -> int:
+        return self._kept_tensor(tensor).data_ptr()
 
     def _norm(self, norm: TelechatRMSNorm) -> Norm:
-        bias = None if norm.bias is None else self._keep(norm.bias.detach())
-        return Norm(self._keep(norm.weight.detach()), bias)
+        bias = None if norm.bias is None else self._keep(norm.bias.detach().float())
+        return Norm(self._keep(norm.weight.detach().float()), bias)
 
     def _block(self, block: TelechatBlock) -> Block:
         return Block(
@@ -184,6 +223,8 @@ class Engine:
         """The record of a linear; of a pair, head after head a key and a value, which takes a copy."""
         one = linear[0] if isinstance(linear, tuple) else linear
         tensors = self._interleaved(*linear) if isinstance(linear, tuple) else _tensors(linear)
+        if not isinstance(one, W8A8Linear) and "bias" in tensors:
+            tensors["bias"] = tensors["bias"].float()
         self._kept += tensors.values()
         if isinstance(one, W8A8Linear):
             return linear_record(**tensors, inputs=one.in_features)
@@ -199,57 +240,159 @@ class Engine:
         return found
 
 
-class EngineRun:
-    """One sequence: its cache, and where it stands."""
+class EngineBatch:
+    """Several sequences, each with a cache of its own: prompts together, then single tokens of those that go on.
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
-        config, self.capacity = engine.config, -(-capacity // BLOCK) * BLOCK
-        self.length = 0
-        self._slots = torch.empty(2, config.n_layer, config.kv_heads, self.capacity, config.head_dim)
-        self._logits = torch.empty(1, config.vocab_size)
-        self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), (0, 0)
+    Every row is what it is alone: integer sums, and for float weights sums in an order that only the sizes decide; of
+    bfloat16 linears the order depends on the number of rows, too.
+    """
+
+    def __init__(self, engine: Engine, capacities: Sequence[int]) -> None:
+        """`capacities`: of each sequence, in positions."""
+        keep_to_granted_cores()
+        config = engine.config
+        self.capacities = [-(-capacity // BLOCK) * BLOCK for capacity in capacities]
+        self.lengths = [0] * len(capacities)
+        shape = (2, config.n_layer, config.kv_heads)
+        self._slots = [torch.empty(*shape, capacity, config.head_dim) for capacity in self.capacities]
+        self._logits = torch.empty(len(capacities), config.vocab_size)
+        self._ids = torch.empty(len(capacities), dtype=torch.int32)
+        self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), b""
         self._profile = torch.zeros(len(PHASES), dtype=torch.float64)
-        keys, values = (slots.data_ptr() for slots in self._slots)
-        self._records = (engine.network, Cache(keys, values, self.capacity))
         self._engine, self._kernels = engine, kernels()
 
-    def best(self, ids: Sequence[int]) -> int:
-        """The id of the largest logit after `ids`, which follow those given before."""
+    def best(self, ids: Mapping[int, Sequence[int]]) -> list[int]:
+        """The id of the largest logit behind the ids of each of these sequences, which follow those given before."""
         return self._feed(ids, full=False)
+
+    def logits(self, ids: Mapping[int, Sequence[int]]) -> Tensor:
+        """All logits `[len(ids), vocab]` behind them; overwritten by the next call."""
+        self._feed(ids, full=True)
+        return self._logits[: len(ids)]
+
+    def states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Hidden states `[length, hidden]` behind the final norm, of whole new sequences."""
+        found = torch.empty(sum(map(len, prompts)), self._engine.config.hidden_size)
+        self._prefill(dict(enumerate(prompts)), full=False, states=found.data_ptr())
+        return list(found.split([len(ids) for ids in prompts]))
 
     def profile(self) -> dict[str, float]:
         """Seconds of all decode steps so far by what they went into, on the first thread."""
         return dict(zip(PHASES, self._profile.tolist(), strict=True))
 
+    def _feed(self, ids: Mapping[int, Sequence[int]], full: bool) -> list[int]:
+        for row, new in ids.items():
+            if self.lengths[row] + len(new) > self.capacities[row]:
+                raise ValueError(
+                    f"{self.lengths[row]} + {len(new)} positions do not fit into {self.capacities[row]}"
+                )
+        if not any(self.lengths[row] for row in ids):
+            return self._prefill(ids, full)
+        steps = max(map(len, ids.values()))
+        assert all(len(new) == steps for new in ids.values())
+        return [self._step({row: new[i] for row, new in ids.items()}, full) for i in range(steps)][-1]
+
+    def _prefill(self, ids: Mapping[int, Sequence[int]], full: bool, states: int = 0) -> list[int]:
+        rows = [(row, position) for row, new in ids.items() for position in range(len(new))]
+        batch = _rows(list(ids), rows, [token for new in ids.values() for token in new], self._cache)
+        for row, new in ids.items():
+            self.lengths[row] = len(new)
+        extent = self._extent(list(ids), len(rows))
+        output = full, self._logits.data_ptr(), states, self._ids.data_ptr(), self._scratch.data_ptr(), extent
+        self._kernels.prefill(self._engine.network, batch.record, *output)
+        return self._ids[: len(ids)].tolist()
+
+    def _step(self, tokens: Mapping[int, int], full: bool) -> list[int]:
+        """One token of each sequence, so many sequences at a time as the kernels take."""
+        found: list[int] = []
+        sequences, most = list(tokens), self._kernels.step_rows()
+        for first in range(0, len(sequences), most):
+            own = sequences[first : first + most]
+            places = [(row, self.lengths[row]) for row in own]
+            batch = _rows(own, places, [tokens[row] for row in own], self._cache)
+            for row in own:
+                self.lengths[row] += 1
+            extent, logits = self._extent(own, len(own)), self._logits[first:].data_ptr()
+            output = (
+                full,
+                logits,
+                self._ids.data_ptr(),
+                self._scratch.data_ptr(),
+                extent,
+                self._profile.data_ptr(),
+            )
+            self._kernels.decode(self._engine.network, batch.record, *output)
+            found += self._ids[: len(own)].tolist()
+        return found
+
+    def _cache(self, row: int) -> Cache:
+        keys, values = (slots.data_ptr() for slots in self._slots[row])
+        return Cache(keys, values, self.capacities[row])
+
+    def _extent(self, sequences: Sequence[int], rows: int) -> Extent:
+        """Sizes of a call, for which the scratch is made large enough: for all that the caches can hold."""
+        capacities = [self.capacities[row] for row in sequences]
+        parts = sum(-(-capacity // self._kernels.part_positions()) for capacity in capacities)
+        extent = Extent(len(sequences), rows, max(capacities), parts, torch.get_num_threads())
+        wanted = bytes(extent)
+        if self._scratch_for != wanted:
+            size = self._kernels.scratch_bytes(self._engine.network, extent)
+            self._scratch, self._scratch_for = torch.empty(size, dtype=torch.uint8), wanted
+        return extent
+
+
+class EngineRun:
+    """One sequence: its cache, and where it stands."""
+
+    def __init__(self, engine: Engine, capacity: int) -> None:
+        self._batch = EngineBatch(engine, [capacity])
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+        return self._batch.lengths[0]
+
+    @property
+    def slots(self) -> Tensor:
+        """Keys and values as the kernels lay them out, `[2, layer, kv_heads, capacity, head_dim]` in bytes."""
+        return self._batch._slots[0]
+
+    def best(self, ids: Sequence[int]) -> int:
+        """The id of the largest logit after `ids`, which follow those given before."""
+        return self._batch.best({0: ids})[0]
+
     def logits(self, ids: Sequence[int]) -> Tensor:
         """All logits `[1, vocab]` after `ids`, which follow those given before; overwritten by the next call."""
-        self._feed(ids, full=True)
-        return self._logits
+        return self._batch.logits({0: ids})
 
-    def _feed(self, ids: Sequence[int], full: bool) -> int:
-        if self.length + len(ids) > self.capacity:
-            raise ValueError(f"{self.length} + {len(ids)} positions do not fit into {self.capacity}")
-        if self.length == 0:
-            return self._prefill(ids, full)
-        return [self._step(token, full) for token in ids][-1]
+    def profile(self) -> dict[str, float]:
+        """Seconds of all decode steps so far by what they went into, on the first thread."""
+        return self._batch.profile()
 
-    def _prefill(self, ids: Sequence[int], full: bool) -> int:
-        tokens = torch.tensor(ids, dtype=torch.int64)
-        output = self._output(len(ids), full)
-        self.length = len(ids)
-        return int(self._kernels.prefill(*self._records, tokens.data_ptr(), len(ids), *output))
 
-    def _step(self, token: int, full: bool) -> int:
-        output = self._output(1, full)
-        self.length += 1
-        return int(
-            self._kernels.decode(*self._records, token, self.length - 1, *output, self._profile.data_ptr())
-        )
+@dataclass(frozen=True)
+class _Rows:
+    """A batch as the kernels read it, and what it points to."""
 
-    def _output(self, rows: int, full: bool) -> tuple[int, int, int, int]:
-        """The arguments behind the tokens: whether all logits are wanted, where they go, scratch, threads."""
-        threads = torch.get_num_threads()
-        if self._scratch_for != (rows, threads):
-            size = self._kernels.scratch_bytes(self._records[0], rows, self.capacity, threads)
-            self._scratch, self._scratch_for = torch.empty(size, dtype=torch.uint8), (rows, threads)
-        return full, self._logits.data_ptr(), self._scratch.data_ptr(), threads
+    record: Batch
+    kept: tuple[object, ...]
+
+
+def _rows(
+    sequences: Sequence[int],
+    rows: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    cache: Callable[[int], Cache],
+) -> _Rows:
+    """`rows`: sequence and position of each of `tokens`, sequence by sequence."""
+    place = {row: index for index, row in enumerate(sequences)}
+    caches = (Cache * len(sequences))(*map(cache, sequences))
+    ids = (c_int64 * len(rows))(*tokens)
+    sequence = (c_int32 * len(rows))(*(place[row] for row, _ in rows))
+    position = (c_int32 * len(rows))(*(position for _, position in rows))
+    ends = {row: index for index, (row, _) in enumerate(rows)}
+    last = (c_int32 * len(sequences))(*(ends[row] for row in sequences))
+    addresses = (addressof(part) for part in (ids, sequence, position, last))
+    return _Rows(
+        Batch(len(sequences), len(rows), caches, *addresses), (caches, ids, sequence, position, last)
+    )

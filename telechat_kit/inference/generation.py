@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.inference.engine import EngineRun, engine_for
+from telechat_kit.inference.engine import Engine, EngineBatch, EngineRun, engine_for
 from telechat_kit.inference.graph import GraphRun, require_graph
 from telechat_kit.inference.memory import explained
 from telechat_kit.inference.network_run import NetworkRun, PreallocatedCache
@@ -18,6 +19,9 @@ from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 
 Run = EngineRun | NetworkRun | GraphRun
+
+#: Name of the engine of the CPU's kernels in records and on pages
+COMPILED = "compiled engine"
 
 
 def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") -> Run:
@@ -38,7 +42,7 @@ def engine_name(model: TelechatForCausalLM, graph: str = "none") -> str:
     """What `start_run` gives a sequence of `model` to, in words for records and pages."""
     if graph != "none":
         return "captured graph"
-    return "torch modules" if engine_for(model) is None else "compiled engine"
+    return "torch modules" if engine_for(model) is None else COMPILED
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,11 @@ def generate_batch(
     repetition_penalty: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> list[list[int]]:
-    """Greedy continuations of several prompts at a time, each as `generate` gives it but for rounding.
+    """Greedy continuations of several prompts at a time.
 
-    Shorter prompts are padded on the left, and positions count the padding, as in the published code: where two
-    tokens are equally likely to some digits, the choice may be another one than for the prompt alone.
+    The engine gives each the ids that `generate` gives it. The network's modules take the prompts padded on the left,
+    and positions count the padding, as in the published code: where two tokens are equally likely to some digits,
+    the choice may be another one than for the prompt alone.
 
     Raises:
         DataError: a prompt is empty or holds an id outside the vocabulary.
@@ -152,7 +157,9 @@ def generate_batch(
     for prompt in prompts:
         _check_prompt(model.config, prompt, max_new_tokens)
     _check_penalty(repetition_penalty)
-    longest = max(map(len, prompts))
+    longest = max(map(len, prompts), default=0)
+    if (engine := _batch_engine(model, longest + max_new_tokens)) is not None:
+        return _extend_in_engine(engine, prompts, max_new_tokens, repetition_penalty, stop_ids)
     # pads repeat an id of the prompt: the penalty counts an id once
     seen = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -170,8 +177,7 @@ def generate_copies(
 ) -> Generation:
     """Greedy continuations of `batch` copies of a prompt at a time, timed; no id ends them.
 
-    They go through the network's modules: the engine and graphs run one sequence. The time includes that of
-    allocating the cache.
+    The engine reads every copy. Graphs run one sequence. The time includes that of allocating the cache.
 
     Raises:
         DataError: the prompt is empty or holds an id outside the vocabulary.
@@ -180,6 +186,17 @@ def generate_copies(
     _check_prompt(model.config, prompt_ids, max_new_tokens)
     backend, times = backend_for(model.device.type), []
     case = f"batch {batch}, input {len(prompt_ids)}, output {max_new_tokens} tokens"
+    if (engine := _batch_engine(model, len(prompt_ids) + max_new_tokens)) is not None:
+        start = time.perf_counter()
+        first, *others = _extend_in_engine(
+            engine,
+            [prompt_ids] * batch,
+            max_new_tokens,
+            1.0,
+            (),
+            lambda: times.append(time.perf_counter() - start),
+        )
+        return Generation(len(prompt_ids), first, times, others)
     with explained(case, backend):
         prompts = torch.tensor([list(prompt_ids)] * batch, device=model.device)
         backend.synchronize()
@@ -189,6 +206,82 @@ def generate_copies(
         )
     first, *others = seen[:, len(prompt_ids) :].tolist()
     return Generation(len(prompt_ids), first, times, others)
+
+
+def _batch_engine(model: TelechatForCausalLM, positions: int) -> Engine | None:
+    """The engine of `model`, if it has one and the longest sequence may go so far."""
+    engine = engine_for(model)
+    return engine if engine is not None and engine.fits(positions) else None
+
+
+def _extend_in_engine(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    penalty: float,
+    stop_ids: Sequence[int],
+    on_step: Callable[[], None] = lambda: None,
+) -> list[list[int]]:
+    """New ids of every prompt, its stop id included; a row that has one leaves the batch."""
+    batch = engine.batch([len(prompt) + max_new_tokens for prompt in prompts])
+    found: list[list[int]] = [[] for _ in prompts]
+    step: dict[int, Sequence[int]] = dict(enumerate(prompts))
+    while step:
+        seen = [[*prompts[row], *found[row]] for row in step]
+        for row, token in zip(step, _next_ids(batch, step, seen, penalty), strict=True):
+            found[row].append(token)
+        on_step()
+        going = (row for row in step if len(found[row]) < max_new_tokens and found[row][-1] not in stop_ids)
+        step = {row: found[row][-1:] for row in going}
+    return found
+
+
+def _next_ids(
+    batch: EngineBatch, step: Mapping[int, Sequence[int]], seen: Sequence[Sequence[int]], penalty: float
+) -> list[int]:
+    """The greedy choices behind `step`, with the penalty on the ids `seen` so far of each of its rows."""
+    if penalty == 1.0:
+        return batch.best(step)
+    logits = batch.logits(step)
+    return [
+        int(penalized(row[None], torch.tensor([ids]), penalty).argmax())
+        for row, ids in zip(logits, seen, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def generate_by_transformers(
+    model: TelechatForCausalLM, prompt_ids: Sequence[int], max_new_tokens: int
+) -> Generation:
+    """What transformers' own `generate()` gives, greedily and timed; a stop id that no token has keeps it going."""
+    ids, clock = torch.tensor([list(prompt_ids)], device=model.device), _Clock()
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_length=len(prompt_ids) + max_new_tokens,
+        do_sample=False,
+        repetition_penalty=1.0,
+        eos_token_id=model.config.vocab_size,
+        pad_token_id=0,
+        streamer=clock,
+    )
+    return Generation(len(prompt_ids), found[0, len(prompt_ids) :].tolist(), clock.times)
+
+
+class _Clock(BaseStreamer):
+    """Seconds from its making to each new token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._start = time.perf_counter()
+
+    def put(self, value: Tensor) -> None:
+        """Called with the prompt `[1, T]` first, then with each id `[1]` as soon as it is on the host."""
+        if value.ndim == 1:
+            self.times.append(time.perf_counter() - self._start)
+
+    def end(self) -> None:
+        """Nothing is left to do behind the last token."""
 
 
 def _extend(

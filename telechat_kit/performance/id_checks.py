@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from telechat_kit.inference.generation import generate_by_transformers
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.timed_samples import Answer
 from telechat_kit.progress import track
@@ -35,22 +34,7 @@ def check_ids(
     checks = []
     for inputs, found in track(list(runs.items()), "ids beside those of generate()"):
         longest = max(found, key=len)
-        judge = _transformers_ids(model, prompt[:inputs], min(tokens, len(longest)))
+        judge = generate_by_transformers(model, prompt[:inputs], min(tokens, len(longest))).token_ids
         agree = all(ids == longest[: len(ids)] for ids in found)
         checks.append(IdCheck(inputs, len(judge), common_prefix(longest, judge), agree))
     return checks
-
-
-def _transformers_ids(model: TelechatForCausalLM, prompt: list[int], count: int) -> list[int]:
-    """`count` greedy ids of transformers' own loop; a stop id that no token has keeps it going."""
-    ids = torch.tensor([prompt], device=model.device)
-    found = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_length=len(prompt) + count,
-        do_sample=False,
-        repetition_penalty=1.0,
-        eos_token_id=model.config.vocab_size,
-        pad_token_id=0,
-    )
-    return found[0, len(prompt) :].tolist()

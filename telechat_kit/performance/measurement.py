@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from telechat_kit.backends import backend_for, split_devices
+from telechat_kit.backends.cores import Busy, CoreClock
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative, resolve
-from telechat_kit.inference.generation import Generation, engine_name, generate, generate_copies
+from telechat_kit.inference.generation import COMPILED, Generation, engine_name
 from telechat_kit.inference.graph import require_graph
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.network import TelechatForCausalLM
@@ -26,7 +27,7 @@ from telechat_kit.performance.thread_scaling import (
     scaling_case,
     summarize_threads,
 )
-from telechat_kit.performance.timed_runs import Timing, time_cases
+from telechat_kit.performance.timed_runs import TRANSFORMERS, Timing, time_cases, timed_generation
 from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, drift, summarize
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
@@ -90,6 +91,10 @@ class PerformanceRecord:
     energy_basis: str = ""
     #: what ran each precision, of one sequence; empty: a record from before it was named
     engines: dict[str, str] = field(default_factory=dict)
+    #: the cases of batch 1 in transformers' own loop, float, where an engine of the kit's ran float
+    transformers: list[CaseResult] = field(default_factory=list)
+    #: what else ran on the machine meanwhile; None: a record from before it was read
+    busy: Busy | None = None
 
     @property
     def grid_cases(self) -> list[CaseResult]:
@@ -132,7 +137,8 @@ def measure_performance(
 ) -> PerformanceRecord:
     """Time every case of `grid` in float and W8A8, and keep each sample in `samples.jsonl` of `run_folder`.
 
-    Both models take turns; with `memory` "one", or "auto" where both do not fit, the float one has all its turns
+    Both models take turns, and where the compiled engine runs float, so does `generate()` of transformers on the
+    float model, so that what int8 brings and what the engine brings stand apart. With `memory` "one", or "auto" where both do not fit, the float one has all its turns
     before the other is loaded. Prompts are the first tokens of the grid's text; stop tokens are ignored, so that a
     case generates exactly what it says, in each of the copies of the prompt that a batch holds. Cases that do not fit
     into memory are named and left out. Behind each prompt up to `check_tokens` ids of W8A8 are compared with those of
@@ -152,7 +158,7 @@ def measure_performance(
 
     Example:
         >>> timed = measure_performance("models/tiny", "models/tiny-w8a8", grid, run_folder="results/tiny")
-        2 cases, 1 times in 2 precisions: about ...
+        2 cases, 1 times in 2 precisions ... about ...
         >>> len(timed.cases)
         4
     """
@@ -165,7 +171,7 @@ def measure_performance(
     journal = Journal(resolve(run_folder) / "samples.jsonl", _work_key(conditions, graph, prompt))
     peaks = measure_peaks(pair.device)
     timing = Timing(prompt, grid.repeats, journal, graph, energy_reader(device))
-    work, found = _Work(timing, threads), _Findings()
+    work, found, clock = _Work(timing, threads), _Findings(), CoreClock.now()
     for names in [tuple(pair.folders)] if pair.together else [(name,) for name in pair.folders]:
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
@@ -175,19 +181,22 @@ def measure_performance(
                 found.id_checks = check_ids(models["w8a8"], prompt, answers, grid.check_tokens)
     journal.publish()
     peaks = higher(peaks, measure_peaks(pair.device))
-    return _record(pair, min(grid.batch_sizes), conditions, peaks, work, found)
+    record = _record(pair, min(grid.batch_sizes), conditions, peaks, work, found)
+    return replace(record, busy=clock.busy_since())
 
 
 def _record(
     pair: Pair, batch: int, conditions: Conditions, peaks: Peaks, work: _Work, found: _Findings
 ) -> PerformanceRecord:
     by_threads = found.scaling_case and summarize_threads(work.threads, found.scaling_case, found.by_threads)
+    results = summarize(found.samples, found.sizes, peaks)
     return PerformanceRecord(
         schema=SCHEMA,
         model_path=relative(pair.float_folder),
         quant_path=relative(pair.w8a8_folder),
         batch=batch,
-        cases=summarize(found.samples, found.sizes, peaks),
+        cases=[result for result in results if result.precision != TRANSFORMERS],
+        transformers=[result for result in results if result.precision == TRANSFORMERS],
         sizes=found.sizes,
         engines=found.engines,
         read_bandwidth=peaks.bandwidth,
@@ -246,20 +255,41 @@ def _take_turns(
     float_bytes = first.get_input_embeddings().weight.dtype.itemsize
     free = backend_for(first.device.type).free_memory_bytes()
     fit, skipped = fitting(cases, first.config, float_bytes, free)
-    expected = estimated_seconds(fit, timing.repeats, _warm_up(models, fit, timing))
+    found.engines |= {name: engine_name(model, timing.graph) for name, model in models.items()}
+    ways = {**models, **_baseline(models, found.engines)}
+    expected = _expected_seconds(fit, timing.repeats, _warm_up(ways, fit, timing))
     for case in skipped:
         rows = f"batch {case.batch}, " if case.batch > 1 else ""
         print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
-    print(f"{len(fit)} cases, {timing.repeats} times in {len(models)} precisions: about {duration(expected)}")
+    beside = " and by transformers' generate()" if TRANSFORMERS in ways else ""
+    print(
+        f"{len(fit)} cases, {timing.repeats} times in {len(models)} precisions{beside}: about {duration(expected)}"
+    )
     found.skipped += skipped
     found.expected += expected
-    found.samples += time_cases(models, fit, timing, label=f"timed runs, about {duration(expected)} in all")
+    found.samples += time_cases(ways, fit, timing, label=f"timed runs, about {duration(expected)} in all")
     found.scaling_case = found.scaling_case or scaling_case(fit)
     if work.threads.counts and found.scaling_case in fit:
         found.by_threads += _time_by_threads(models, found.scaling_case, work, found.samples)
-    found.sizes += [model_size(name, model) for name, model in models.items()]
-    found.engines |= {name: engine_name(model, work.timing.graph) for name, model in models.items()}
+    found.sizes += [model_size(name, model, in_engine=name != TRANSFORMERS) for name, model in ways.items()]
     return fit
+
+
+def _expected_seconds(cases: Sequence[Case], repeats: int, warm_up: Mapping[str, Generation]) -> float:
+    alone = [case for case in cases if case.batch == 1]
+    return sum(
+        estimated_seconds(alone if name == TRANSFORMERS else cases, repeats, {name: run})
+        for name, run in warm_up.items()
+    )
+
+
+def _baseline(
+    models: Mapping[str, TelechatForCausalLM], engines: Mapping[str, str]
+) -> dict[str, TelechatForCausalLM]:
+    """The float model once more, for transformers' own loop, where that is not what runs it anyway."""
+    if "float" in models and engines["float"] == COMPILED:
+        return {TRANSFORMERS: models["float"]}
+    return {}
 
 
 def _time_by_threads(
@@ -280,9 +310,8 @@ def _warm_up(
     models: Mapping[str, TelechatForCausalLM], cases: Sequence[Case], timing: Timing
 ) -> dict[str, Generation]:
     """A short run of each model, with each batch size too; that of batch 1 tells how long the cases will take."""
-    prompt, tokens = timing.prompt[: cases[0].input_tokens], min(WARM_UP, cases[0].output_tokens)
-    alone = {name: generate(model, prompt, tokens, graph=timing.graph) for name, model in models.items()}
+    short = Case(cases[0].input_tokens, min(WARM_UP, cases[0].output_tokens))
     for batch in {case.batch: None for case in cases if case.batch > 1}:
-        for model in models.values():
-            generate_copies(model, prompt, batch, tokens)
-    return alone
+        for name in (name for name in models if name != TRANSFORMERS):
+            timed_generation(name, models[name], short._replace(batch=batch), timing)
+    return {name: timed_generation(name, model, short, timing) for name, model in models.items()}

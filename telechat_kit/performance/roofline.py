@@ -49,15 +49,15 @@ class Peaks:
     operations_basis: str = "not known"
 
 
-def model_size(name: str, model: TelechatForCausalLM) -> ModelSize:
+def model_size(name: str, model: TelechatForCausalLM, in_engine: bool = True) -> ModelSize:
     """Bytes and operations of a model.
 
-    Bytes are those that the engine reads, where it runs the model: equal heads once, the head by its int8 copy.
+    Bytes are those that the engine reads, where it runs the model and is meant: the head by its int8 copy.
     """
     config, tensors = model.config, {**dict(model.named_parameters()), **dict(model.named_buffers())}
     total = sum(tensor.nbytes for tensor in tensors.values())
     embedding = model.get_input_embeddings().weight
-    if (engine := engine_for(model)) is not None:
+    if in_engine and (engine := engine_for(model)) is not None:
         read, per_position = engine.read_bytes_per_token, engine.cache_bytes_per_position
     else:
         read = total - (0 if config.tie_word_embeddings else embedding.nbytes)
@@ -162,7 +162,7 @@ def _int8_peak() -> float:
 
 
 def _float_peak() -> float:
-    """Of torch and of the backend the faster one: a W8A8 model multiplies with the backend, a float one with torch."""
+    """Of torch and of the backend the faster one: the engine multiplies with the backend, a float model's modules with torch."""
     linear = nn.Linear(PROBE_SIDE, PROBE_SIDE, bias=False)
     return max(_peak(linear), _peak(lambda x: cpu.float_linear(x, linear.weight, None)))
 

@@ -1,6 +1,5 @@
 """Speed against the number of CPU threads: which counts and which case are timed, and what the samples say."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from telechat_kit.backends import choose_device, split_devices
+from telechat_kit.backends.cores import usable_cores
 from telechat_kit.errors import ParameterError
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.timed_samples import Sample, median_of_known, unstable
@@ -58,20 +58,13 @@ class ThreadScaling:
         return sorted(own, key=lambda result: result.threads)
 
 
-def usable_threads() -> int:
-    """CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def plan_threads(counts: Sequence[int], device: str, available: int | None = None) -> ThreadPlan:
     """The counts to time on `device` (a profile's word); what cannot be timed there is left out, which is printed.
 
     Raises:
         ParameterError: a count below 1.
     """
-    available = available or usable_threads()
+    available = available or usable_cores()
     if counts and min(counts) < 1:
         raise ParameterError(
             f"thread_counts is {list(counts)}: each must be 1 or more. Leave it empty for none."

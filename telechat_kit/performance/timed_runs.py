@@ -3,7 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from telechat_kit.inference.generation import Generation, generate, generate_copies
+from telechat_kit.inference.generation import (
+    Generation,
+    generate,
+    generate_by_transformers,
+    generate_copies,
+)
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.energy import EnergyReader, NoCounter, spent
@@ -12,6 +17,8 @@ from telechat_kit.performance.timed_samples import Journal, Run, Sample, sample_
 from telechat_kit.progress import track
 
 NOT_READ = NoCounter("not asked for")
+#: In place of a precision: the float model in transformers' own loop, where an engine of the kit's runs both
+TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def time_cases(
     """Repeats outermost and the models in turn: a drift of the machine's speed meets all cases alike.
 
     Each of `thread_counts` is set for its runs alone, and two tokens before the clock starts wake its threads; None
-    leaves them as they are. Runs that stand in the journal are not timed again. `label` stands before the progress.
+    leaves them as they are. `TRANSFORMERS` has no batches. Runs that stand in the journal are not timed again. `label` stands before the progress.
     """
     runs = [
         Run(name, case, repeat, threads)
@@ -46,6 +53,7 @@ def time_cases(
         for case in cases
         for threads in thread_counts
         for name in models
+        if case.batch == 1 or name != TRANSFORMERS
     ]
     for run in track(runs, label):
         sample = timing.journal.sample(run)
@@ -53,17 +61,21 @@ def time_cases(
             model, case = models[run.precision], run.case
             with cpu_threads(run.threads):
                 if run.threads is not None:
-                    _generate(model, case._replace(output_tokens=min(2, case.output_tokens)), timing)
+                    waking = case._replace(output_tokens=min(2, case.output_tokens))
+                    timed_generation(run.precision, model, waking, timing)
                 before = timing.energy.joules()
-                generation = _generate(model, case, timing)
+                generation = timed_generation(run.precision, model, case, timing)
                 joules = spent(before, timing.energy.joules())
             sample = sample_of(run.precision, run.repeat, generation, run.threads, joules)
             timing.journal.write(sample, generation)
         yield sample
 
 
-def _generate(model: TelechatForCausalLM, case: Case, timing: Timing) -> Generation:
+def timed_generation(name: str, model: TelechatForCausalLM, case: Case, timing: Timing) -> Generation:
+    """One run of `case` by `model`, in the way that stands behind `name`."""
     prompt = timing.prompt[: case.input_tokens]
+    if name == TRANSFORMERS:
+        return generate_by_transformers(model, prompt, case.output_tokens)
     if case.batch == 1:
         return generate(model, prompt, case.output_tokens, graph=timing.graph)
     return generate_copies(model, prompt, case.batch, case.output_tokens)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from telechat_kit.errors import DataError
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.inference.whole_sequences import hidden_states
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.progress import track
 from telechat_kit.texts import Block
@@ -99,9 +100,7 @@ def compare_with(
 @torch.inference_mode()
 def last_states(model: TelechatForCausalLM, block: Block) -> Tensor:
     """Hidden states `[T - 1, H]` from which the model predicts the tokens of `block` but the first."""
-    ids = torch.tensor([block.ids], device=model.device)
-    states: Tensor = model.transformer(ids, use_cache=False).last_hidden_state[0, :-1]
-    return states
+    return hidden_states(model, [block.ids])[0][:-1]
 
 
 @torch.inference_mode()

@@ -17,9 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import resolve, write_jsonl
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.inference.whole_sequences import hidden_states
+from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision.divergence import language_of
 from telechat_kit.rows import read_numbered_rows
 from telechat_kit.statistics import Estimate, paired_difference, share
@@ -186,11 +191,10 @@ def _choices(pair: Pair, name: str, questions: Sequence[Question]) -> list[int]:
     """Number of the choice that one model finds the most likely, for each question."""
     with _offline(), tempfile.TemporaryDirectory(prefix="telechat-kit-") as folder, pair.model(name) as model:
         from lm_eval import simple_evaluate  # noqa: PLC0415  (an optional extra, slow to import)
-        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
         data = write_jsonl(Path(folder) / "questions.jsonl", [_row(question) for question in questions])
         found = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=pair.tokenizer, batch_size=1),
+            model=_harness_model(model, pair.tokenizer),
             tasks=[_task(data, Path(folder))],
             num_fewshot=0,
             bootstrap_iters=0,
@@ -199,6 +203,19 @@ def _choices(pair: Pair, name: str, questions: Sequence[Question]) -> list[int]:
         )
     samples = sorted(found["samples"][TASK], key=lambda sample: sample["doc_id"])
     return [_most_likely(sample["filtered_resps"]) for sample in samples]
+
+
+def _harness_model(model: TelechatForCausalLM, tokenizer: Any) -> Any:
+    """The model as the harness asks it: logits of whole sequences, which the engine reads where it can."""
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+
+    class Reader(HFLM):
+        """The harness's own model of transformers, but for the forward pass."""
+
+        def _model_call(self, inps: Tensor, **_: Any) -> Tensor:
+            return torch.stack([model.lm_head(states) for states in hidden_states(model, inps.tolist())])
+
+    return Reader(pretrained=model, tokenizer=tokenizer, batch_size=1)
 
 
 TASK = "telechat_kit_choices"

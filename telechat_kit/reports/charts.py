@@ -2,22 +2,36 @@
 
 import base64
 import io
-from collections.abc import Sequence
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
-from markupsafe import Markup, escape
+import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
+from telechat_kit.reports.inline_svg import hover, inline_svg
+from telechat_kit.reports.label_places import place_labels
 from telechat_kit.statistics import Estimate
 
 #: Okabe-Ito colors: told apart by color-blind readers, and by their lightness in grey print
 COLORS = {"float": "#0072B2", "w8a8": "#E69F00", "published": "#7F7F7F", "kept in float": "#D55E00"}
 NAMES = {"float": "float", "w8a8": "W8A8"}
+#: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print. Light is good in every chart
+COLOR_MAP = "cividis"
+UNKNOWN = "#eeeeee"
 #: The four inputs of a block's linears: label, a linear that reads it, marker, color
 INPUTS = (
     ("query, key_value", "query", "o", "#0072B2"),
@@ -25,9 +39,12 @@ INPUTS = (
     ("gate_proj, up_proj", "gate_proj", "^", "#CC79A7"),
     ("down_proj", "down_proj", "D", "#E69F00"),
 )
+#: More cases than these are drawn as lying bars
+MOST_UPRIGHT = 8
+#: What fits beside the left edge of a chart of the reports' width
+TITLE_CHARACTERS = 96
 STYLE = {
     "figure.dpi": 110,
-    "savefig.dpi": 180,
     "font.size": 10,
     "text.parse_math": False,  # a name may hold "$"
     "axes.titlesize": 11,
@@ -45,26 +62,37 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and its words for those who cannot see it. JupyterLab shows it; `html()` embeds it in a page."""
+    """A figure and its words for those who cannot see it. JupyterLab shows it; `html()` puts it into a page."""
 
     figure: Figure
     alt: str
 
+    def svg(self) -> Markup:
+        """The figure as an `<svg>` element: sharp at every size, its text searchable, values shown on hover."""
+        return inline_svg(self.figure, self.alt)
+
     def png(self) -> bytes:
-        """The figure as PNG."""
+        """The figure as PNG, for programs that show no SVG."""
         buffer = io.BytesIO()
-        self.figure.savefig(
-            buffer, format="png", bbox_inches="tight", facecolor="white", metadata={"Software": None}
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            self.figure.savefig(
+                buffer,
+                dpi=180,
+                format="png",
+                bbox_inches="tight",
+                facecolor="white",
+                metadata={"Software": None},
+            )
         return buffer.getvalue()
 
     def html(self) -> Markup:
-        """An `<img>` that carries its data with it."""
-        data = base64.b64encode(self.png()).decode()
-        return Markup(f'<figure><img src="data:image/png;base64,{data}" alt="{escape(self.alt)}"></figure>')
+        """A `<figure>` that carries its picture with it."""
+        return Markup("<figure>{}</figure>").format(self.svg())
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        bundle = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt}
+        png = base64.b64encode(self.png()).decode()
+        bundle = {"image/svg+xml": str(self.svg()), "image/png": png, "text/plain": self.alt}
         return bundle, {"image/png": {"alt": self.alt}}
 
 
@@ -76,10 +104,57 @@ def new_axes(width: float = 8.6, height: float = 3.6) -> tuple[Figure, Axes]:
 
 def finish(figure: Figure, axes: Axes, title: str, x: str, y: str, alt: str) -> Chart:
     """The figure under a title that states the finding; `alt` goes on behind it."""
-    axes.set_title(title, pad=12)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    return Chart(figure, f"{title}. {alt}")
+    return titled(figure, title, alt)
+
+
+def titled(figure: Figure, title: str, alt: str) -> Chart:
+    """The figure, of one or more axes, under a title that states the finding; `alt` goes on behind it.
+
+    Labels that `point_labels` made find their places here, when everything else has its own.
+    """
+    lines = textwrap.fill(title, TITLE_CHARACTERS)
+    figure.suptitle(lines, x=0.005, ha="left", fontsize=11, fontweight="bold")
+    place_labels(figure)
+    return Chart(figure, f"{title}. {alt}" if alt else title)
+
+
+def draw_cells(
+    axes: Axes,
+    values: np.ndarray,
+    norm: Normalize,
+    texts: Callable[[int, int], str],
+    color_map: str = COLOR_MAP,
+) -> ScalarMappable:
+    """`values [rows, columns]` as colored cells, the first row on top, with what each shows on hover.
+
+    Args:
+        norm: from values to colors; light is good and dark is to be looked at in every chart.
+        texts: what the cell of a row and column shows; NaN cells are grey.
+    """
+    scale = ScalarMappable(norm, color_map)
+    for row, column in np.ndindex(*values.shape):
+        value = values[row, column]
+        color = UNKNOWN if np.isnan(value) else scale.to_rgba(value)
+        cell = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, edgecolor="#ffffff", lw=0.8)
+        hover(cell, texts(row, column))
+        axes.add_patch(cell)
+    axes.set_xlim(-0.5, values.shape[1] - 0.5)
+    axes.set_ylim(values.shape[0] - 0.5, -0.5)
+    axes.grid(visible=False)
+    return scale
+
+
+def integer_axis(axes: Axes) -> None:
+    """Blocks have whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def ring(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Rings round the marks of linears that stay in float, or should."""
+    places = [x for x, _ in points], [y for _, y in points]
+    axes.plot(*places, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
 
 
 def block_and_kind(name: str) -> tuple[int, str]:
@@ -102,27 +177,42 @@ def first_token(record: PerformanceRecord) -> Chart:
 
 @mpl.rc_context(STYLE)
 def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit: str, title: str) -> Chart:
+    """A pair of bars a case; many cases lie below each other, so that their labels stay readable."""
     cases = sorted({(case.input_tokens, case.output_tokens) for case in record.grid_cases})
-    figure, axes = new_axes(width=max(8.6, 0.9 * len(cases)))
+    lying = len(cases) > MOST_UPRIGHT
+    figure, axes = new_axes(height=1.2 + 0.34 * len(cases) if lying else 3.6)
     for shift, name in ((-0.2, "float"), (0.2, "w8a8")):
         rows = _rows(record, name, cases)
-        estimates: list[Estimate] = [getattr(row, figure_name) for row in rows]
-        places = [i + shift for i in range(len(cases))]
-        bars = axes.bar(
-            places,
-            [e.value * factor for e in estimates],
-            0.38,
-            yerr=error_bars(estimates, factor),
-            color=COLORS[name],
-            ecolor="#333333",
-            capsize=2,
-            label=NAMES[name],
+        estimates: list[Estimate] = [getattr(row, figure_name).map(lambda x: x * factor) for row in rows]
+        draw: Callable[..., BarContainer] = (
+            partial(axes.barh, xerr=error_bars(estimates))
+            if lying
+            else partial(axes.bar, yerr=error_bars(estimates))
         )
-        axes.bar_label(bars, [short(e.value * factor) for e in estimates], padding=3, fontsize=8)
-    axes.set_xticks(range(len(cases)), [f"{i} / {o}" for i, o in cases])
-    axes.margins(y=0.15)
+        places, values = [i + shift for i in range(len(cases))], [e.value for e in estimates]
+        bars = draw(places, values, 0.38, color=COLORS[name], ecolor="#333333", capsize=2, label=NAMES[name])
+        for bar, row, e in zip(bars, rows, estimates, strict=True):
+            note = ", unstable" if row.unstable else ""
+            hover(
+                bar,
+                f"{NAMES[name]}, {row.input_tokens} / {row.output_tokens}: {short(e.value)} [{short(e.low)}, {short(e.high)}]{note}",
+            )
+        labels = [
+            short(e.value) + ("*" if row.unstable else "") for e, row in zip(estimates, rows, strict=True)
+        ]
+        axes.bar_label(bars, labels, padding=3, fontsize=8)
+    names = [f"{i} / {o}" for i, o in cases]
+    axes.margins(x=0.15) if lying else axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
-    return finish(figure, axes, title, "input / output tokens", unit, f"{len(cases)} cases in two precisions")
+    alt = f"{len(cases)} cases in two precisions; a star marks runs that differ by more than a tenth"
+    if not lying:
+        axes.set_xticks(range(len(cases)), names)
+        return finish(figure, axes, title, "input / output tokens", unit, alt)
+    axes.set_yticks(range(len(cases)), names)
+    axes.set_ylim(len(cases) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    return finish(figure, axes, title, unit, "input / output tokens", alt)
 
 
 def _rows(record: PerformanceRecord, name: str, cases: Sequence[tuple[int, int]]) -> list[CaseResult]:
@@ -153,6 +243,8 @@ def published(record: PerformanceRecord) -> Chart:
             label=name,
         )
         axes.bar_label(bars, padding=2, fontsize=8.5)
+        for bar, label, value in zip(bars, labels, values, strict=True):
+            hover(bar, f"{name}, {label}: {value} tokens/s")
     axes.set_xticks(range(len(labels)), labels)
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")

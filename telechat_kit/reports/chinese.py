@@ -1,6 +1,6 @@
 """Pages in Chinese: the fixed texts of a page by their English form; figures and names stay as they are.
 
-Charts keep their English labels: Matplotlib brings no Chinese glyphs. What has no entry here stays English.
+Text of charts is text of the page, drawn by the reader's fonts. What has no entry here stays English.
 """
 
 import re
@@ -38,6 +38,16 @@ PHRASES = {
     "W8A8 generates {} times the tokens per second of float on {} ({} cases; {}).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 个用例；{}）。",
     "No difference of speed is shown on {}: tokens per second {} times those of float ({}).": "在 {} 上未显示出速度差异：每秒词元数为浮点的 {} 倍（{}）。",
     "How much faster W8A8 generates on {} is not shown: the runs of all {} cases vary too much.": "W8A8 在 {} 上快多少未能显示：全部 {} 个用例的各次运行相差过大。",
+    "The {} by itself brings {} times the tokens per second of transformers' generate() on the same float weights ({} cases).": "{} 本身每秒生成的词元数为 transformers 的 generate() 在相同浮点权重上的 {} 倍（{} 个用例）。",
+    "The {} by itself brings {} times the tokens per second of transformers' generate() on the same float weights ({} cases; {}).": "{} 本身每秒生成的词元数为 transformers 的 generate() 在相同浮点权重上的 {} 倍（{} 个用例；{}）。",
+    "The {} shows no difference from transformers' generate() on the same float weights: tokens per second {} times ({}).": "{} 与 transformers 的 generate() 在相同浮点权重上未显示出差异：每秒词元数为 {} 倍（{}）。",
+    "What the engine brings over transformers' generate() on the same float weights is not shown: the runs of all {} cases vary too much.": "引擎相对 transformers 的 generate()（相同浮点权重）快多少未能显示：全部 {} 个用例的各次运行相差过大。",
+    "both in the compiled engine": "两者均由编译引擎运行",
+    "compiled engine": "编译引擎",
+    "{} times, in different engines": "{} 倍，引擎不同",
+    "engine: {} times": "引擎：{} 倍",
+    "tokens/s of transformers' generate()": "transformers 的 generate()，词元/秒",
+    "float, transformers": "浮点，transformers",
     "Chinese": "中文",
     "English": "英文",
     "Chinese lines": "中文行",
@@ -83,6 +93,55 @@ PHRASES = {
     "{} answers": "{} 个回答",
     "not measured": "未测量",
     "At a glance": "概览",
+    "Words": "术语",
+    "CSV": "CSV",
+    "Contents": "目录",
+    "Address of this section": "本节地址",
+    "Pages of this run": "本次运行的页面",
+    "Run {} of {} on {}.": "运行 {}，{}，设备：{}。",
+    "This page carries the records that it was made from. What it shows is checked against them by": "本页包含生成它的记录，可用下列命令核对所示内容：",
+    "level": "回退级别",
+    "KL": "KL",
+    "first choice": "首选词元",
+    "prefill": "预填充",
+    "decode": "解码",
+    "geometric mean": "几何平均",
+    "Weights and the inputs of linears as 8-bit integers; what is between them stays in float.": "权重与线性层输入均为 8 位整数，其余部分保持浮点。",
+    "How many linears stay in float because int8 costs most there: L0 none, L5 five.": "因 int8 损失最大而保留浮点的线性层数量：L0 为零，L5 为五。",
+    "How many next tokens a model is torn between on average; lower is better.": "模型平均在多少个候选词元之间犹豫，越低越好。",
+    "How far the probabilities of W8A8 are from those of float, in nats per token; 0 is the same.": "W8A8 的概率分布与浮点相差多少，单位 nat/词元，0 表示相同。",
+    "The token that a model holds for the most likely one.": "模型认为最可能的词元。",
+    "Reading the prompt, up to the first token of the answer.": "读取提示，直到回答的第一个词元。",
+    "The tokens after the first, one at a time.": "第一个词元之后逐个生成的词元。",
+    "The speed at which the device would only wait for its memory or its arithmetic.": "设备仅受内存或算力限制时的速度。",
+    "The mean that treats twice as fast and half as fast as opposites.": "把快一倍与慢一半视为相反变化的平均值。",
+    "Where the true figure lies with 95 % probability, as far as these samples tell.": "就这些样本而言，真值以 95 % 的概率落在其中。",
+    "Repeats of the case differ by more than a tenth; it does not enter any headline.": "该用例各次重复相差超过一成，不计入任何标题数字。",
+    "the same": "是否相同",
+    "input / output tokens": "输入 / 输出词元",
+    "tokens/s, prefill included": "词元/秒，含预填充",
+    "time to first token, ms": "首词元时间，毫秒",
+    "W8A8 generates {} times the tokens per second of float": "W8A8 每秒生成的词元数为浮点的 {} 倍",
+    "Prefill: W8A8 has the first token {} times as fast": "预填充：W8A8 得到首词元的速度为浮点的 {} 倍",
+    "No difference of speed is shown: {} times float": "未显示出速度差异：为浮点的 {} 倍",
+    "No ratio is shown: the runs of all cases vary too much": "未给出比值：全部用例的各次运行相差过大",
+    "Tokens/s of each case: W8A8 reaches {} of the limit (median)": "各用例的词元/秒：W8A8 达到上限的 {}（中位数）",
+    "Published, not measured here: TeleChat-7B int8, batch 1": "公开数据，非本机测得：TeleChat-7B int8，批大小 1",
+    "KL divergence: mean {} nats per token, above {} at {} % of the positions": "KL 散度：平均 {0} nat/词元，{2} % 的位置超过 {1}",
+    "KL(float || W8A8), nats": "KL(浮点 || W8A8)，nat",
+    "share of positions with at most this divergence": "散度不超过此值的位置比例",
+    "mean KL from float, nats per token": "与浮点的平均 KL，nat/词元",
+    "W8A8 loses most on {}: {}": "W8A8 在 {} 上损失最大：{}",
+    "(like the calibration's)": "（与校准同类）",
+    "mean of 25": "25 例平均",
+    "block": "层块",
+    "int8 noise over residual stream": "int8 噪声 / 残差流",
+    "(energy)": "（能量）",
+    "sensitivity score": "敏感度得分",
+    "{} of {} linears stay in float: where int8 adds most to the stream": "{1} 个线性层中有 {0} 个保留浮点：int8 对残差流影响最大处",
+    "{} of {} linears stay in float: those with the largest outliers": "{1} 个线性层中有 {0} 个保留浮点：离群值最大者",
+    "{} of {} linears stay in float: those that the level lists": "{1} 个线性层中有 {0} 个保留浮点：级别所列者",
+    "in the same words": "词语相同",
     "What int8 costs": "int8 的代价",
     "Answers side by side": "回答对照",
     "Speed": "速度",
@@ -143,7 +202,6 @@ PHRASES = {
     "GPU A10, tokens/s": "GPU A10，词元/秒",
     "mean of the 25 cases": "25 个用例的平均",
     "recipe": "配方",
-    "level": "回退级别",
     "outlier suppression": "离群值抑制",
     "calibration": "校准",
     "seed": "随机种子",
@@ -205,6 +263,8 @@ def translate_page(page: str) -> str:
     soup = BeautifulSoup(page, "html.parser")
     if soup.html is not None:
         soup.html["lang"] = "zh-CN"
+    for tag in soup.select("[aria-label]"):
+        tag["aria-label"] = translate(str(tag["aria-label"]))
     for node in soup.find_all(string=True):
         if type(node) is NavigableString and node.parent is not None and node.parent.name not in _UNTOUCHED:
             text = str(node)

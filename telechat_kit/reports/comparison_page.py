@@ -14,8 +14,9 @@ from pandas.io.formats.style import Styler
 from telechat_kit.comparison.changes import Change, Figure, Withheld
 from telechat_kit.comparison.side_by_side import BundleRow, Comparison, FigureRow
 from telechat_kit.files import write_text
-from telechat_kit.reports.charts import COLORS, STYLE, Chart
+from telechat_kit.reports.charts import COLORS, STYLE, Chart, titled
 from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import csv_text, markdown_rows, markdown_text
 from telechat_kit.reports.precision_tables import aligned
@@ -144,40 +145,38 @@ def changes_chart(found: Comparison) -> Chart:
     colors = [COLORS["float"], COLORS["w8a8"], COLORS["kept in float"], COLORS["published"]]
     for number, name in enumerate(runs):
         shift = 0.25 * (number - (len(runs) - 1) / 2)
-        points = [(i + shift, row.changes[number]) for i, row in enumerate(rows)]
-        _draw(
-            axes,
-            [(y, change) for y, change in points if isinstance(change, Change)],
-            colors[number % 4],
-            name,
-        )
+        points = [(i + shift, row, row.changes[number]) for i, row in enumerate(rows)]
+        seen_points = [(y, row, change) for y, row, change in points if isinstance(change, Change)]
+        line = _draw(axes, [(y, change) for y, _, change in seen_points], colors[number % 4], name)
+        hover(line, [f"{name}, {row.shown.label}: {change_text(change)}" for _, row, change in seen_points])
     axes.axvline(1, color="#333333", lw=1)
     axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
     axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
     seen = sum(isinstance(change, Change) and change.seen for row in rows for change in row.changes)
-    axes.set_title(f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains", pad=12)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")
-    return Chart(
-        canvas, f"{seen} of {len(rows) * len(runs)} figures changed; the table under the chart has the values"
-    )
+    title = f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains"
+    return titled(canvas, title, "The table under the chart has the values")
 
 
-def _draw(axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str) -> None:
+def _draw(
+    axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str
+) -> mpl.lines.Line2D:
     places, values = [y for y, _ in points], [change.ratio.value for _, change in points]
     spans = [
         [change.ratio.value - change.ratio.low for _, change in points],
         [change.ratio.high - change.ratio.value for _, change in points],
     ]
-    axes.errorbar(
-        values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#555555", capsize=3, label=label
+    drawn = axes.errorbar(
+        values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#333333", capsize=3, label=label
     )
+    return drawn.lines[0]
 
 
 def write_comparison(found: Comparison, page: Path) -> Path:

@@ -11,6 +11,10 @@ from markupsafe import Markup
 
 import telechat_kit
 
+#: Tables of more columns take the width of the window
+WIDE = 9
+#: Words of a column of no longer cells are not parted
+BRIEF = 12
 TEMPLATES = Path(__file__).parent / "templates"
 
 _NUMBER = re.compile(
@@ -48,12 +52,15 @@ def dress_tables(html: str) -> Markup:
     # Colors of a pandas Styler are chosen for black on white, so in the dark such a table keeps white paper.
     colored = any("background" in style.get_text() for style in soup.find_all("style"))
     for table in soup.find_all("table"):
-        _mark_columns(table)
-        table.wrap(soup.new_tag("div", attrs={"class": "table-box white-paper" if colored else "table-box"}))
+        wide = _mark_columns(table) > WIDE
+        classes = " ".join(["table-box", *["white-paper"] * colored, *["wide"] * wide])
+        # what scrolls must be reached by the keyboard
+        table.wrap(soup.new_tag("div", attrs={"class": classes, "tabindex": "0"}))
     return Markup(str(soup))
 
 
-def _mark_columns(table: Tag) -> None:
+def _mark_columns(table: Tag) -> int:
+    """Give the cells of each column a class by what stands in it; the number of columns."""
     rows = [row.find_all("td") for row in table.find_all("tr")]
     width = max((len(row) for row in rows), default=0)
     body = [row for row in rows if len(row) == width]
@@ -64,12 +71,14 @@ def _mark_columns(table: Tag) -> None:
         if len(cells) >= width and not row.find(colspan=True):
             for i, kind in kinds.items():
                 cells[i]["class"] = " ".join([*filter(None, cells[i].get_attribute_list("class")), kind])
+    return width
 
 
 def _column_kind(texts: list[str]) -> str:
     if _is_numeric(texts):
         return "number"
-    return "long" if max(map(len, texts), default=0) > 40 else "short"
+    longest = max(map(len, texts), default=0)
+    return "long" if longest > 40 else "short" if longest > BRIEF else "brief"
 
 
 def _is_numeric(texts: list[str]) -> bool:

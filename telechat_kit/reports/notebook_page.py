@@ -18,6 +18,7 @@ from traitlets.config import Config
 from telechat_kit.errors import DataError
 from telechat_kit.files import write_text
 from telechat_kit.reports.html import TEMPLATES, dress_tables, page_values
+from telechat_kit.reports.inline_svg import is_inline_svg
 
 PAPERMILL_MARK = "papermill-error-cell-tag"
 INPUT_LABELS = {"injected-parameters": "Parameters of this run", "parameters": "Parameters"}
@@ -193,6 +194,7 @@ def _log_label(log: str) -> str:
 FILTERS: dict[str, Callable[..., Any]] = {
     "dress_tables": dress_tables,
     "input_label": _input_label,
+    "is_chart": is_inline_svg,
     "log_label": _log_label,
     "log_text": log_text,
     "terminal_text": terminal_text,

@@ -1,5 +1,6 @@
 """`report.html`: the four records of a run as one page for readers, without code."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from telechat_kit.reports import (
 from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
 from telechat_kit.reports.html import dress_tables, render_page
-from telechat_kit.reports.plain_text import markdown_summary, write_tables
+from telechat_kit.reports.plain_text import markdown_summary, with_data_links, write_tables
 
 LANGUAGES = ("en", "zh")
 #: Pages of a run, in the order of its steps
@@ -47,6 +48,20 @@ PAGES = (
     ("3 Precision", "03_precision.html"),
     ("4 Performance", "04_performance.html"),
     ("5 Summary", "05_report.html"),
+)
+#: What the page takes for known, explained where a reader can look it up
+WORDS = (
+    ("W8A8", "Weights and the inputs of linears as 8-bit integers; what is between them stays in float."),
+    ("level", "How many linears stay in float because int8 costs most there: L0 none, L5 five."),
+    ("perplexity", "How many next tokens a model is torn between on average; lower is better."),
+    ("KL", "How far the probabilities of W8A8 are from those of float, in nats per token; 0 is the same."),
+    ("first choice", "The token that a model holds for the most likely one."),
+    ("prefill", "Reading the prompt, up to the first token of the answer."),
+    ("decode", "The tokens after the first, one at a time."),
+    ("limit", "The speed at which the device would only wait for its memory or its arithmetic."),
+    ("geometric mean", "The mean that treats twice as fast and half as fast as opposites."),
+    ("95 % interval", "Where the true figure lies with 95 % probability, as far as these samples tell."),
+    ("unstable", "Repeats of the case differ by more than a tenth; it does not enter any headline."),
 )
 
 
@@ -67,6 +82,11 @@ class Section:
     title: str
     text: str | Sequence[str]
     shown: Sequence[Markup]
+
+    @property
+    def address(self) -> str:
+        """Where links find the part, in every language and whatever other parts there are."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
 def read_run(run_folder: str | Path) -> RunRecords:
@@ -123,12 +143,16 @@ def write_report(
         title=f"{model_name(run)}: float against W8A8",
         links=PAGES,
         here="report.html",
+        about=f"Run {folder.name} of {run.performance.conditions.started[:10]} on {run.performance.conditions.device_name}.",
+        words=WORDS,
+        to_verify="telechat-kit verify report.html",
         verdict=[answer(lights), *verdict(run).splitlines()],
         warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
         sections=_sections(run, lights),
         carried=Markup(carried_html(collect_run(folder))),
     )
     write_tables(page, folder / "tables")  # for programs: the same names and headers in every language
+    page = with_data_links(page)
     page = translate_page(page) if language == "zh" else page
     write_text(folder / "report.md", markdown_summary(page, "report.html"))
     return write_text(folder / "report.html", page)

@@ -1,12 +1,14 @@
 """Charts of `04_performance`: what the device allows, how much of it each case reaches, and what context costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import geometric_mean, median
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
@@ -14,7 +16,19 @@ from telechat_kit.performance.cases import Case
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
 from telechat_kit.performance.timed_samples import CaseResult
-from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
+from telechat_kit.reports.charts import (
+    COLORS,
+    NAMES,
+    STYLE,
+    Chart,
+    draw_cells,
+    error_bars,
+    finish,
+    new_axes,
+    short,
+    titled,
+)
+from telechat_kit.reports.inline_svg import ON_COLOR, hover
 from telechat_kit.reports.tables import styled
 
 MARKERS = {"prefill": "^", "decode": "o"}
@@ -23,7 +37,7 @@ DARK_BELOW = 0.48
 
 
 def _sizes(record: PerformanceRecord) -> dict[str, ModelSize]:
-    return {size.precision: size for size in record.sizes}
+    return {size.precision: size for size in record.sizes if size.precision in NAMES}
 
 
 def _of(record: PerformanceRecord, precision: str, decode: bool = False) -> list[CaseResult]:
@@ -68,7 +82,7 @@ def roofline(record: PerformanceRecord) -> Chart:
         ):
             points = [(ops / read, ops / seconds) for ops, read, seconds in (work(size, c) for c in cases)]
             intensities += [x for x, _ in points]
-            axes.plot(
+            (marks,) = axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
                 MARKERS[phase],
@@ -76,6 +90,13 @@ def roofline(record: PerformanceRecord) -> Chart:
                 mec="white",
                 ms=8,
                 label=f"{NAMES[name]}, {phase}",
+            )
+            hover(
+                marks,
+                [
+                    f"{NAMES[name]}, {phase}, {c.input_tokens} / {c.output_tokens}: {y / 1e9:,.1f} Gop/s at {x:.3g} operations per byte"
+                    for (x, y), c in zip(points, cases, strict=True)
+                ],
             )
     _roofs(axes, record.peaks, min(intensities) / 2, max(intensities) * 3)
     axes.set_xscale("log")
@@ -144,31 +165,37 @@ def heat_map(record: PerformanceRecord) -> Chart:
     outputs = sorted({case.output_tokens for case in record.grid_cases})
     figure = Figure(figsize=(8.6, 1.4 + 0.5 * len(inputs)), layout="constrained")
     panels = figure.subplots(1, len(NAMES), sharey=True)
+    norm = Normalize(0, 1)
     for axes, name in zip(panels, NAMES, strict=True):
+        cells = {(inputs.index(c.input_tokens), outputs.index(c.output_tokens)): c for c in _of(record, name)}
         values = np.full((len(inputs), len(outputs)), np.nan)
-        for case in _of(record, name):
-            place = inputs.index(case.input_tokens), outputs.index(case.output_tokens)
+        for place, case in cells.items():
             values[place] = case.share_of_limit
             axes.annotate(
                 short(case.tokens_per_second.value) + ("*" if case.unstable else ""),
                 place[::-1],
                 ha="center",
                 va="center",
-                color="white" if case.share_of_limit < DARK_BELOW else "black",
+                color="white" if case.share_of_limit < DARK_BELOW else ON_COLOR,
             )
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        scale = draw_cells(axes, values, norm, partial(_case_text, cells))
         axes.set_xticks(range(len(outputs)), [str(o) for o in outputs])
         axes.set_yticks(range(len(inputs)), [str(i) for i in inputs])
         axes.set_xlabel("output tokens")
         axes.set_title(NAMES[name], fontsize=10)
-        axes.grid(visible=False)
     panels[0].set_ylabel("input tokens")
     panels[1].tick_params(left=False)
-    figure.colorbar(image, ax=panels, label="share of the limit", format=lambda share, _: f"{share:.0%}")
+    figure.colorbar(scale, ax=panels, label="share of the limit", format=lambda share, _: f"{share:.0%}")
     share = median(case.share_of_limit for case in _of(record, "w8a8"))
     title = f"Tokens/s of each case: W8A8 reaches {share:.0%} of the limit (median)"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    return Chart(figure, f"{title}. A cell is a case; a star marks runs that differ by more than a tenth")
+    return titled(figure, title, "A cell is a case; a star marks runs that differ by more than a tenth")
+
+
+def _case_text(cells: Mapping[tuple[int, int], CaseResult], row: int, column: int) -> str:
+    case = cells.get((row, column))
+    if case is None:
+        return "not timed"
+    return f"{case.tokens_per_second} tokens/s, {case.share_of_limit:.0%} of the limit"
 
 
 @mpl.rc_context(STYLE)
@@ -179,7 +206,7 @@ def context_cost(record: PerformanceRecord) -> Chart:
     for name, size in _sizes(record).items():
         cases = sorted(_of(record, name, decode=True), key=_context)
         estimates = [case.time_per_output_token for case in cases if case.time_per_output_token is not None]
-        axes.errorbar(
+        drawn = axes.errorbar(
             [_context(case) for case in cases],
             [estimate.value * 1e3 for estimate in estimates],
             yerr=error_bars(estimates, 1e3),
@@ -188,6 +215,13 @@ def context_cost(record: PerformanceRecord) -> Chart:
             ecolor="#333333",
             capsize=2,
             label=f"{NAMES[name]}, measured",
+        )
+        hover(
+            drawn.lines[0],
+            [
+                f"{NAMES[name]}, {_context(c):,.0f} positions: {e.map(lambda t: 1e3 * t)} ms"
+                for c, e in zip(cases, estimates, strict=True)
+            ],
         )
         if record.peaks is not None:
             _least(axes, name, longest, _least_decode(size, record.peaks, record.batch))

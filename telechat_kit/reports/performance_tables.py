@@ -5,24 +5,32 @@ from statistics import median
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison.verdict import speed_gain, speed_said
+from telechat_kit.backends.cores import Busy
+from telechat_kit.comparison.verdict import engine_gain, engine_said, speed_gain, speed_said
 from telechat_kit.performance.cases import duration
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import DRIFT, UNSTABLE
 from telechat_kit.reports.charts import NAMES
 from telechat_kit.reports.tables import styled
 
+#: Share of the cores that others may take before it is said to count
+BUSY = 0.05
+
 
 def verdict(record: PerformanceRecord) -> str:
     """What the run found: a sentence a line."""
+    lines, engine = [speed_said(speed_gain(record), record.conditions.device_name)], engine_gain(record)
+    if engine is not None:
+        lines.append(engine_said(engine))
     shares = {
         name: median(case.share_of_limit for case in record.grid_cases if case.precision == name)
         for name in NAMES
     }
-    return (
-        f"{speed_said(speed_gain(record), record.conditions.device_name)}\nOf what the memory and the arithmetic of the "
-        f"device allow, W8A8 reaches {shares['w8a8']:.0%} and float {shares['float']:.0%} (medians of the cases)."
+    lines.append(
+        f"Of what the memory and the arithmetic of the device allow, W8A8 reaches {shares['w8a8']:.0%} and float "
+        f"{shares['float']:.0%} (medians of the cases)."
     )
+    return "\n".join(lines)
 
 
 def doubts(record: PerformanceRecord) -> str:
@@ -43,6 +51,8 @@ def doubts(record: PerformanceRecord) -> str:
         lines.append(
             f"all timed runs took {duration(record.seconds)}, estimated before: {duration(record.estimated_seconds)}"
         )
+    if record.busy is not None:
+        lines.append(_busy(record.busy))
     if record.energy_basis:
         lines.append(energy(record))
     return "\n".join(lines)
@@ -55,6 +65,13 @@ def energy(record: PerformanceRecord) -> str:
     return f"energy: not reported by this device ({record.energy_basis})"
 
 
+def _busy(found: Busy) -> str:
+    taken = f"other programs took {found.taken:.2f} of {found.cores} cores meanwhile"
+    if found.taken <= BUSY * found.cores:
+        return taken
+    return f"{taken}: the figures are those of a busy machine. End them and run it again"
+
+
 def _drift(found: float | None) -> str:
     if found is None:
         return "one repeat: a drift of the device would not show"
@@ -65,12 +82,12 @@ def _drift(found: float | None) -> str:
 
 
 def cases(record: PerformanceRecord) -> Styler:
-    """Medians of every case, float and W8A8, with the limit of the device beside them."""
+    """Medians of every case, float and W8A8, with the limit of the device beside them, then transformers' own loop."""
     rows = [
         (
             case.input_tokens,
             case.output_tokens,
-            NAMES[case.precision],
+            NAMES.get(case.precision, "float, transformers"),
             case.tokens_per_second.value,
             f"{case.tokens_per_second.low:.1f}–{case.tokens_per_second.high:.1f}",
             case.time_to_first_token.value * 1e3,
@@ -83,7 +100,7 @@ def cases(record: PerformanceRecord) -> Styler:
             "unstable" if case.unstable else "",
             case.joules_per_token.value if case.joules_per_token else None,
         )
-        for case in record.cases
+        for case in (*record.cases, *record.transformers)
     ]
     names = [
         "input tokens",

@@ -1,5 +1,6 @@
 """What a report says, for other programs and for pull requests: its tables as CSV, its summary as Markdown."""
 
+import base64
 import csv
 import io
 import re
@@ -10,7 +11,9 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 
 from telechat_kit.files import write_text, writing
+from telechat_kit.reports.plain_numbers import plain_numbers
 
+_BETWEEN_WORDS = re.compile(r"\W+")
 #: A spreadsheet takes a cell that begins so for a formula, but for one that is all numbers and their signs
 _FORMULA = re.compile(r"\s*[=@+\-＝＠＋－]")
 _NUMBERS = re.compile(r"\s*[+-]?\d[\d.,:\s%\[\]–…±×x*eE+-]*")
@@ -44,14 +47,35 @@ def _rows(table: Tag) -> list[list[str]]:
 
 def write_tables(page: str, folder: Path) -> list[Path]:
     """Each table of a report as `NN-heading.csv` in `folder`; what an earlier report left there goes."""
-    paths = []
-    for number, table in enumerate(page_tables(page), start=1):
-        name = re.sub(r"\W+", "-", table.section.lower()).strip("-")
-        paths.append(write_text(folder / f"{number:02d}-{name}.csv", csv_text(table.rows)))
+    paths = [write_text(folder / name, text) for name, text in _table_files(page)]
     with writing(folder):
         for left in set(folder.glob("*.csv")) - set(paths):
             left.unlink()
     return paths
+
+
+def with_data_links(page: str) -> str:
+    """The report with a link under each table that gives its figures as CSV, from the page itself."""
+    soup = BeautifulSoup(page, "html.parser")
+    for (name, text), table in zip(_table_files(page), soup.select("section table"), strict=True):
+        address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+        link = soup.new_tag("a", attrs={"href": address, "download": name})
+        link.string = "CSV"
+        line = soup.new_tag("p", attrs={"class": "data"})
+        line.append(link)
+        (table.find_parent(class_="table-box") or table).insert_after(line)
+    return str(soup)
+
+
+def _table_files(page: str) -> list[tuple[str, str]]:
+    """Name and content of the CSV file of each table."""
+    return [
+        (
+            f"{number:02d}-{re.sub(_BETWEEN_WORDS, '-', table.section.lower()).strip('-')}.csv",
+            csv_text(plain_numbers(table.rows)),
+        )
+        for number, table in enumerate(page_tables(page), start=1)
+    ]
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:

@@ -3,6 +3,7 @@
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.comparison.verdict import TextLoss, loss_said, losses
 from telechat_kit.precision import PrecisionRecord, Sources
@@ -15,8 +16,13 @@ from telechat_kit.reports.charts import (
     block_and_kind,
     error_bars,
     finish,
+    integer_axis,
     new_axes,
+    ring,
+    titled,
 )
+from telechat_kit.reports.inline_svg import hover
+from telechat_kit.reports.label_places import point_labels
 
 DARK = "#333333"
 
@@ -31,7 +37,10 @@ def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> C
         color = COLORS["published"] if loss.like_calibration else COLORS["w8a8"]
         for axes, estimate in ((left, loss.kl), (right, loss.perplexity_ratio)):
             bars = error_bars([estimate])
-            axes.errorbar(estimate.value, row, xerr=bars, fmt="o", ms=6, color=color, ecolor=DARK, capsize=3)
+            drawn = axes.errorbar(
+                estimate.value, row, xerr=bars, fmt="o", ms=6, color=color, ecolor=DARK, capsize=3
+            )
+            hover(drawn.lines[0], f"{loss.text}, {loss.tokens:,} tokens: {estimate}")
     left.set_yticks(range(len(found)), [f"{loss.text}{_like(loss)}" for loss in found])
     left.invert_yaxis()
     left.set_xlim(left=0)
@@ -41,10 +50,10 @@ def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> C
     for axes in (left, right):
         _vertical_grid(axes)
         axes.margins(y=0.15)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     title = f"W8A8 loses most on {found[0].text}: {loss_said(found[0])}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold", wrap=True)
     alt = "; ".join(f"{loss.text}: KL {loss.kl}, perplexity ratio {loss.perplexity_ratio}" for loss in found)
-    return Chart(figure, f"{title}. {alt}")
+    return titled(figure, title, alt)
 
 
 def _like(loss: TextLoss) -> str:
@@ -58,19 +67,16 @@ def divergence_quantiles(record: PrecisionRecord) -> Chart:
     quantiles = record.divergence.kl_quantiles
     labels, estimates = [f"{share} %" for share in quantiles], list(quantiles.values())
     values = [estimate.value for estimate in estimates]
-    axes.errorbar(
-        labels, values, yerr=error_bars(estimates), fmt="o-", color=COLORS["w8a8"], ecolor=DARK, capsize=3
+    places = range(len(labels))
+    drawn = axes.errorbar(
+        places, values, yerr=error_bars(estimates), fmt="o-", color=COLORS["w8a8"], ecolor=DARK, capsize=3
     )
-    for label, value in zip(labels, values, strict=True):
-        axes.annotate(
-            f"{value:.3g}",
-            (label, value),
-            (8, -3),
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=9,
-        )
+    hover(
+        drawn.lines[0],
+        [f"{label}: {estimate} nats" for label, estimate in zip(labels, estimates, strict=True)],
+    )
+    point_labels(axes, zip(places, values, strict=True), [f"{value:.3g}" for value in values], fontsize=9)
+    axes.set_xticks(places, labels)
     if min(values) > 0:
         axes.set_yscale("log")
     axes.margins(y=0.2)
@@ -97,6 +103,8 @@ def probability_change(record: PrecisionRecord) -> Chart:
     bars = axes.bar(labels, values, 0.6, color=COLORS["w8a8"])
     axes.errorbar(labels, values, yerr=error_bars(estimates), fmt="none", ecolor=DARK, capsize=3)
     axes.bar_label(bars, [f"{value:+.1f}".replace("-0.0", "0.0") for value in values], padding=6, fontsize=9)
+    for bar, label, estimate in zip(bars, labels, estimates, strict=True):
+        hover(bar, f"{label}: {estimate} points")
     axes.axhline(0, color=DARK, lw=0.8)
     axes.margins(y=0.22)
     title = (
@@ -120,9 +128,10 @@ def by_position(record: PrecisionRecord) -> Chart:
     groups = record.divergence.by_position
     names, estimates = [group.name for group in groups], [group.kl_mean for group in groups]
     values = [estimate.value for estimate in estimates]
-    axes.errorbar(
+    drawn = axes.errorbar(
         names, values, yerr=error_bars(estimates), fmt="o-", color=COLORS["w8a8"], ecolor=DARK, capsize=4
     )
+    hover(drawn.lines[0], [f"{name}: {e} nats" for name, e in zip(names, estimates, strict=True)])
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
     first, last = groups[0].kl_mean, groups[-1].kl_mean
@@ -147,12 +156,17 @@ def linear_sources(sources: Sources | None) -> Chart | None:
     shared = {"key_value": "query", "up_proj": "gate_proj"}
     for kind, (label, marker, color) in known.items():
         points = [
-            (block_and_kind(linear.name)[0], linear.output_snr)
+            (*block_and_kind(linear.name), linear.output_snr)
             for linear in sources.linears
             if shared.get(block_and_kind(linear.name)[1], block_and_kind(linear.name)[1]) == kind
             and linear.output_snr is not None
         ]
-        axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4, color=color, label=label)
+        (marks,) = axes.plot(
+            [x for x, _, _ in points], [y for _, _, y in points], marker, ms=4, color=color, label=label
+        )
+        hover(marks, [f"{name} {block}: {snr:.1f} dB" for block, name, snr in points])
+    integer_axis(axes)
+    axes.margins(y=0.12)
     _ring_the_dearest(axes, sources)
     figure.legend(ncol=4, loc="outside lower center")
     dearest = sources.kept[0] if sources.kept else None
@@ -167,22 +181,14 @@ def linear_sources(sources: Sources | None) -> Chart | None:
 
 def _ring_the_dearest(axes: Axes, sources: Sources) -> None:
     found = {linear.name: linear.output_snr for linear in sources.linears}
-    last = max((block_and_kind(name)[0] for name in found), default=0)
-    for number, kept in enumerate(sources.kept[:5]):
-        name = kept.names[0]
-        block, snr = block_and_kind(name)[0], found[name]
-        if snr is None:
-            continue
-        left = block > 0.7 * last
-        axes.plot(block, snr, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
-        axes.annotate(
-            f"{_short_names(kept.names)}: {kept.estimated_share:.0%}",
-            (block, snr),
-            (-9 if left else 9, -11 if number % 2 else 5),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=8.5,
-        )
+    points, texts = [], []
+    for kept in sources.kept[:5]:
+        snr = found[kept.names[0]]
+        if snr is not None:
+            points.append((block_and_kind(kept.names[0])[0], snr))
+            texts.append(f"{_short_names(kept.names)}: {kept.estimated_share:.0%}")
+    ring(axes, points)
+    point_labels(axes, points, texts)
 
 
 @mpl.rc_context(STYLE)
@@ -202,17 +208,16 @@ def residual_stream(sources: Sources | None) -> Chart | None:
         alpha=0.25,
         lw=0,
     )
-    axes.plot(blocks, percent, "o-", ms=4, color=COLORS["w8a8"])
+    (marks,) = axes.plot(blocks, percent, "o-", ms=4, color=COLORS["w8a8"])
+    hover(
+        marks,
+        [f"block {block}: {e.map(lambda x: 100 * x)} %" for block, e in zip(blocks, estimates, strict=True)],
+    )
     steps = [after - before for before, after in zip([0.0, *percent], percent, strict=False)]
     jump = max(range(len(steps)), key=steps.__getitem__)
-    axes.annotate(
-        f"block {jump}: {steps[jump]:+.1f}",
-        (blocks[jump], percent[jump]),
-        (8, -12),
-        textcoords="offset points",
-        fontsize=8.5,
-    )
+    point_labels(axes, [(blocks[jump], percent[jump])], [f"block {jump}: {steps[jump]:+.1f}"])
     axes.set_ylim(bottom=0)
+    integer_axis(axes)
     title = f"After the last block the residual stream is {percent[-1]:.1f} % off; block {jump} adds most"
     alt = ", ".join(f"{block}: {value:.2f} %" for block, value in zip(blocks, percent, strict=True))
     return finish(figure, axes, title, "block", "|W8A8 - float| / |float|, %\n(root mean square)", alt)
@@ -228,12 +233,14 @@ def kept_in_float(sources: Sources | None) -> Chart | None:
     names = [_short_names(row.names) for row in rows]
     estimates = [row.kl_change for row in rows]
     values = [estimate.value for estimate in estimates]
-    axes.barh(
+    bars = axes.barh(
         names,
         values,
         color=[COLORS["kept in float"] if v < 0 else COLORS["published"] for v in values],
         height=0.6,
     )
+    for bar, name, estimate in zip(bars, names, estimates, strict=True):
+        hover(bar, f"{name}: {estimate} nats")
     axes.errorbar(values, range(len(rows)), xerr=error_bars(estimates), fmt="none", ecolor=DARK, capsize=3)
     axes.axvline(0, color=DARK, lw=0.8)
     _vertical_grid(axes)

@@ -1,5 +1,6 @@
 """Tables of `03_precision`, and its verdict in one sentence."""
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,10 +11,13 @@ from telechat_kit.comparison.alignment import Alignment
 from telechat_kit.comparison.verdict import losses, said, shown
 from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
-from telechat_kit.precision.similarity import spans
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate
+
+#: A word with the blanks before it; a Chinese character is one
+_WORDS = re.compile(r"\s*(?:[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s])|\s+$")
+_LETTERS = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
 
 
 @dataclass(frozen=True)
@@ -158,41 +162,53 @@ def kept_in_float(found: Sources | None) -> Styler | None:
 
 
 def answers(record: PrecisionRecord) -> Page:
-    """Answers of both models side by side, what differs marked. All text of models and users is escaped."""
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("question", "float", "W8A8", "same tokens from the start", "similarity")
-    )
+    """Answers of both models side by side, the place where they part marked. All text is escaped."""
+    names = ("question", "float", "W8A8", "the same", "same tokens from the start", "similarity")
+    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in names)
     rows = Markup("").join(_answer_row(answer) for answer in record.answers)
     return Page(
         Markup('<table class="answers"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
-            Markup(head), rows
+            head, rows
         )
     )
 
 
 def _answer_row(answer: Answer) -> Markup:
-    marked = marked_differences(answer.float_answer, answer.w8a8_answer)
-    parted = ""
-    if answer.float_differs is not None or answer.w8a8_differs is not None:
-        parted = f", then {answer.float_differs or 'end'!r} / {answer.w8a8_differs or 'end'!r}"
     longest = max(answer.float_tokens, answer.w8a8_tokens)
     cells = (
         answer.input,
-        *marked,
-        f"{answer.common_tokens} of {longest}{parted}",
+        *marked_fork(answer.float_answer, answer.w8a8_answer),
+        same_said(answer),
+        f"{answer.common_tokens} / {longest}",
         f"{answer.similarity:.0%}",
     )
     return Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells))
 
 
-def marked_differences(first: str, second: str) -> tuple[Markup, Markup]:
-    """Both texts, escaped, with `<mark>` around the characters that the other does not have there."""
-    texts = [Markup(""), Markup("")]
-    for span in spans(first, second):
-        for side, part in enumerate((span.first, span.second)):
-            texts[side] += escape(part) if span.equal or not part else Markup("<mark>{}</mark>").format(part)
-    return texts[0], texts[1]
+def same_said(answer: Answer) -> str:
+    """Whether both say the same: to the token, in the same words, or not; meaning is left to the reader."""
+    if answer.float_differs is None and answer.w8a8_differs is None:
+        return "yes"
+    words = [_LETTERS.findall(text.casefold()) for text in (answer.float_answer, answer.w8a8_answer)]
+    return "in the same words" if words[0] == words[1] else "no"
+
+
+def marked_fork(first: str, second: str) -> tuple[Markup, Markup]:
+    """Both texts, escaped, with `<mark>` around the first word of each that the other does not have there.
+
+    What follows is left as it is: behind the place where they part, texts are not held against each other.
+    """
+    words = [_WORDS.findall(text) for text in (first, second)]
+    parted = (place for place, pair in enumerate(zip(*words, strict=False)) if pair[0] != pair[1])
+    common = next(parted, min(map(len, words)))
+    return _marked(words[0], common), _marked(words[1], common)
+
+
+def _marked(words: list[str], place: int) -> Markup:
+    before, after = "".join(words[:place]), "".join(words[place + 1 :])
+    if place == len(words):
+        return escape(before)
+    return Markup("{}<mark>{}</mark>{}").format(before, words[place], after)
 
 
 def tasks(record: PrecisionRecord) -> Styler | Page:

@@ -5,20 +5,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.quantization.levels.fallback import is_list
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import LinearRecord
-from telechat_kit.reports.charts import COLORS, INPUTS, STYLE, Chart, block_and_kind, finish, new_axes
+from telechat_kit.reports.charts import (
+    COLOR_MAP,
+    COLORS,
+    INPUTS,
+    STYLE,
+    UNKNOWN,
+    Chart,
+    block_and_kind,
+    draw_cells,
+    finish,
+    integer_axis,
+    new_axes,
+    ring,
+    titled,
+)
+from telechat_kit.reports.inline_svg import hover
+from telechat_kit.reports.label_places import point_labels
 
 KINDS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
-#: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print
-COLOR_MAP = "cividis"
-_UNKNOWN = "#eeeeee"
 
 
 @mpl.rc_context(STYLE)
@@ -29,9 +42,10 @@ def input_ranges(record: QuantizeRecord) -> Chart:
     drawn = [_draw_input(axes, record, *entry) for axes, entry in zip(panels.flat, INPUTS, strict=True)]
     for axes in panels[-1]:
         axes.set_xlabel("block")
+        integer_axis(axes)
     figure.supylabel("largest |value| of the input", fontsize=10)
     if not any(drawn):
-        return _titled(figure, "The input ranges were not measured: the weights were given", "")
+        return titled(figure, "The input ranges were not measured: the weights were given", "")
     panels[0, 0].legend(fontsize=8.5)
     top, raw = (max(record.linears, key=key) for key in (_input_absmax, _raw_absmax))
     title = f"The widest input is that of {_short(top)}: values up to {_input_absmax(top):,.1f}"
@@ -40,7 +54,7 @@ def input_ranges(record: QuantizeRecord) -> Chart:
             f"Suppression brings the widest input from {_raw_absmax(raw):,.1f} ({_short(raw)}) to "
             f"{_input_absmax(top):,.1f} ({_short(top)})"
         )
-    return _titled(figure, title, f"{len(record.linears)} linears")
+    return titled(figure, title, f"{len(record.linears)} linears")
 
 
 def _input_absmax(row: LinearRecord) -> float:
@@ -58,7 +72,7 @@ def _draw_input(axes: Axes, record: QuantizeRecord, label: str, kind: str, marke
     axes.plot(
         blocks, _numbers(row.raw_absmax for row in rows), "--", color="#7F7F7F", label="without suppression"
     )
-    axes.plot(
+    (marks,) = axes.plot(
         blocks,
         _numbers(row.input_absmax for row in rows),
         marker,
@@ -67,6 +81,7 @@ def _draw_input(axes: Axes, record: QuantizeRecord, label: str, kind: str, marke
         color=color,
         label="as quantized",
     )
+    hover(marks, [f"{label}, block {block_and_kind(row.name)[0]}: {_range_text(row)}" for row in rows])
     touched = any(row.raw_absmax != row.input_absmax for row in rows)
     axes.set_title(
         f"input of {label}" + (", not suppressed" if rows and not touched else ""),
@@ -75,6 +90,11 @@ def _draw_input(axes: Axes, record: QuantizeRecord, label: str, kind: str, marke
     )
     axes.set_yscale("log")
     return bool(rows)
+
+
+def _range_text(row: LinearRecord) -> str:
+    raw = "" if row.raw_absmax is None else f", without suppression {row.raw_absmax:.4g}"
+    return f"{_input_absmax(row):.4g}{raw}"
 
 
 @mpl.rc_context(STYLE)
@@ -92,12 +112,14 @@ def outliers(record: QuantizeRecord) -> Chart:
     if np.isnan(ratios[0]).all():
         for axes in panels:
             axes.set_axis_off()
-        return _titled(figure, "Outliers were not measured: the weights were given", "")
+        return titled(figure, "Outliers were not measured: the weights were given", "")
     norm = LogNorm(1, np.nanmax(ratios))
     for axes, name, values in zip(
         panels, ("without outlier suppression", "as quantized"), ratios, strict=True
     ):
-        image = _heat_map(axes, values, [label for label, _, _, _ in INPUTS], norm)
+        image = _heat_map(
+            axes, values, [label for label, _, _, _ in INPUTS], norm, "{:,.1f} times", "cividis_r"
+        )
         axes.set_title(name, fontsize=9.5, fontweight="normal")
     panels[-1].set_xlabel("block")
     figure.colorbar(image, ax=panels, label="largest / median channel")
@@ -105,7 +127,7 @@ def outliers(record: QuantizeRecord) -> Chart:
     title = (
         f"The largest channel is up to {worst[1]} times the median one; without suppression {worst[0]} times"
     )
-    return _titled(figure, title, "inputs by block")
+    return titled(figure, title, "inputs by block")
 
 
 @mpl.rc_context(STYLE)
@@ -117,10 +139,13 @@ def sensitivity(record: QuantizeRecord) -> Chart:
     for label, kind, marker, color in INPUTS:
         values = [value for name, value in drawn.items() if name.endswith(f".{kind}")]
         points = [(block, value) for block, value in enumerate(values) if value]
-        axes.plot([x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label)
+        (marks,) = axes.plot(
+            [x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label
+        )
+        hover(marks, [f"{label}, block {block}: {value:.4g}" for block, value in points])
     _mark_float_inputs(axes, record, drawn)
     axes.margins(y=0.18)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    integer_axis(axes)
     if by_noise:
         axes.set_yscale("log")
     figure.legend(ncol=6, loc="outside lower center")
@@ -150,24 +175,14 @@ def _why(record: QuantizeRecord) -> str:
 
 
 def _mark_float_inputs(axes: Axes, record: QuantizeRecord, drawn: Mapping[str, float | None]) -> None:
-    """A ring and a label at each input whose linears stay in float; neighbors have their labels on either side."""
+    """A ring and a label at each input whose linears stay in float."""
     inputs: dict[tuple[int, float], list[str]] = {}
     for linear in record.float_linears:
         block, kind = block_and_kind(linear.name)
         if value := drawn.get(linear.name):
             inputs.setdefault((block, value), []).append(kind)
-    last = max((block_and_kind(linear.name)[0] for linear in record.linears), default=0)
-    for number, ((block, score), kinds) in enumerate(sorted(inputs.items())):
-        axes.plot(block, score, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
-        left, below = block > 0.7 * last, number % 2
-        axes.annotate(
-            f"{', '.join(kinds)} {block}",
-            (block, score),
-            (-9 if left else 9, -13 if below else 6),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=8.5,
-        )
+    ring(axes, list(inputs))
+    point_labels(axes, inputs, [f"{', '.join(kinds)} {block}" for (block, _), kinds in inputs.items()])
 
 
 @mpl.rc_context(STYLE)
@@ -178,22 +193,22 @@ def per_layer_error(record: QuantizeRecord) -> Chart:
     axes = figure.subplots()
     known = not np.isnan(errors).all()
     norm = Normalize(np.nanmin(errors), np.nanmax(errors)) if known else Normalize(0, 1)
-    image = _heat_map(axes, errors, KINDS, norm)
+    image = _heat_map(axes, errors, KINDS, norm, "{:.1f} dB")
     _mark_float(axes, record)
     axes.set_xlabel("block")
     marks = [Patch(facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", label="kept in float")]
     if any(row.kind == "W8A8" and row.output_snr_db is None for row in record.linears):
-        marks.append(Patch(facecolor=_UNKNOWN, label="not measured"))
+        marks.append(Patch(facecolor=UNKNOWN, label="not measured"))
     figure.legend(handles=marks, ncol=2, loc="outside lower center")
     if not known:
-        return _titled(figure, "The int8 error of single linears was not measured", "")
+        return titled(figure, "The int8 error of single linears was not measured", "")
     figure.colorbar(image, ax=axes, label="signal to error, dB")
     lowest = min(
         (row for row in record.linears if row.output_snr_db is not None),
         key=lambda row: row.output_snr_db or 0,
     )
     title = f"The least exact int8 linear is {_short(lowest)}: {lowest.output_snr_db:.1f} dB above its error"
-    return _titled(figure, title, "linears by block")
+    return titled(figure, title, "linears by block")
 
 
 @mpl.rc_context(STYLE)
@@ -208,6 +223,8 @@ def file_sizes(record: QuantizeRecord) -> Chart:
         height=0.55,
     )
     axes.bar_label(bars, [f"{size / 1e6:,.1f} MB" for size in sizes.values()], padding=4)
+    for bar, (name, size) in zip(bars, sizes.items(), strict=True):
+        hover(bar, f"{name}: {size:,} bytes")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.14)
@@ -215,16 +232,24 @@ def file_sizes(record: QuantizeRecord) -> Chart:
     return finish(figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", "")
 
 
-def _heat_map(axes: Axes, values: np.ndarray, labels: Sequence[str], norm: Normalize) -> mpl.image.AxesImage:
+def _heat_map(
+    axes: Axes,
+    values: np.ndarray,
+    labels: Sequence[str],
+    norm: Normalize,
+    text: str,
+    color_map: str = COLOR_MAP,
+) -> ScalarMappable:
     """`values [rows, blocks]` as colored cells; what is not known is grey."""
-    axes.set_facecolor(_UNKNOWN)
-    axes.grid(visible=False)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
-    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", axis="both", color="white", linewidth=0.8)
-    axes.tick_params(which="minor", length=0)
-    return axes.imshow(values, norm=norm, cmap=COLOR_MAP, aspect="auto", interpolation="nearest")
+
+    def shown(row: int, block: int) -> str:
+        value = values[row, block]
+        return f"{labels[row]}, block {block}: {'not measured' if np.isnan(value) else text.format(value)}"
+
+    scale = draw_cells(axes, values, norm, shown, color_map)
+    integer_axis(axes)
+    return scale
 
 
 def _mark_float(axes: Axes, record: QuantizeRecord) -> None:
@@ -232,11 +257,11 @@ def _mark_float(axes: Axes, record: QuantizeRecord) -> None:
         if row.kind == "FLOAT":
             block, kind = block_and_kind(row.name)
             corner = (block - 0.5, KINDS.index(kind) - 0.5)
-            axes.add_patch(
-                mpl.patches.Rectangle(
-                    corner, 1, 1, facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", lw=0.8
-                )
+            cell = mpl.patches.Rectangle(
+                corner, 1, 1, facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", lw=0.8
             )
+            hover(cell, f"{kind}, block {block}: kept in float")
+            axes.add_patch(cell)
 
 
 def _grid(
@@ -262,8 +287,3 @@ def _ratio(largest: float | None, median: float | None) -> float | None:
 def _short(row: LinearRecord) -> str:
     block, kind = block_and_kind(row.name)
     return f"{kind} {block}"
-
-
-def _titled(figure: Figure, title: str, alt: str) -> Chart:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    return Chart(figure, f"{title}. {alt}")

@@ -6,10 +6,11 @@ import matplotlib as mpl
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.environment import Check, SetupRecord
+from telechat_kit.environment import Check, OperatorTest, OperatorTests, SetupRecord, sentences
 from telechat_kit.inference.memory import Fit
 from telechat_kit.performance.measurement import PUBLISHED
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish, new_axes
+from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.tables import styled
 
 #: The row of `fits` for which the guide publishes a speed
@@ -21,6 +22,34 @@ def checks(found: Sequence[Check]) -> Styler:
     rows = [(c.component, c.found, c.required, c.verdict, c.advice) for c in found]
     frame = pd.DataFrame(rows, columns=["component", "found", "required", "verdict", "what to do"])
     return styled(frame)
+
+
+def operators(tested: OperatorTests | None) -> Styler:
+    """Milliseconds of every way at every number of rows that it was tried at, or why there are none."""
+    if tested is None:
+        return styled(pd.DataFrame([("none was tried",)], columns=["operators"]))
+    frame = pd.DataFrame(
+        [(test.operation, test.way, test.rows, _outcome(test)) for test in tested.tests],
+        columns=["operation", "way", "rows", "outcome"],
+    )
+    ways = frame[["operation", "way"]].drop_duplicates()
+    table = frame.pivot_table(index=["operation", "way"], columns="rows", values="outcome", aggfunc="first")
+    table = table.loc[pd.MultiIndex.from_frame(ways)]
+    table.columns = pd.Index([f"{count:,} rows, ms" for count in table.columns])
+    return styled(table.reset_index())
+
+
+def operator_verdict(tested: OperatorTests | None) -> str:
+    """What follows from the trials for the notebooks behind this one."""
+    if tested is None:
+        return "Every operation is done in its fastest way, untried."
+    return "\n".join(sentences(tested))
+
+
+def _outcome(test: OperatorTest) -> str:
+    if test.milliseconds is None:
+        return "–" if test.verdict == "not called" else test.verdict
+    return f"{test.milliseconds:.0f}" if test.milliseconds >= 100 else f"{test.milliseconds:.2g}"
 
 
 def model(record: SetupRecord) -> Styler:
@@ -67,6 +96,8 @@ def checkpoint_parts(record: SetupRecord) -> Chart:
     axes.bar_label(
         bars, [f"{part.bytes / 1e6:,.1f} MB, {part.bytes / total:.1%}" for part in parts], padding=4
     )
+    for bar, part in zip(bars, parts, strict=True):
+        hover(bar, f"{part.part}: {part.bytes:,} bytes")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.22)

@@ -11,9 +11,11 @@ from telechat_kit.comparison.changes import Figure, figures
 from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import DataError
 from telechat_kit.files import write_text
-from telechat_kit.reports.charts import COLORS, STYLE, Chart
+from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish
 from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
 from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.inline_svg import hover
+from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import markdown_text
 from telechat_kit.reports.tables import styled
@@ -87,17 +89,16 @@ def trade_chart(rows: list[SweepRow]) -> Chart:
         if row.point is None:
             continue
         color = COLORS["w8a8"] if row.best else COLORS["published"]
-        axes.plot(*row.point, "o" if row.best else "s", ms=7, color=color)
-        if row.best:
-            axes.annotate(row.label, row.point, (7, 5), textcoords="offset points", fontsize=8)
+        (mark,) = axes.plot(*row.point, "o" if row.best else "s", ms=7, color=color)
+        hover(mark, f"{row.label}: KL {row.point[0]:.4g} nats, {row.point[1]:,.4g} tokens/s")
+        point_labels(axes, [row.point], [row.label], fontsize=8)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.15)
     title = f"{len(front)} of {len(rows)} runs are beaten by none in loss and speed at once"
     labels = ", ".join(row.label for row in rows if row.best)
-    axes.set_title(title, pad=12)
-    axes.set_xlabel("mean KL from float, nats per token (lower is better)")
-    axes.set_ylabel("W8A8, tokens/s")
-    return Chart(canvas, f"{title}: {labels}")
+    return finish(
+        canvas, axes, title, "mean KL from float, nats per token (lower is better)", "W8A8, tokens/s", labels
+    )
 
 
 def write_sweep(folders: dict[str, Path], results: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison.verdict import losses, shown, speed_gain
+from telechat_kit.comparison.verdict import engine_gain, losses, shown, speed_gain
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
@@ -43,13 +43,27 @@ def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantiz
         (f"same most likely token, {worst.text}", "–", "–", f"{shown(worst.same_token.map(lambda x: 100 * x))} % of positions"),
         ("weight files", f"{quantized.float_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / quantized.float_bytes:.2f} times"),
         ("tokens/s, geometric mean of the cases", *_speeds(performance), _gain(performance)),
+        *_transformers(performance),
     ]  # fmt: skip
-    return styled(pd.DataFrame(rows, columns=["", "float", "W8A8", "W8A8 against float"]))
+    return styled(pd.DataFrame(rows, columns=["figure", "float", "W8A8", "W8A8 against float"]))
 
 
 def _gain(record: PerformanceRecord) -> str:
-    found = speed_gain(record).ratio
-    return "not shown: the runs vary too much" if found is None else f"{shown(found)} times"
+    """With the engines, where they differ: then the ratio is not that of int8 alone."""
+    found, apart = speed_gain(record).ratio, len(set(record.engines.values())) > 1
+    if found is None:
+        return "not shown: the runs vary too much"
+    return f"{shown(found)} times" + (", in different engines" if apart else "")
+
+
+def _transformers(record: PerformanceRecord) -> list[tuple[str, str, str, str]]:
+    """The row of transformers' own loop, where it was timed."""
+    found = engine_gain(record)
+    if found is None:
+        return []
+    mean = geometric_mean(case.tokens_per_second.value for case in record.transformers)
+    brought = f"engine: {shown(found.ratio)} times" if found.ratio else "not shown: the runs vary too much"
+    return [("tokens/s of transformers' generate()", f"{mean:.1f}", "–", brought)]
 
 
 def _speeds(record: PerformanceRecord) -> tuple[str, str]:

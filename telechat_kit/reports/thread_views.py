@@ -9,6 +9,7 @@ from pandas.io.formats.style import Styler
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.thread_scaling import ThreadResult, ThreadScaling
 from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
+from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.tables import styled
 
 
@@ -42,7 +43,7 @@ def thread_cost(record: PerformanceRecord) -> Chart | Styler:
 def _line(axes: Axes, name: str, results: list[ThreadResult], upper: bool) -> None:
     """Medians with their intervals, and what perfect scaling of the first would be; labels on the outer side."""
     counts, speeds = [result.threads for result in results], [result.tokens_per_second for result in results]
-    axes.errorbar(
+    drawn = axes.errorbar(
         counts,
         [speed.value for speed in speeds],
         yerr=error_bars(speeds),
@@ -50,6 +51,13 @@ def _line(axes: Axes, name: str, results: list[ThreadResult], upper: bool) -> No
         color=COLORS[name],
         ecolor="#333333",
         capsize=2,
+    )
+    hover(
+        drawn.lines[0],
+        [
+            f"{NAMES[name]}, {_threads(count)}: {speed} tokens/s"
+            for count, speed in zip(counts, speeds, strict=True)
+        ],
     )
     perfect = [speeds[0].value * count / counts[0] for count in counts]
     axes.plot(counts, perfect, "--", color=COLORS[name], lw=0.9)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from npu_memory import Memory
 
-from telechat_kit.backends.npu import forms, runtime, toolkit
+from telechat_kit.backends.npu import operations, runtime, toolkit
 
 #: A CANN toolkit of the version that the stand-ins pretend to have
 TOOLKIT = Path(__file__).parents[1] / "data" / "npu" / "toolkit"
@@ -23,7 +23,7 @@ def forget_the_chip() -> None:
     runtime.current_chip.cache_clear()
     runtime.has.cache_clear()
     toolkit.cann_version.cache_clear()
-    forms.forget()
+    operations.forget()
 
 
 @pytest.fixture

@@ -125,6 +125,24 @@ def test_a_float_linear_is_that_of_float64(rows: int, k: int, n: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", [1, 7, 8, 13, 33, 101])
+@pytest.mark.parametrize(("k", "n"), [(64, 262), (7, 5), (96, 33), (1568, 30)])
+def test_a_bfloat16_linear_is_that_of_float64_on_a_rounded_input(rows: int, k: int, n: int) -> None:
+    x, weight, bias = normal(0, rows, k), normal(1, n, k).bfloat16(), normal(2, n)
+    expected = x.bfloat16().double() @ weight.double().T + bias.double()
+    found = operators.float_linear(x, weight, bias)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-7 * k + 1e-5)
+    assert not torch.equal(found, operators.float_linear(x, weight.float(), bias))
+
+
+@needs_kernels
+def test_bfloat16_keeps_what_is_no_number() -> None:
+    x = torch.tensor([[1.0, float("nan")], [1.0, float("inf")], [1.0, 3e38], [1.0, 3.4e38]])
+    found = operators.float_linear(x, torch.eye(2).bfloat16(), None)
+    torch.testing.assert_close(found, x.bfloat16().float() @ torch.eye(2), equal_nan=True)
+
+
+@needs_kernels
 def test_silu_of_large_values_is_finite() -> None:
     gate = torch.tensor([-1e30, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 200.0, 1e30])
     y = operators.silu_product(gate, torch.ones(9))
@@ -193,22 +211,34 @@ def test_a_compiler_that_fails_is_reported_and_done_without(
 @needs_kernels
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
 @pytest.mark.parametrize(
-    ("march", "isa"), [("x86-64", "plain C"), ("x86-64-v3", "avx2"), ("alderlake", "avx_vnni")]
+    ("march", "isa"),
+    [
+        ("x86-64", "plain C"),
+        ("x86-64-v3", "avx2"),
+        ("alderlake", "avx_vnni"),
+        ("icelake-server", "avx512_vnni"),
+        ("cooperlake", "avx512_bf16"),
+        ("sapphirerapids", "amx_int8"),
+    ],
 )
 def test_every_instruction_set_gives_the_same(
     reload_after: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, march: str, isa: str
 ) -> None:
-    if isa not in ("plain C", *Path("/proc/cpuinfo").read_text(encoding="utf-8").split()):
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if isa not in ("plain C", *flags):
         pytest.skip(f"this processor has no {isa}")
+    name = {"avx512_bf16": "avx512_vnni", "amx_int8": "avx512_vnni, amx"}.get(isa, isa)
     monkeypatch.setattr(build, "native_flags", lambda: (f"-march={march}",))
     switched(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
-    assert library.description() == f"compiled kernel ({isa})"
-    for rows, k, n in ((1, 101, 79), (7, 48, 64), (13, 576, 30)):
+    assert library.description() == f"compiled kernel ({name})"
+    for rows, k, n in ((1, 101, 79), (7, 48, 64), (13, 576, 30), (50, 101, 79)):
         x, packed = 2 * normal(rows, rows, k), packed_linear(k, n)
         packed["weight"][0] = -128
         assert torch.equal(prepared(packed)(x), int8_linear(x, packed))
     test_attention_is_that_of_float64(129, 48)
     test_a_float_linear_is_that_of_float64(5, 33, 18)
+    for rows in (1, 13):
+        test_a_bfloat16_linear_is_that_of_float64_on_a_rounded_input(rows, 96, 33)
 
 
 @needs_kernels

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from telechat_kit.backends import npu
-from telechat_kit.backends.npu import forms
 from telechat_kit.backends.probes import Probes, Sizes
 
 SIZES = Sizes(hidden=256, heads=2, kv_heads=1, head_dim=128, ffn=96)
@@ -29,7 +28,7 @@ def test_every_operation_of_a_chip_is_right(
     probes = npu_probes(monkeypatch)
     found = {name: probes.probe(name, rows) for name in probes.names(rows)}
     assert {name: p.difference() for name, p in found.items() if p.difference() > p.tolerance} == {}
-    assert forms.set_aside() == {}
+    assert npu.operations.set_aside() == {}
     plain_ways = {name for name, way in npu.operators().items() if "plain" in way}
     assert plain_ways == set()
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from telechat_kit.backends.cpu_kernels import library
 from telechat_kit.comparison.verdict import (
     SpeedGain,
     against_said,
+    engine_gain,
+    engine_said,
     gain_title,
     losses,
     perplexity_said,
@@ -171,7 +174,37 @@ def test_both_engines_are_named_and_what_they_mean(performance: PerformanceRecor
 
 def test_the_record_names_the_engine_of_each_precision(performance: PerformanceRecord) -> None:
     assert set(performance.engines) == {"float", "w8a8"}
-    assert performance.engines["float"] == "torch modules"
+    compiled = library.library() is not None
+    assert set(performance.engines.values()) == {"compiled engine" if compiled else "torch modules"}
+
+
+def test_what_the_engine_brings_stands_apart_from_what_int8_brings(performance: PerformanceRecord) -> None:
+    engines = {"float": "compiled engine", "w8a8": "compiled engine"}
+    record = steady(performance, engines=engines)
+    slow = [
+        replace(case, precision="transformers", tokens_per_second=estimate(2, 0.1))
+        for case in record.cases
+        if case.precision == "float"
+    ]
+    found = engine_gain(replace(record, transformers=slow))
+    assert found is not None and found.ratio is not None
+    assert found.ratio.value == pytest.approx(5)
+    assert engine_said(found).startswith(
+        "The compiled engine by itself brings 5.0 [4.5, 5.5] times the tokens per second of transformers' generate()"
+    )
+    equal = [replace(case, tokens_per_second=estimate(10, 0.5)) for case in slow]
+    nothing = engine_gain(replace(record, transformers=equal))
+    assert nothing is not None and "shows no difference" in engine_said(nothing)
+    wild = engine_gain(replace(record, transformers=[replace(case, unstable=True) for case in slow]))
+    assert wild is not None and "is not shown: the runs of all" in engine_said(wild)
+    assert engine_gain(replace(record, transformers=[])) is None
+
+
+def test_a_chart_of_two_engines_says_so(performance: PerformanceRecord) -> None:
+    apart = steady(performance, engines={"float": "torch modules", "w8a8": "compiled engine"})
+    same = steady(performance, engines={"float": "compiled engine", "w8a8": "compiled engine"})
+    assert gain_title(speed_gain(apart), "{} times").endswith("times, in different engines")
+    assert gain_title(speed_gain(same), "{} times").endswith("times")
 
 
 def test_answers_that_differ_are_counted(precision: PrecisionRecord) -> None:

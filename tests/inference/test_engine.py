@@ -1,4 +1,4 @@
-"""The engine: the ids and logits of the network's modules, whatever the shape, and when it steps back."""
+"""The engine: the ids and logits of the network's modules, W8A8 or float, whatever the shape, and when it steps back."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from telechat_kit.backends.cpu_kernels import library
 from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.inference.engine import Engine, EngineRun, engine_for, unsuited
-from telechat_kit.inference.generation import generate, start_run
+from telechat_kit.inference.generation import generate, generate_by_transformers, start_run
 from telechat_kit.inference.loading import load_model, prepare
 from telechat_kit.inference.network_run import NetworkRun
 from telechat_kit.model import TelechatForCausalLM
@@ -78,7 +78,7 @@ def assert_equal_runs(model: TelechatForCausalLM, length: int, new: int = 4) -> 
 
 def last_keys(run: EngineRun, positions: int) -> torch.Tensor:
     """Keys `[heads, positions, head_dim]` of the last block: they hold all that was computed before it."""
-    keys = run._slots[0, -1]
+    keys = run.slots[0, -1]
     heads, _, dim = keys.shape
     return keys.view(heads, -1, dim, LANES).transpose(2, 3).reshape(heads, -1, dim)[:, :positions]
 
@@ -145,6 +145,48 @@ def telechat3_model(kv_heads: int, float_linears: tuple[str, ...] = ()) -> Telec
         num_key_value_heads=kv_heads, max_position_embeddings=400, rope_scaling=yarn, initializer_range=0.15,
     )  # fmt: skip
     return quantized(config, float_linears)
+
+
+def float_model(kv_heads: int = 2, **changes: Any) -> TelechatForCausalLM:
+    """A float model of random weights."""
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 96,
+        "n_layer": 2,
+        "n_head": 6,
+        "ffn_hidden_size": 100,
+    } | changes
+    config = TelechatConfig(
+        **shape, num_key_value_heads=kv_heads, base_seqlen=400, training_seqlen=400, initializer_range=0.15
+    )
+    torch.manual_seed(0)
+    return TelechatForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@torch.inference_mode()
+def test_float_weights_give_the_logits_and_ids_of_torch(kv_heads: int, length: int) -> None:
+    model, new = float_model(kv_heads), 8
+    engine = engine_for(model)
+    assert engine is not None, unsuited(model)
+    fast, slow, step = engine.run(length + new), NetworkRun(model, length + new), prompt(length)
+    for _ in range(new):
+        logits, expected = fast.logits(step), slow.logits(step)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        step = [int(expected.argmax())]
+    ids = generate(model, prompt(length), 60).token_ids
+    assert ids == generate_by_transformers(model, prompt(length), 60).token_ids
+
+
+def test_a_head_changed_in_place_is_noticed() -> None:
+    model = float_model()
+    before = engine_for(model)
+    assert engine_for(model) is before
+    model.lm_head.weight.mul_(-1)
+    after = engine_for(model)
+    assert after is not None and after is not before
+    assert after.run(9).best([7, 8]) == Engine(model, screened_head=False).run(9).best([7, 8])
 
 
 @pytest.mark.parametrize("length", [1, 40, 300])
@@ -216,9 +258,9 @@ def test_a_run_does_not_write_past_its_capacity(model: TelechatForCausalLM) -> N
 
 
 def test_what_the_engine_cannot_run_is_said(tiny_folder: Path, tiny_w8a8_folder: Path) -> None:
-    assert unsuited(load_model(tiny_folder, device="cpu")) == "no int8 linears"
+    assert unsuited(load_model(tiny_folder, device="cpu")) is None
     half = load_model(tiny_w8a8_folder, device="cpu", dtype=torch.float16)
-    assert unsuited(half) == "float tensors not float32 on the CPU"
+    assert unsuited(half) == "float tensors not float32 or bfloat16 on the CPU"
     model = load_model(tiny_w8a8_folder, device="cpu")
     assert unsuited(model) is None
     hook = model.lm_head.register_forward_hook(lambda *_: None)
@@ -243,3 +285,106 @@ def test_replaced_weights_are_noticed(tiny_w8a8_folder: Path) -> None:
     model.load_state_dict(state)
     assert changed != before
     assert generate(model, ids, 10).token_ids == before
+
+
+class RoundedLinear(torch.nn.Linear):
+    """A float32 linear that rounds its input to bfloat16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.bfloat16().float())
+
+
+@pytest.mark.parametrize("length", [1, 5, 7, 8, 40, 300])
+@pytest.mark.parametrize("hidden", [96, 192])
+@torch.inference_mode()
+def test_bfloat16_weights_give_the_logits_of_inputs_rounded_to_bfloat16(hidden: int, length: int) -> None:
+    model = float_model(hidden_size=hidden, ffn_hidden_size=160 if hidden == 192 else 100).bfloat16()
+    judge = float_model(hidden_size=hidden, ffn_hidden_size=160 if hidden == 192 else 100)
+    judge.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    for linear in judge.transformer.h.modules():
+        if type(linear) is torch.nn.Linear:
+            linear.__class__ = RoundedLinear
+    engine = engine_for(model)
+    assert engine is not None, unsuited(model)
+    assert engine.read_bytes_per_token < Engine(float_model(hidden_size=hidden)).read_bytes_per_token
+    fast, slow, step = engine.run(length + 4), NetworkRun(judge, length + 4), prompt(length)
+    for _ in range(4):
+        logits, expected = fast.logits(step), slow.logits(step)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-2 * float(expected.abs().max()))
+        step = [int(expected.argmax())]
+
+
+def lengths_of(count: int) -> list[int]:
+    """Lengths of `count` prompts, between 1 and 200 tokens, none like the next."""
+    return [1 + 37 * i % 200 for i in range(count)]
+
+
+def alone(model: TelechatForCausalLM, ids: list[int], new: int) -> list[int]:
+    """Ids of one sequence by itself."""
+    return generate(model, ids, new).token_ids
+
+
+@pytest.mark.parametrize("count", [2, 5, 8, 32, 50])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_of_a_batch_are_what_they_are_alone(
+    model: TelechatForCausalLM, count: int, threads: int
+) -> None:
+    prompts, new = [prompt(length) for length in lengths_of(count)], 12
+    expected = [alone(model, ids, new) for ids in prompts]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    batch = Engine(model).batch([len(ids) + new for ids in prompts])
+    step, found = dict(enumerate(prompts)), [[] for _ in prompts]
+    for _ in range(new):
+        ids = batch.best(step)
+        for row, token in enumerate(ids):
+            found[row].append(token)
+        step = {row: [token] for row, token in enumerate(ids)}
+    torch.set_num_threads(before)
+    assert found == expected
+
+
+def test_sequences_leave_a_batch_one_by_one(model: TelechatForCausalLM) -> None:
+    prompts = [prompt(length) for length in (9, 120, 33)]
+    expected = [alone(model, ids, 10) for ids in prompts]
+    batch = Engine(model).batch([len(ids) + 10 for ids in prompts])
+    found = [[token] for token in batch.best(dict(enumerate(prompts)))]
+    for end, going in ((3, (0, 1, 2)), (6, (2, 0)), (10, (2,))):
+        while len(found[going[0]]) < end:
+            ids = batch.best({row: found[row][-1:] for row in going})
+            for row, token in zip(going, ids, strict=True):
+                found[row].append(token)
+    assert found == [expected[0][:6], expected[1][:3], expected[2]]
+
+
+@pytest.mark.parametrize("make", [random_model, float_model])
+@torch.inference_mode()
+def test_logits_of_a_batch_are_bit_for_bit_those_of_its_rows(make: Any) -> None:
+    model = make()
+    prompts = [prompt(length) for length in (1, 70, 7, 40, 8, 9, 3, 150, 20)]
+    batch, runs = (
+        Engine(model).batch([len(ids) + 3 for ids in prompts]),
+        [Engine(model).run(len(ids) + 3) for ids in prompts],
+    )
+    step = dict(enumerate(prompts))
+    for _ in range(3):
+        found = batch.logits(step)
+        for row, run in enumerate(runs):
+            assert torch.equal(found[row], run.logits(step[row])[0])
+        step = {row: [int(found[row].argmax())] for row in step}
+
+
+@torch.inference_mode()
+def test_states_of_whole_sequences_are_those_of_the_modules(model: TelechatForCausalLM) -> None:
+    prompts = [prompt(length) for length in (60, 1, 129)]
+    found = Engine(model).batch([len(ids) for ids in prompts]).states(prompts)
+    for ids, states in zip(prompts, found, strict=True):
+        expected = model.transformer(torch.tensor([ids])).last_hidden_state[0]
+        assert torch.equal(states, expected)
+
+
+def test_a_batch_does_not_write_past_a_capacity(model: TelechatForCausalLM) -> None:
+    batch = Engine(model).batch([64, 128])
+    batch.best({0: prompt(64), 1: prompt(70)})
+    with pytest.raises(ValueError, match="64 \\+ 1 positions do not fit into 64"):
+        batch.best({1: [7], 0: [9]})

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from telechat_kit.errors import DataError
-from telechat_kit.inference.generation import Generation, generate, penalized, stop_ids
+from telechat_kit.inference.engine import Engine
+from telechat_kit.inference.generation import Generation, generate, generate_batch, penalized, stop_ids
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.model import TelechatForCausalLM
@@ -158,3 +159,38 @@ def test_a_preallocated_cache_holds_what_was_stored_and_forgets_what_is_cropped(
         assert torch.equal(values, torch.cat([first[1], second[1]], dim=2))
     cache.crop(-2)
     assert cache.get_seq_length() == 2
+
+
+@pytest.mark.parametrize("kind", ["model", "w8a8_model"])
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+def test_prompts_of_a_batch_get_the_ids_that_they_get_alone(
+    kind: str, penalty: float, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    prompts = [[4, 80 + i, *range(90, 90 + 7 * i), 5] for i in range(5)] + [list(range(6, 206))]
+    options = {"repetition_penalty": penalty, "stop_ids": [97, 120, 201]}
+    alone = [generate(model, prompt, 20, **options).token_ids for prompt in prompts]
+    assert generate_batch(model, prompts, 20, **options) == alone
+
+
+def test_a_stop_id_that_comes_in_every_row_at_once_ends_the_batch(w8a8_model: TelechatForCausalLM) -> None:
+    first = generate(w8a8_model, PROMPT, 1).token_ids
+    assert generate_batch(w8a8_model, [PROMPT] * 3, 20, stop_ids=first) == [first] * 3
+
+
+def test_a_batch_of_no_prompts_gives_no_answers(w8a8_model: TelechatForCausalLM) -> None:
+    assert generate_batch(w8a8_model, [], 5) == []
+
+
+def test_an_empty_row_of_a_batch_is_refused(w8a8_model: TelechatForCausalLM) -> None:
+    with pytest.raises(DataError, match="0 prompt tokens"):
+        generate_batch(w8a8_model, [PROMPT, []], 5)
+
+
+def test_a_batch_past_the_trained_length_takes_the_modules(
+    w8a8_model: TelechatForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert w8a8_model.config.training_seqlen == 512
+    monkeypatch.setattr(Engine, "batch", lambda *_: pytest.fail("the engine was asked"))
+    ids = generate_batch(w8a8_model, [list(range(6, 206)) * 2 + [7] * 111, PROMPT], 2)
+    assert [len(row) for row in ids] == [2, 2]

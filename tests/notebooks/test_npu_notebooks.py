@@ -23,7 +23,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("npu")
     (folder / "calls").mkdir()
     paths = {"checkpoint_path": "tiny", "model_path": "tiny", "quant_path": "tiny-w8a8", "run_folder": "run"}
-    values = {"device": "npu:0", **{key: str(folder / name) for key, name in paths.items()}}
+    values = {
+        "device": "npu:0",
+        "operators": "never",
+        **{key: str(folder / name) for key, name in paths.items()},
+    }
     overrides = [word for key, value in values.items() for word in ("-p", key, value)]
     main = "from telechat_kit.cli import main; main()"
     command = [sys.executable, "-c", main, "run", str(ROOT / "params" / "tiny.yaml"), *overrides]

@@ -17,11 +17,13 @@ from telechat_kit import (
     Recipe,
     check,
     check_alignment,
+    check_operators,
     check_setup,
     make_embedded,
     measure_performance,
     measure_precision,
     quantize,
+    use_tested_operators,
     write_report,
 )
 from telechat_kit.runs.profile import declared_parameters, default_values, notebook_path
@@ -34,7 +36,9 @@ REQUESTS = {
 VERBS: list[tuple[str, Callable[..., Any]]] = [
     ("01_setup", make_embedded),
     ("01_setup", check),
+    ("01_setup", check_operators),
     ("01_setup", check_setup),
+    ("02_quantize", use_tested_operators),
     ("02_quantize", quantize),
     ("03_precision", measure_precision),
     ("03_precision", check_alignment),

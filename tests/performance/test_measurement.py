@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from telechat_kit.backends import cpu
+from telechat_kit.backends.cpu_kernels import library
 from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.inference.generation import Generation, generate, generate_copies
+from telechat_kit.inference.generation import (
+    Generation,
+    generate,
+    generate_by_transformers,
+    generate_copies,
+)
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.folder import read_config
 from telechat_kit.model.hashes import weights_hash
@@ -22,6 +28,7 @@ from telechat_kit.performance.measurement import (
     PerformanceRecord,
     measure_performance,
 )
+from telechat_kit.performance.timed_runs import TRANSFORMERS
 from telechat_kit.performance.timed_samples import (
     Journal,
     Run,
@@ -31,6 +38,9 @@ from telechat_kit.performance.timed_samples import (
     summarize,
 )
 from telechat_kit.records import read_record, write_record
+
+#: How the float model is timed: without kernels it has no engine, and transformers' own loop is not timed beside it
+FLOATS = ("float",) if library.library() is None else ("float", TRANSFORMERS)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +68,9 @@ def test_where_both_models_do_not_fit_one_is_timed_after_the_other(
     )
     samples = read_samples(tmp_path / "samples.jsonl")
     found = [(s.precision, s.repeat, s.input_tokens) for s in samples]
-    assert found == [(name, r, i) for name in ("float", "w8a8") for r in (0, 1) for i in (3, 5)]
-    assert [size.precision for size in record.sizes] == ["float", "w8a8"]
+    floats = [(name, r, i) for r in (0, 1) for i in (3, 5) for name in FLOATS]
+    assert found == [*floats, *(("w8a8", r, i) for r in (0, 1) for i in (3, 5))]
+    assert [size.precision for size in record.sizes] == [*FLOATS, "w8a8"]
     assert not record.in_turn
 
 
@@ -69,7 +80,8 @@ def test_every_case_is_timed_as_often_as_asked_in_both_precisions(
     samples = read_samples(run[1])
     found = [(s.repeat, s.input_tokens, s.output_tokens, s.precision) for s in samples]
     cases = [(3, 1), (3, 4), (7, 1), (7, 4)]
-    assert found == [(r, i, o, name) for r in (0, 1) for i, o in cases for name in ("float", "w8a8")]
+    names = ("float", "w8a8", *FLOATS[1:])
+    assert found == [(r, i, o, name) for r in (0, 1) for i, o in cases for name in names]
 
 
 def test_times_of_a_sample_agree_with_each_other(run: tuple[PerformanceRecord, Path]) -> None:
@@ -86,7 +98,9 @@ def test_times_of_a_sample_agree_with_each_other(run: tuple[PerformanceRecord, P
 def test_the_cases_are_the_medians_of_the_samples(run: tuple[PerformanceRecord, Path]) -> None:
     record, path = run
     assert record.peaks is not None
-    assert record.cases == summarize(read_samples(path), record.sizes, record.peaks)
+    found = summarize(read_samples(path), record.sizes, record.peaks)
+    assert record.cases == [case for case in found if case.precision != TRANSFORMERS]
+    assert record.transformers == [case for case in found if case.precision == TRANSFORMERS]
     assert len(record.cases) == 8
     assert {case.repeats for case in record.cases} == {2}
 
@@ -149,6 +163,27 @@ def test_ids_generated_while_timing_are_those_of_transformers_generate(
     ]
 
 
+def test_transformers_own_loop_is_timed_on_the_float_model_at_batch_1_only(
+    tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
+) -> None:
+    grid = Grid([3], [4], batch_sizes=[1, 2], repeats=1, check_tokens=0)
+    record = measure_performance(tiny_folder, tiny_w8a8_folder, grid, run_folder=tmp_path, device="cpu")
+    assert [case.case for case in record.transformers] == [Case(3, 4)] * (len(FLOATS) - 1)
+    assert {case.precision for case in record.cases} == {"float", "w8a8"}
+    reads = {size.precision: size.read_bytes_per_token for size in record.sizes}
+    assert all(reads[name] >= reads["float"] > reads["w8a8"] for name in FLOATS)
+
+
+def test_the_loop_of_transformers_gives_the_ids_of_the_float_engine_with_a_time_each(
+    tiny_folder: Path,
+) -> None:
+    model, prompt = load_model(tiny_folder, "cpu"), [5, 6, 7]
+    found = generate_by_transformers(model, prompt, 6)
+    assert found.token_ids == generate(model, prompt, 6).token_ids
+    assert len(found.token_times) == 6
+    assert found.token_times == sorted(found.token_times)
+
+
 def test_ids_of_a_changed_answer_do_not_pass(tiny_w8a8_folder: Path) -> None:
     model, prompt = load_model(tiny_w8a8_folder, "cpu"), [5, 6, 7]
     ids = generate(model, prompt, 4).token_ids
@@ -182,7 +217,7 @@ def test_a_case_without_memory_is_left_out_and_recorded_and_the_others_run(
     assert (skipped.input_tokens, skipped.output_tokens) == (300, 4)
     said = capsys.readouterr().out
     assert "left out: input 300, output 4 tokens: needs" in said
-    assert "1 cases, 1 times in 2 precisions: about" in said
+    assert "1 cases, 1 times in 2 precisions" in said
 
 
 def test_each_sample_is_on_disk_before_the_next_is_timed(
@@ -193,7 +228,7 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
         on_disk.append(len(path.read_text(encoding="utf-8").splitlines()))
-        if len(on_disk) == 4:
+        if len(on_disk) == 6:
             raise KeyboardInterrupt
         return generate(*arguments, **options)
 
@@ -202,14 +237,15 @@ def test_each_sample_is_on_disk_before_the_next_is_timed(
         measure_performance(
             tiny_folder, tiny_w8a8_folder, Grid([3], [2], check_tokens=0), run_folder=tmp_path, device="cpu"
         )
-    assert on_disk == [0, 1, 2, 3]
+    each = len(FLOATS) + 1  # transformers' own loop comes behind float and W8A8
+    assert on_disk == [0, 0, 0, 1, each, each + 1]  # both warm up first
     assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = 3
+    left = 2 + 3  # both warm up
 
     def generate_or_break(*arguments: Any, **options: Any) -> Generation:
         nonlocal left
@@ -233,17 +269,13 @@ def test_a_broken_off_measurement_goes_on_behind_its_last_run(
     part = partial_samples(tmp_path / "samples.jsonl")
     before = [json.loads(line)["sample"] for line in part.read_text(encoding="utf-8").splitlines()]
     part.write_text(part.read_text(encoding="utf-8") + '{"key": "cut o', encoding="utf-8")
-    left = 1  # the run that is missing
+    left = 2 + 1  # the run that is missing
     record = measure()
-    assert record.resumed == 3
     samples = read_samples(tmp_path / "samples.jsonl")
-    assert [asdict(sample) for sample in samples[:3]] == before
-    assert [(s.precision, s.repeat) for s in samples] == [
-        ("float", 0),
-        ("w8a8", 0),
-        ("float", 1),
-        ("w8a8", 1),
-    ]
+    assert record.resumed == len(before) == len(FLOATS) + 2
+    assert [asdict(sample) for sample in samples[: len(before)]] == before
+    names = ("float", "w8a8", *FLOATS[1:])
+    assert [(s.precision, s.repeat) for s in samples] == [(name, r) for r in (0, 1) for name in names]
     assert [(c.compared, c.equal) for c in record.id_checks] == [(2, 2)]
     assert not part.exists()
 
@@ -271,7 +303,7 @@ def test_energy_of_the_package_stands_in_samples_cases_and_record(
         device="cpu",
     )
     assert record.energy_basis == "the counter of 1 CPU package (RAPL)"
-    assert [sample.joules for sample in read_samples(path)] == [1.0] * 4
+    assert [s.joules for s in read_samples(path) if s.precision != TRANSFORMERS] == [1.0] * 4
     assert [case.joules_per_token and case.joules_per_token.value for case in record.cases] == [0.25] * 2
     write_record(tmp_path, record)
     assert read_record(tmp_path, PerformanceRecord, SCHEMA) == record

@@ -24,8 +24,10 @@ SIZE = ModelSize("w8a8", 1000, 500, 100, 4000, 1000, 600, 20)
 
 
 def test_the_sizes_are_those_of_the_tensors(tiny_folder: Path, tiny_w8a8_folder: Path) -> None:
-    float_size = model_size("float", load_model(tiny_folder, "cpu"))
+    model = load_model(tiny_folder, "cpu")
+    float_size = model_size("float", model, in_engine=False)
     w8a8_size = model_size("w8a8", load_model(tiny_w8a8_folder, "cpu"))
+    assert model_size("float", model).read_bytes_per_token <= float_size.read_bytes_per_token
     assert float_size.weight_bytes >= 4 * (BLOCK_WEIGHTS + 262 * 64)
     assert float_size.read_bytes_per_token == float_size.weight_bytes  # the head is the embedding
     assert float_size.weight_bytes - w8a8_size.weight_bytes == pytest.approx(3 * BLOCK_WEIGHTS, rel=0.1)

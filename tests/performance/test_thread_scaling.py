@@ -37,7 +37,7 @@ def measure(
 def two_cpus() -> Iterator[None]:
     """The process may use two, whatever the machine has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thread_scaling, "usable_threads", lambda: 2)
+        patch.setattr(thread_scaling, "usable_cores", lambda: 2)
         yield
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pandas.io.formats.style import Styler
 
+from telechat_kit.backends.cores import Busy
 from telechat_kit.performance.cases import Grid, SkippedCase
 from telechat_kit.performance.id_checks import IdCheck
 from telechat_kit.performance.measurement import PerformanceRecord, measure_performance
@@ -124,9 +125,11 @@ def test_a_record_without_thread_counts_says_how_to_get_them(record: Performance
 
 def test_the_verdict_names_the_device_and_both_figures(record: PerformanceRecord) -> None:
     steady = replace(record, cases=[replace(case, unstable=False) for case in record.cases])
-    first, second = performance_tables.verdict(steady).splitlines()
+    first, *engine, last = performance_tables.verdict(steady).splitlines()
     assert record.conditions.device_name in first and "4 cases" in first
-    assert second.startswith("Of what the memory and the arithmetic of the device allow, W8A8 reaches ")
+    assert all("transformers' generate() on the same float weights" in line for line in engine)
+    assert len(engine) == (len(record.transformers) > 0)
+    assert last.startswith("Of what the memory and the arithmetic of the device allow, W8A8 reaches ")
 
 
 @pytest.mark.parametrize(
@@ -176,3 +179,11 @@ def test_left_out_cases_stand_in_their_table(record: PerformanceRecord) -> None:
     found = replace(record, skipped=[SkippedCase(5, 9, "needs 3.00 GB")])
     assert "needs 3.00 GB" in performance_tables.skipped(found).to_html()
     assert "<td" in performance_tables.id_checks(record).to_html()
+
+
+def test_a_busy_machine_is_said(record: PerformanceRecord) -> None:
+    assert record.busy is not None
+    quiet, busy = (performance_tables.doubts(replace(record, busy=Busy(2, taken))) for taken in (0.01, 1.2))
+    assert "other programs took 0.01 of 2 cores meanwhile" in quiet.splitlines()
+    assert "other programs took 1.20 of 2 cores meanwhile: the figures are those of a busy machine" in busy
+    assert "other programs" not in performance_tables.doubts(replace(record, busy=None))

@@ -11,7 +11,7 @@ from telechat_kit.comparison.verdict import losses
 from telechat_kit.precision import Answer, Evaluation, PrecisionRecord, TaskResult, measure_precision
 from telechat_kit.reports import precision_charts, precision_tables
 from telechat_kit.reports.charts import Chart
-from telechat_kit.reports.precision_tables import marked_differences
+from telechat_kit.reports.precision_tables import marked_fork
 from telechat_kit.statistics import Estimate
 
 HOSTILE = "<script>alert(1)</script>"
@@ -132,13 +132,40 @@ def test_tables_show_figures_and_intervals(record: PrecisionRecord, run_folder: 
         assert "nan" not in html
 
 
-def test_differences_are_marked_and_text_of_models_is_escaped() -> None:
-    first, second = marked_differences(f"the cat {HOSTILE}", f"the dog {HOSTILE}")
-    for text, word in ((first, "cat"), (second, "dog")):
-        soup = BeautifulSoup(text, "html.parser")
+@pytest.mark.parametrize(
+    ("first", "second", "marks"),
+    [
+        ("the cat sat", "the dog sat", (" cat", " dog")),
+        ("a process called", "a precise thing", (" process", " precise")),
+        ("天空是蓝色的", "天空是红色的", ("蓝", "红")),
+        ("the cat", "the cat sat", (None, " sat")),
+        ("same", "same", (None, None)),
+        ("", "word", (None, "word")),
+    ],
+)
+def test_the_word_where_answers_part_is_marked_and_nothing_behind_it(
+    first: str, second: str, marks: tuple[str | None, str | None]
+) -> None:
+    for marked, text, mark in zip(marked_fork(first, second), (first, second), marks, strict=True):
+        soup = BeautifulSoup(marked, "html.parser")
+        assert [found.get_text() for found in soup.find_all("mark")] == ([mark] if mark else [])
+        assert soup.get_text() == text
+
+
+def test_text_of_models_is_escaped() -> None:
+    for marked, word in zip(marked_fork(f"{HOSTILE} cat", f"{HOSTILE} dog"), ("cat", "dog"), strict=True):
+        soup = BeautifulSoup(marked, "html.parser")
         assert soup.find("script") is None
-        assert "".join(mark.get_text() for mark in soup.find_all("mark")) == word
-        assert soup.get_text() == f"the {word} {HOSTILE}"
+        assert soup.get_text() == f"{HOSTILE} {word}"
+
+
+@pytest.mark.parametrize(
+    ("w8a8", "differs", "said"),
+    [("Paris.", None, "yes"), ("paris", " p", "in the same words"), ("Rome.", " R", "no")],
+)
+def test_whether_both_say_the_same(w8a8: str, differs: str | None, said: str) -> None:
+    answer = Answer("Which city?", "Paris.", w8a8, 2, 2, 2, 1.0, None, differs)
+    assert precision_tables.same_said(answer) == said
 
 
 def test_answers_show_where_they_part(record: PrecisionRecord) -> None:
@@ -147,5 +174,5 @@ def test_answers_show_where_they_part(record: PrecisionRecord) -> None:
     soup = BeautifulSoup(page, "html.parser")
     cells = [cell.get_text() for cell in soup.find_all("td")]
     assert cells[0] == HOSTILE
-    assert cells[3] == "3 of 5, then ' l' / 'end'"
+    assert cells[3:5] == ["no", "3 / 5"]
     assert soup.find("script") is None

@@ -1,5 +1,6 @@
 """`report.html` and what stands beside it: languages, tables, summary, index, records that do not belong together."""
 
+import base64
 import csv
 import json
 import shutil
@@ -50,8 +51,9 @@ def test_hostile_text_is_shown_and_never_run(tiny_run: Path) -> None:
 
 def test_every_picture_has_words(tiny_run: Path) -> None:
     soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
-    assert len(soup.find_all("img")) >= 4
-    assert all(len(str(image.get("alt"))) > 20 for image in soup.find_all("img"))
+    pictures = soup.select("figure > svg")
+    assert len(pictures) >= 4
+    assert all(len(str(picture.get("aria-label"))) > 20 for picture in pictures)
 
 
 def test_the_page_in_chinese_keeps_every_figure(run: Path) -> None:
@@ -112,12 +114,33 @@ def test_each_table_is_a_csv_and_the_summary_links_to_the_report(tiny_run: Path)
     paths = sorted((tiny_run / "tables").glob("*.csv"))
     assert [path.name[:2] for path in paths] == [f"{i:02d}" for i in range(1, len(paths) + 1)]
     lights, headline = (list(csv.reader(path.read_text().splitlines())) for path in paths[:2])
-    assert lights[0] == ["limit", "state", "figure", "where"]
-    assert headline[0] == ["", "float", "W8A8", "W8A8 against float"]
+    assert lights[0][:5] == ["limit", "state", "figure", "figure, low", "figure, high"]
+    assert headline[0][0] == "figure" and "W8A8 against float, low" in headline[0]
+    places = [i for i, name in enumerate(headline[0]) if name.endswith((", low", ", high"))]
+    assert all(not row[i] or float(row[i]) > 0 for row in headline[1:] for i in places)
     summary = (tiny_run / "report.md").read_text()
     assert summary.startswith("## ")
     assert "| perplexity" in summary
     assert summary.endswith("[report.html](report.html)\n")
+
+
+def test_the_figures_of_each_table_are_a_link_away(tiny_run: Path) -> None:
+    soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
+    links = {str(link["download"]): str(link["href"]) for link in soup.select("a[download]")}
+    assert sorted(links) == sorted(path.name for path in (tiny_run / "tables").glob("*.csv"))
+    for name, address in links.items():
+        start = "data:text/csv;charset=utf-8;base64,"
+        assert address.startswith(start)
+        assert base64.b64decode(address.removeprefix(start)) == (tiny_run / "tables" / name).read_bytes()
+
+
+def test_contents_and_words_lead_where_they_say(tiny_run: Path) -> None:
+    soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
+    targets = [str(link["href"]) for link in soup.select(".contents a")]
+    assert "#speed" in targets and "#words" in targets
+    assert all(len(soup.select(target)) == 1 for target in targets)
+    ids = [str(tag["id"]) for tag in soup.select("[id]")]
+    assert len(ids) == len(set(ids))
 
 
 def test_the_page_answers_first_whether_it_may_be_shipped(run: Path) -> None:

@@ -1,4 +1,5 @@
-/* A W8A8 TeleChat on a CPU: int8 products, attention over the cache, and the steps of a whole network.
+/* A TeleChat on a CPU, its weights in int8, float32 or bfloat16: products, attention over the cache, and the steps of a
+ * whole network.
  *
  * Two entries run the network (`prefill`, `decode`), one a single linear (`int8_linear`). All threads of a step
  * share one OpenMP region; every function below it works on a part: rows of the prompt, or panels of the outputs.
@@ -6,11 +7,12 @@
  * Layouts
  *   int8 weights   [outputs/16][inputs/4][16][4], "panels": 64 bytes hold 4 inputs of 16 outputs, what one dot product
  *                  instruction takes. A panel is read front to back, so weights stream from memory.
- *   float weights  [outputs][inputs], as on disk.
+ *   float weights  [outputs][inputs], as on disk, float32 or bfloat16.
  *   key cache      [layer][head][position/16][head_dim][16]: 16 positions are the lanes of a vector.
  *   value cache    [layer][head][position][head_dim].
  *
- * Integer sums are exact. Float steps round as the torch path does (no contraction of a*b+c, division by the input
+ * Integer sums are exact. A bfloat16 linear rounds its input to bfloat16 and sums in float; all between the linears is
+ * float32, whatever the weights. Float steps round as the torch path does (no contraction of a*b+c, division by the input
  * scale); only the order of long sums differs, so results are equal to float rounding.
  */
 #include <math.h>
@@ -23,10 +25,19 @@
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+/* AMX: tiles of 16 rows of 64 bytes. gcc knows them together with AVX-512. */
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define TILES 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define TILES 0
+#endif
 
 #define LANES 16     /* outputs of a panel, positions of a key block */
 #define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
 #define SLICE 768    /* inputs of a float linear that are summed in one go */
+#define TILED 8      /* rows from which a linear is multiplied in tiles of the processor, where it has them */
 #define BLOCK 64     /* positions, or outputs, that a tile of four vectors covers */
 #define SCORE_ROWS 24 /* queries of a prompt whose scores are held together */
 #define PART 128     /* positions of the cache that make one item of work in a decode step */
@@ -39,6 +50,8 @@ typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float half __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float quarter __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
 
 /* Activations are bytes `x_q + SHIFT`: VNNI multiplies unsigned by signed bytes. What the shift adds to a sum,
  * SHIFT times the sum of the weights, is taken off in the packed bias. */
@@ -109,6 +122,43 @@ INLINE vf fused(vf a, vf b, vf c) {
 #endif
 }
 
+/* sum + both bfloat16 products of each lane. Elsewhere they are widened: exact products, rounded sums, as in hardware. */
+INLINE vf dot2(vf sum, vu weights, vu x) {
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)x);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    float32x4_t *s = (float32x4_t *)&sum;
+    bfloat16x8_t *a = (bfloat16x8_t *)&weights, *b = (bfloat16x8_t *)&x;
+    for (int i = 0; i < 4; i++) s[i] = vbfdotq_f32(s[i], a[i], b[i]);
+    return sum;
+#else
+    const vu upper = 0xffff0000u - (vu){0};
+    return fused((vf)(weights & upper), (vf)(x & upper), fused((vf)(weights << 16), (vf)(x << 16), sum));
+#endif
+}
+
+/* 16 floats of a float32 row, or of a bfloat16 one. */
+INLINE vf wide(const void *row, int64_t k, int bfloat16) {
+    if (bfloat16) return (vf)(__builtin_convertvector(*(const vh *)((const uint16_t *)row + k), vu) << 16);
+    return *(const vf *)((const float *)row + k);
+}
+
+INLINE float wide_one(const void *row, int64_t k, int bfloat16) {
+    if (!bfloat16) return ((const float *)row)[k];
+    const uint32_t bits = (uint32_t)((const uint16_t *)row)[k] << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* To the nearest bfloat16, half to even; NaN stays NaN. */
+INLINE uint16_t to_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)(x == x ? rounded : 0x7fc0);
+}
+
 /* Else the compiler loads a vector again for every product, and loads, not products, take the time. */
 #if defined(__AVX512F__)
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
@@ -126,11 +176,12 @@ INLINE float lane_sum(vf x) {
 }
 
 typedef struct {
-    const void *weight;       /* int8 panels, or float [outputs][inputs] */
+    const void *weight;       /* int8 panels, or float or bfloat16 [outputs][inputs] */
     const void *bias;         /* int8: int32 [outputs], less SHIFT times the row sums. float: float [outputs] or NULL */
     const float *deq_scale;   /* [outputs]; NULL for a float linear */
     float input_scale, input_offset;
     int32_t inputs, outputs;
+    int32_t bfloat16;         /* of a float linear: what the weight is */
 } linear;
 
 typedef struct {
@@ -146,7 +197,7 @@ typedef struct {
     int32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab, residual_after_norm;
     float epsilon;
     const block *blocks;
-    const float *embedding;   /* [vocab][hidden] */
+    linear embedding;         /* float [vocab][hidden], a table */
     norm embedding_norm, final_norm; /* embedding_norm.weight NULL where there is none */
     const float *cos, *sin;   /* [positions][head_dim] */
     linear head;              /* float */
@@ -159,7 +210,26 @@ typedef struct {
     int64_t capacity;         /* positions, a multiple of BLOCK */
 } cache;
 
+/* Rows of tokens that go through the network together: prompts one behind the other, or one token of each sequence. */
+typedef struct {
+    int32_t sequences, rows;
+    const cache *caches;                /* [sequences] */
+    const int64_t *tokens;              /* [rows] */
+    const int32_t *sequence, *position; /* [rows]: the cache that a row belongs to, and its place there */
+    const int32_t *last;                /* [sequences]: the last row */
+} batch;
+
+#if TILES
+static int tiles; /* whether the system lets this process use them */
+__attribute__((constructor)) static void ask_for_tiles(void) {
+    const long request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    tiles = syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+const char *isa(void) { return tiles ? ISA ", amx" : ISA; }
+#else
+static const int tiles = 0;
 const char *isa(void) { return ISA; }
+#endif
 int activation_shift(void) { return SHIFT; }
 
 /* ---- tiles: some rows of the left operand times four vectors of the right one, held in registers ---- */
@@ -198,14 +268,14 @@ INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, co
         }
 }
 
-/* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. */
-INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const float *weight, int64_t weight_stride, int inputs,
-                     const float *bias, float *out, int64_t out_stride, int add) {
+/* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. The weight may be bfloat16. */
+INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const void *weight, int64_t weight_stride, int inputs,
+                     const float *bias, float *out, int64_t out_stride, int add, int bfloat16) {
     vf sum[6][4] = {{{0}}};
     int k = 0;
     for (; k + LANES <= inputs; k += LANES) {
         vf w[4];
-        for (int c = 0; c < columns; c++) w[c] = *(const vf *)(weight + c * weight_stride + k);
+        for (int c = 0; c < columns; c++) w[c] = wide(weight, c * weight_stride + k, bfloat16);
         for (int r = 0; r < rows; r++) {
             vf row = *(const vf *)(x + r * stride + k);
             IN_REGISTER(row);
@@ -215,7 +285,30 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
             float total = lane_sum(sum[r][c]), *target = out + r * out_stride + c;
-            for (int i = k; i < inputs; i++) total += x[r * stride + i] * weight[c * weight_stride + i];
+            for (int i = k; i < inputs; i++) total += x[r * stride + i] * wide_one(weight, c * weight_stride + i, bfloat16);
+            if (bias) total += bias[c];
+            *target = add ? *target + total : total;
+        }
+}
+
+/* The same of bfloat16 rows on both sides. */
+INLINE void half_tile(int rows, int columns, const uint16_t *x, int64_t stride, const uint16_t *weight, int64_t weight_stride, int inputs,
+                      const float *bias, float *out, int64_t out_stride, int add) {
+    vf sum[6][4] = {{{0}}};
+    int k = 0;
+    for (; k + 2 * LANES <= inputs; k += 2 * LANES) {
+        vu w[4];
+        for (int c = 0; c < columns; c++) w[c] = *(const vu *)(weight + c * weight_stride + k);
+        for (int r = 0; r < rows; r++) {
+            vu row = *(const vu *)(x + r * stride + k);
+            IN_REGISTER(row);
+            for (int c = 0; c < columns; c++) sum[r][c] = dot2(sum[r][c], w[c], row);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) {
+            float total = lane_sum(sum[r][c]), *target = out + r * out_stride + c;
+            for (int i = k; i < inputs; i++) total += wide_one(x, r * stride + i, 1) * wide_one(weight, c * weight_stride + i, 1);
             if (bias) total += bias[c];
             *target = add ? *target + total : total;
         }
@@ -242,6 +335,15 @@ static int tile_vectors(int vectors) { return vectors >= 4 ? 4 : 1; }
 static int panels_of(int outputs) { return (outputs + LANES - 1) / LANES; }
 static int padded(int inputs) { return (inputs + 3) / 4 * 4; }
 
+/* The input rows of a linear as it multiplies them, besides floats: an int8 linear bytes [rows][padded], a bfloat16 one
+ * halves [rows][inputs], or in tiles. */
+typedef struct { uint8_t *bytes; uint16_t *halves; } narrow;
+
+static narrow narrow_rows(narrow n, int64_t rows, int inputs) { return (narrow){n.bytes + rows * padded(inputs), n.halves ? n.halves + rows * inputs : NULL}; }
+
+/* Whether a bfloat16 linear takes its rows in tiles: [rows/16][inputs/32][16 pairs of inputs][16 rows]. */
+static int in_tiles(const linear *l, int rows) { return TILES && tiles && l->bfloat16 && rows >= TILED && l->inputs % 32 == 0; }
+
 /* clamp(round(x / scale) + offset, -128, 127) + SHIFT, half to even; the bytes up to the next multiple of 4 meet
  * weights that are zero. Adding and taking off 1.5 * 2^23 rounds; beyond 2^20 all values end at the same bound. */
 static void quantize(const float *x, int count, float scale, float offset, uint8_t *bytes) {
@@ -258,10 +360,96 @@ static void quantize(const float *x, int count, float scale, float offset, uint8
     for (int i = count; i < padded(count); i++) bytes[i] = 0;
 }
 
-static void quantize_rows(const linear *l, const float *x, int64_t stride, int rows, uint8_t *bytes) {
-    if (!l->deq_scale) return;
-    for (int r = 0; r < rows; r++)
-        quantize(x + r * stride, l->inputs, l->input_scale, l->input_offset, bytes + (int64_t)r * padded(l->inputs));
+#if TILES
+/* Shapes of the tiles: 0 to 3 sums, 4 and 5 the left operand, 6 and 7 the right one. `top` and `low`: rows of the left one. */
+static void shape_tiles(int top, int low) {
+    struct __attribute__((packed)) { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
+    const int rows[8] = {top, top, low, low, top, low, LANES, LANES};
+    for (int i = 0; i < 8; i++)
+        if (rows[i]) shape.rows[i] = (uint8_t)rows[i], shape.bytes[i] = 64;
+    _tile_loadconfig(&shape);
+}
+
+/* sums[4] of 16 x 16: left rows (top, then low ones behind `left_next`) times both right operands (the second one `right_next` behind). */
+#define MULTIPLY_TILES(product, steps, left, left_stride, left_step, left_next, right, right_step, right_next, low, both)          \
+    do {                                                                                                                          \
+        _tile_zero(0);                                                                                                            \
+        if (both) _tile_zero(1);                                                                                                  \
+        if (low) _tile_zero(2);                                                                                                   \
+        if ((low) && (both)) _tile_zero(3);                                                                                       \
+        for (int k = 0; k < (steps); k++) {                                                                                       \
+            _tile_loadd(4, (left) + k * (left_step), left_stride);                                                                \
+            _tile_loadd(6, (right) + k * (right_step), 64);                                                                       \
+            product(0, 4, 6);                                                                                                     \
+            if (both) _tile_loadd(7, (right) + k * (right_step) + (right_next), 64);                                              \
+            if (both) product(1, 4, 7);                                                                                           \
+            if (low) _tile_loadd(5, (left) + k * (left_step) + (left_next), left_stride);                                         \
+            if (low) product(2, 5, 6);                                                                                            \
+            if ((low) && (both)) product(3, 5, 7);                                                                                \
+        }                                                                                                                         \
+        _tile_stored(0, sums[0], 64);                                                                                             \
+        if (both) _tile_stored(1, sums[1], 64);                                                                                   \
+        if (low) _tile_stored(2, sums[2], 64);                                                                                    \
+        if ((low) && (both)) _tile_stored(3, sums[3], 64);                                                                        \
+    } while (0)
+
+/* Rows become columns: 16 vectors of 16 lanes. */
+static void transpose(__m512 v[16]) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+            v[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            v[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 16; i += 8) {
+            t[i + j] = _mm512_shuffle_f32x4(v[i + j], v[i + j + 4], 0x88);
+            t[i + j + 4] = _mm512_shuffle_f32x4(v[i + j], v[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        v[j] = _mm512_shuffle_f32x4(t[j], t[j + 8], 0x88);
+        v[j + 8] = _mm512_shuffle_f32x4(t[j], t[j + 8], 0xdd);
+    }
+}
+
+/* bfloat16 of x[rows][count], which stand from `first` on in rows of `inputs`, in tiles; all multiples of 32 but the rows. */
+static void tile_inputs(const float *x, int64_t stride, int rows, int first, int count, int inputs, uint16_t *halves) {
+    for (int r = 0; r < rows; r += LANES)
+        for (int k = 0; k < count; k += 32) {
+            __m512 pairs[LANES];
+            for (int i = 0; i < LANES; i++) {
+                const float *row = x + (r + i) * stride + k;
+                pairs[i] = r + i < rows ? (__m512)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + LANES), _mm512_loadu_ps(row)) : _mm512_setzero_ps();
+            }
+            transpose(pairs);
+            memcpy(halves + ((int64_t)r * inputs + (int64_t)(first + k) * LANES), pairs, sizeof(pairs));
+        }
+}
+#else
+static void tile_inputs(const float *x, int64_t stride, int rows, int first, int count, int inputs, uint16_t *halves) {
+    (void)x, (void)stride, (void)rows, (void)first, (void)count, (void)inputs, (void)halves; /* `in_tiles` is never true */
+}
+#endif
+
+/* The floats x[rows][count], which are the inputs from `first` on of `l`, into the form that it multiplies, `together`
+ * rows at a time. */
+static void narrow_inputs(const linear *l, const float *x, int64_t stride, int rows, int first, int count, int together, narrow n) {
+    if (l->deq_scale)
+        for (int r = 0; r < rows; r++)
+            quantize(x + r * stride, count, l->input_scale, l->input_offset, n.bytes + (int64_t)r * padded(l->inputs) + first);
+    else if (in_tiles(l, together))
+        tile_inputs(x, stride, rows, first, count, l->inputs, n.halves);
+    else if (l->bfloat16)
+        for (int r = 0; r < rows; r++) {
+            uint16_t *halves = n.halves + (int64_t)r * l->inputs + first;
+            for (int i = 0; i < count; i++) halves[i] = to_bfloat16(x[r * stride + i]);
+        }
+}
+
+static void narrow_input(const linear *l, const float *x, int rows, int together, narrow n) {
+    narrow_inputs(l, x, l->inputs, rows, 0, l->inputs, together, n);
 }
 
 static void scale_panel(const linear *l, vi sum, int first, float *out) {
@@ -273,10 +461,70 @@ static void scale_panel(const linear *l, vi sum, int first, float *out) {
         for (int i = 0; first + i < l->outputs; i++) out[i] = (float)(sum[i] + bias[i]) * scale[i];
 }
 
+#if TILES
+/* `int8_panels` in tiles: panels stand in memory as the right operand. Inputs behind the last 64 are added one by one. */
+static void int8_tiles(const linear *l, const uint8_t *bytes, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+    const int groups = padded(l->inputs) / 4, steps = groups / LANES;
+    int32_t sums[4][LANES][LANES] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r += 2 * LANES) {
+        const int top = MIN(LANES, rows - r), low = MIN(LANES, rows - r - top);
+        const uint8_t *x = bytes + (int64_t)r * groups * 4;
+        shape_tiles(top, low);
+        for (int p = begin; p < end; p += 2) {
+            const int both = p + 1 < end;
+            const int8_t *panels = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+            MULTIPLY_TILES(_tile_dpbusd, steps, x, groups * 4, 64, LANES * groups * 4, panels, LANES * 64, groups * 64, low, both);
+            for (int i = 0; i < top + low; i++)
+                for (int v = 0; v <= both; v++) {
+                    vi sum = *(const vi *)sums[i / LANES * 2 + v][i % LANES];
+                    for (int k = steps * LANES; k < groups; k++) {
+                        int32_t four;
+                        memcpy(&four, x + (int64_t)i * groups * 4 + 4 * k, 4);
+                        sum = dot4(sum, *(const vi *)(panels + ((int64_t)v * groups + k) * 64), four);
+                    }
+                    scale_panel(l, sum, (p + v) * LANES, out + (r + i) * stride + (p + v) * LANES - origin);
+                }
+        }
+    }
+    _tile_release();
+}
+
+/* A bfloat16 linear in tiles: weights as they lie in memory are the left operand, so the sums are [outputs][rows]. */
+static void half_tiles(const linear *l, const uint16_t *halves, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+    const int last = MIN(end * LANES, l->outputs);
+    float sums[4][LANES][LANES] __attribute__((aligned(64)));
+    for (int n = begin * LANES; n < last; n += 2 * LANES) {
+        const int top = MIN(LANES, last - n), low = MIN(LANES, last - n - top);
+        const char *weight = (const char *)((const uint16_t *)l->weight + (int64_t)n * l->inputs);
+        shape_tiles(top, low);
+        for (int r = 0; r < rows; r += 2 * LANES) {
+            const int both = r + LANES < rows;
+            const char *x = (const char *)(halves + (int64_t)r * l->inputs);
+            MULTIPLY_TILES(_tile_dpbf16ps, l->inputs / 32, weight, 2 * l->inputs, 64, 2 * LANES * l->inputs, x, LANES * 64, 2 * LANES * l->inputs, low, both);
+            for (int part = 0; part < 4; part++) {
+                const int outputs = part < 2 ? top : low, first = n + part / 2 * LANES, row = r + part % 2 * LANES;
+                if (outputs <= 0 || row >= rows) continue;
+                transpose((__m512 *)sums[part]);
+                for (int i = 0; i < MIN(LANES, rows - row); i++)
+                    for (int j = 0; j < outputs; j++)
+                        out[(row + i) * stride + first + j - origin] = sums[part][i][j] + (l->bias ? ((const float *)l->bias)[first + j] : 0.0f);
+            }
+        }
+    }
+    _tile_release();
+}
+#endif
+
 /* out[rows][.] of the panels begin .. end; output n of a row stands at out[n - origin]. */
 static void int8_panels(const linear *l, const uint8_t *bytes, int rows, int begin, int end, float *out, int64_t stride, int origin) {
     const int groups = padded(l->inputs) / 4;
     vi sums[6 * 4];
+#if TILES
+    if (tiles && rows >= TILED) {
+        int8_tiles(l, bytes, rows, begin, end, out, stride, origin);
+        return;
+    }
+#endif
     for (int p = begin; p < end; p += tile_vectors(end - p))
         for (int r = 0; r < rows; r += tile_rows(rows - r)) {
             const int8_t *panels = (const int8_t *)l->weight + (int64_t)p * groups * 64;
@@ -290,33 +538,69 @@ static void int8_panels(const linear *l, const uint8_t *bytes, int rows, int beg
         }
 }
 
+/* Weight k of output n of a float linear. */
+static const void *weight_at(const linear *l, int64_t n, int k) {
+    return (const char *)l->weight + (n * l->inputs + k) * (l->bfloat16 ? 2 : 4);
+}
+
 /* The inputs in slices, summed one after the other whatever the rows: those of a tile stay in the L1 cache, the slice of
- * BLOCK outputs in the L2 cache for all rows. Few rows read the weight front to back. */
+ * BLOCK outputs in the L2 cache for all rows. Few rows read the weight front to back. `tile` gives 4 outputs or 1. */
+#define EACH_SLICE(tile)                                                                                       \
+    do {                                                                                                       \
+        const int last = MIN(end * LANES, l->outputs), width = rows > 6 ? BLOCK : 4;                           \
+        for (int block = begin * LANES; block < last; block += width)                                          \
+            for (int k = 0; k < l->inputs; k += SLICE)                                                         \
+                for (int r = 0; r < rows; r += tile_rows(rows - r))                                            \
+                    for (int n = block; n < MIN(block + width, last); n += n + 4 <= last ? 4 : 1) {            \
+                        const int count = MIN(SLICE, l->inputs - k);                                           \
+                        const float *bias = k || !l->bias ? NULL : (const float *)l->bias + n;                 \
+                        EACH_TILE(rows - r, last - n, tile);                                                   \
+                    }                                                                                          \
+    } while (0)
+
+/* Float inputs; a bfloat16 weight is widened. */
 static void float_panels(const linear *l, const float *x, int64_t x_stride, int rows, int begin, int end, float *out, int64_t stride, int origin) {
-    const int last = MIN(end * LANES, l->outputs), width = rows > 6 ? BLOCK : 4;
-    for (int block = begin * LANES; block < last; block += width)
-        for (int k = 0; k < l->inputs; k += SLICE)
-            for (int r = 0; r < rows; r += tile_rows(rows - r))
-                for (int n = block; n < MIN(block + width, last); n += n + 4 <= last ? 4 : 1) {
-                    const float *weight = (const float *)l->weight + (int64_t)n * l->inputs + k, *bias = k || !l->bias ? NULL : (const float *)l->bias + n;
-#define TILE(R, V) dot_tile(R, V, x + r * x_stride + k, x_stride, weight, l->inputs, MIN(SLICE, l->inputs - k), bias, out + r * stride + n - origin, stride, k > 0)
-                    EACH_TILE(rows - r, last - n, TILE);
+#define TILE(R, V) dot_tile(R, V, x + r * x_stride + k, x_stride, weight_at(l, n, k), l->inputs, count, bias, out + r * stride + n - origin, stride, k > 0, BFLOAT16)
+    if (l->bfloat16) {
+#define BFLOAT16 1
+        EACH_SLICE(TILE);
+#undef BFLOAT16
+    } else {
+#define BFLOAT16 0
+        EACH_SLICE(TILE);
+#undef BFLOAT16
+    }
 #undef TILE
-                }
+}
+
+/* bfloat16 inputs, [rows][inputs]. */
+static void half_panels(const linear *l, const uint16_t *halves, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+#if TILES
+    if (in_tiles(l, rows)) {
+        half_tiles(l, halves, rows, begin, end, out, stride, origin);
+        return;
+    }
+#endif
+#define TILE(R, V) half_tile(R, V, halves + (int64_t)r * l->inputs + k, l->inputs, weight_at(l, n, k), l->inputs, count, bias, out + r * stride + n - origin, stride, k > 0)
+    EACH_SLICE(TILE);
+#undef TILE
 }
 
 /* Output n of a float linear for one row, as `float_panels` gives it. */
 static float float_output(const linear *l, const float *x, int n) {
     float out = 0;
-    for (int k = 0; k < l->inputs; k += SLICE)
-        dot_tile(1, 1, x + k, 0, (const float *)l->weight + (int64_t)n * l->inputs + k, 0, MIN(SLICE, l->inputs - k), NULL, &out, 0, k > 0);
+    for (int k = 0; k < l->inputs; k += SLICE) {
+        const int count = MIN(SLICE, l->inputs - k);
+        if (l->bfloat16) dot_tile(1, 1, x + k, 0, weight_at(l, n, k), 0, count, NULL, &out, 0, k > 0, 1);
+        else dot_tile(1, 1, x + k, 0, weight_at(l, n, k), 0, count, NULL, &out, 0, k > 0, 0);
+    }
     return out;
 }
 
-/* Outputs of the panels begin .. end of a linear, from the floats of its input or, if it is int8, their bytes. */
-static void apply(const linear *l, const float *x, int64_t x_stride, const uint8_t *bytes, int rows, int begin, int end,
-                  float *out, int64_t stride, int origin) {
-    if (l->deq_scale) int8_panels(l, bytes, rows, begin, end, out, stride, origin);
+/* Outputs of the panels begin .. end of a linear, from the floats of its input or what `narrow_input` made of them. */
+static void apply(const linear *l, const float *x, int64_t x_stride, narrow n, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+    if (l->deq_scale) int8_panels(l, n.bytes, rows, begin, end, out, stride, origin);
+    else if (l->bfloat16) half_panels(l, n.halves, rows, begin, end, out, stride, origin);
     else float_panels(l, x, x_stride, rows, begin, end, out, stride, origin);
 }
 
@@ -382,22 +666,20 @@ static void rotate(const float *x, const float *cos, const float *sin, int dim, 
     }
 }
 
-/* silu(gate) * up for these panels, as bytes where `down` is int8. */
-static void gated(const network *m, const block *b, const float *x, const uint8_t *bytes, int rows, range panels, uint8_t *act_bytes, float *act) {
+/* silu(gate) * up for these panels, in the form that `down` reads. */
+static void gated(const network *m, const block *b, const float *x, narrow n, int rows, range panels, narrow wide, float *act) {
     float gate[CHUNK * BLOCK], up[CHUNK * BLOCK];
     for (int p = panels.begin; p < panels.end; p += 4) {
         const int end = MIN(p + 4, panels.end), first = p * LANES, count = MIN(end * LANES, m->ffn) - first;
-        apply(&b->gate, x, m->hidden, bytes, rows, p, end, gate, BLOCK, first);
-        apply(&b->up, x, m->hidden, bytes, rows, p, end, up, BLOCK, first);
+        apply(&b->gate, x, m->hidden, n, rows, p, end, gate, BLOCK, first);
+        apply(&b->up, x, m->hidden, n, rows, p, end, up, BLOCK, first);
         for (int r = 0; r < rows; r++) {
             float *g = gate + r * BLOCK, *u = up + r * BLOCK;
 #pragma omp simd
             for (int i = 0; i < count; i++) g[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
-            if (b->down.deq_scale)
-                quantize(g, count, b->down.input_scale, b->down.input_offset, act_bytes + (int64_t)r * padded(m->ffn) + first);
-            else
-                memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
+            if (!b->down.deq_scale && !b->down.bfloat16) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
         }
+        narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
     }
 }
 
@@ -523,38 +805,59 @@ static float split_bytes(const float *x, int size, uint8_t *bytes, float *error)
     return step;
 }
 
-/* Approximate logits of the int8 copy for this thread's panels, and the largest lower bound of the true ones. The
- * bounds are Cauchy-Schwarz on what the copy and the bytes miss, and the rounding of a float sum on top. */
-static float screen_logits(const network *m, const float *x, uint8_t *bytes, range panels, float *logits, float *slack) {
-    const linear *l = &m->screen;
-    const int groups = padded(l->inputs) / 4;
-    float error, most = -INFINITY;
+/* A row that is screened: the step of its bytes, its norm, and what a logit may miss for each unit of the head's norm. */
+typedef struct { float step, size, rest; } screened;
+
+static screened screen_row(const network *m, const float *x, uint8_t *bytes) {
+    float error;
     double squares = 0;
     for (int i = 0; i < m->hidden; i++) squares += (double)x[i] * x[i];
     const float size = (float)sqrt(squares), step = split_bytes(x, m->hidden, bytes, &error);
-    const float rest = error + size * (m->hidden / LANES + 32) * 1.2e-7f;
-    vi sums[2 * 4];
-    for (int p = panels.begin; p < panels.end; p += tile_vectors(panels.end - p)) {
-        const int8_t *weight = (const int8_t *)l->weight + (int64_t)p * groups * 64;
-#define TILE(R, V) int8_tile(2, V, bytes, groups * 4, weight, groups, sums)
-        if (panels.end - p >= 4) TILE(2, 4);
-        else TILE(2, 1);
-#undef TILE
-        const int first = p * LANES, count = MIN(tile_vectors(panels.end - p) * LANES, m->vocab - first);
-        const int32_t *high = (const int32_t *)sums, *low = (const int32_t *)(sums + 4), *bias = (const int32_t *)l->bias + first;
-#pragma omp simd reduction(max : most)
-        for (int i = 0; i < count; i++) {
-            float value = ((float)(high[i] + bias[i]) * 128.0f + (float)(low[i] + bias[i])) * (step * l->deq_scale[first + i]);
-            float bound = m->screen_error[first + i] * size + m->head_norm[first + i] * rest;
-            logits[first + i] = value;
-            slack[first + i] = bound;
-            most = value - bound > most ? value - bound : most;
-        }
-    }
-    return most;
+    return (screened){step, size, error + size * (m->hidden / LANES + 32) * 1.2e-7f};
 }
 
-/* The best logit among this thread's rows that `threshold` leaves in question, each computed in full. */
+/* What the threads of a step share at its end, for each row. */
+typedef struct {
+    float *logits, *slack;  /* [rows][vocab] */
+    uint8_t *bytes;         /* [rows][2][hidden, padded] */
+    screened *rows;
+    float *lower;           /* [rows][team] */
+    choice *best;           /* [rows][team] */
+} head_space;
+
+/* Approximate logits of the int8 copy for this thread's panels, and the largest lower bound of each row's true ones. The
+ * bounds are Cauchy-Schwarz on what the copy and the bytes miss, and the rounding of a float sum on top. */
+static void screen_logits(const network *m, const head_space *s, int rows, range panels, float *lower, int team) {
+    const linear *l = &m->screen;
+    const int groups = padded(l->inputs) / 4;
+    vi sums[2 * 4];
+    for (int r = 0; r < rows; r++) lower[r * team] = -INFINITY;
+    for (int p = panels.begin; p < panels.end; p += tile_vectors(panels.end - p)) {
+        const int8_t *weight = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+        const int first = p * LANES, count = MIN(tile_vectors(panels.end - p) * LANES, m->vocab - first);
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *bytes = s->bytes + (int64_t)r * groups * 8;
+            const screened x = s->rows[r];
+#define TILE(R, V) int8_tile(2, V, bytes, groups * 4, weight, groups, sums)
+            if (panels.end - p >= 4) TILE(2, 4);
+            else TILE(2, 1);
+#undef TILE
+            const int32_t *high = (const int32_t *)sums, *low = (const int32_t *)(sums + 4), *bias = (const int32_t *)l->bias + first;
+            float *logits = s->logits + (int64_t)r * m->vocab + first, *slack = s->slack + (int64_t)r * m->vocab + first, most = lower[r * team];
+#pragma omp simd reduction(max : most)
+            for (int i = 0; i < count; i++) {
+                float value = ((float)(high[i] + bias[i]) * 128.0f + (float)(low[i] + bias[i])) * (x.step * l->deq_scale[first + i]);
+                float bound = m->screen_error[first + i] * x.size + m->head_norm[first + i] * x.rest;
+                logits[i] = value;
+                slack[i] = bound;
+                most = value - bound > most ? value - bound : most;
+            }
+            lower[r * team] = most;
+        }
+    }
+}
+
+/* The best logit among this thread's rows of the head that `threshold` leaves in question, each computed in full. */
 static choice best_of(const network *m, const float *x, range panels, const float *logits, const float *slack, float threshold) {
     choice best = {-INFINITY, m->vocab};
     for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++)
@@ -565,50 +868,60 @@ static choice best_of(const network *m, const float *x, range panels, const floa
     return best;
 }
 
-/* What the threads of a step share at its end. */
-typedef struct {
-    float *logits, *slack;  /* [vocab] */
-    float *lower;           /* [team] */
-    choice *best;           /* [team] */
-} head_space;
+static choice largest(const network *m, range panels, const float *logits) {
+    choice best = {-INFINITY, m->vocab};
+    for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++) best = better(best, (choice){logits[n], n});
+    return best;
+}
 
-/* The id of the largest logit of the hidden state `x [hidden]`; with `full` all logits are computed. Called by the whole team. */
-static int32_t choose(const network *m, const float *x, uint8_t *bytes, head_space *s, int full) {
+/* ids[rows] of the largest logits of the hidden states x[rows][hidden]; with `full` all logits are computed. Called by
+ * the whole team, whose threads have met since x was written. */
+static void choose(const network *m, const float *x, int rows, const head_space *s, int full, int32_t *ids) {
     const int me = omp_get_thread_num(), team = omp_get_num_threads();
-    const range panels = share(panels_of(m->vocab), 1, me, team);
-    float threshold = -INFINITY;
-    if (full || !m->screen.weight) {
-        float_panels(&m->head, x, 0, 1, panels.begin, panels.end, s->logits, 0, 0);
-        choice best = {-INFINITY, m->vocab};
-        for (int n = panels.begin * LANES; n < MIN(panels.end * LANES, m->vocab); n++) best = better(best, (choice){s->logits[n], n});
-        s->best[me] = best;
-    } else {
-        s->lower[me] = screen_logits(m, x, bytes, panels, s->logits, s->slack);
+    const range panels = share(panels_of(m->vocab), 1, me, team), own = share(rows, 1, me, team);
+    const int all = full || !m->screen.weight;
+    if (all) float_panels(&m->head, x, m->hidden, rows, panels.begin, panels.end, s->logits, m->vocab, 0);
+    else {
+        for (int r = own.begin; r < own.end; r++)
+            s->rows[r] = screen_row(m, x + (int64_t)r * m->hidden, s->bytes + (int64_t)r * 2 * padded(m->hidden));
 #pragma omp barrier
-        for (int i = 0; i < team; i++) threshold = MAX(threshold, s->lower[i]);
-        s->best[me] = best_of(m, x, panels, s->logits, s->slack, threshold);
+        screen_logits(m, s, rows, panels, s->lower + me, team);
+#pragma omp barrier
+    }
+    for (int r = 0; r < rows; r++) {
+        const float *logits = s->logits + (int64_t)r * m->vocab, *slack = s->slack + (int64_t)r * m->vocab;
+        float threshold = -INFINITY;
+        for (int i = 0; i < team && !all; i++) threshold = MAX(threshold, s->lower[r * team + i]);
+        s->best[r * team + me] = all ? largest(m, panels, logits) : best_of(m, x + (int64_t)r * m->hidden, panels, logits, slack, threshold);
     }
 #pragma omp barrier
-    choice best = s->best[0];
-    for (int i = 1; i < team; i++) best = better(best, s->best[i]);
-    return best.id;
+    for (int r = own.begin; r < own.end; r++) {
+        choice best = s->best[r * team];
+        for (int i = 1; i < team; i++) best = better(best, s->best[r * team + i]);
+        ids[r] = best.id;
+    }
 }
 
 /* ---- scratch memory: one block that the caller owns ---- */
 
+/* Sizes of a call: `positions` of the longest sequence at its end, `parts` of all caches together. */
+typedef struct { int32_t sequences, rows, positions, parts, threads; } extent;
+
 typedef struct {
-    int rows, chunk, positions, threads; /* of the call; chunk: rows that a thread works on at a time */
-    float *x, *query, *key_value;        /* [rows][hidden] twice, [2 * hidden] */
-    float *partial, *maxima, *sums;      /* attention of one token: [parts][hidden], [parts][heads] twice */
+    int chunk;                           /* rows of a prompt that a thread works on at a time */
+    extent size;
+    float *x, *query, *key_value, *last; /* [rows][hidden] twice; [sequences] of key_value's outputs, and of hidden */
+    int32_t *first_part;                 /* [sequences + 1]: in one row of parts, where those of a sequence begin */
+    float *partial, *maxima, *sums;      /* attention of single tokens: [parts][hidden], [parts][heads] twice */
     float *normed, *mixed, *y, *act, *scores; /* from here on a part for each thread */
-    uint8_t *bytes, *act_bytes;
+    narrow hidden, wide;                 /* of inputs of the size of hidden, and of ffn */
     head_space head;
 } space;
 
 /* A thread's part of a `space`. */
 typedef struct {
     float *normed, *mixed, *y, *act, *scores;
-    uint8_t *bytes, *act_bytes;
+    narrow hidden, wide;
 } worker;
 
 static void *take(char **next, int64_t count, int64_t size) {
@@ -618,49 +931,70 @@ static void *take(char **next, int64_t count, int64_t size) {
 }
 
 static int64_t score_count(const network *m, const space *s) {
-    return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->positions + BLOCK) / LANES * LANES;
+    return (int64_t)MAX(SCORE_ROWS, m->heads / m->kv_heads) * (s->size.positions + BLOCK) / LANES * LANES;
 }
 
-static space plan(const network *m, int rows, int positions, int threads, char **next) {
-    const int turns = threads * ((rows + threads * CHUNK - 1) / (threads * CHUNK));
-    space s = {.rows = rows, .chunk = (rows + turns - 1) / turns, .positions = positions, .threads = threads};
-    const int64_t parts = (int64_t)threads * s.chunk, size = sizeof(float);
-    s.x = take(next, (int64_t)rows * m->hidden, size);
-    s.query = take(next, (int64_t)rows * m->hidden, size);
-    s.key_value = take(next, 2 * m->hidden, size);
-    s.partial = take(next, (int64_t)parts_of(positions) * m->hidden, size);
-    s.maxima = take(next, parts_of(positions) * m->heads, size);
-    s.sums = take(next, parts_of(positions) * m->heads, size);
-    s.normed = take(next, parts * m->hidden, size);
-    s.mixed = take(next, parts * m->hidden, size);
-    s.y = take(next, parts * 2 * m->hidden, size);
-    s.act = take(next, parts * m->ffn, size);
-    s.scores = take(next, threads * score_count(m, &s), size);
-    s.bytes = take(next, (parts + threads) * padded(m->hidden), 1);
-    s.act_bytes = take(next, parts * padded(m->ffn), 1);
-    s.head.slack = take(next, m->vocab, size);
-    s.head.lower = take(next, threads, size);
-    s.head.best = take(next, threads, sizeof(choice));
+/* Rows that a thread has room for: whole tiles. */
+static int narrow_room(int chunk) { return (chunk + LANES - 1) / LANES * LANES; }
+
+static narrow take_narrow(char **next, int64_t rows, int inputs) {
+    uint8_t *bytes = take(next, rows * padded(inputs), 1);
+    return (narrow){bytes, take(next, rows * inputs, sizeof(uint16_t))};
+}
+
+static space plan(const network *m, extent e, char **next) {
+    const int turns = e.threads * ((e.rows + e.threads * CHUNK - 1) / (e.threads * CHUNK));
+    space s = {.chunk = (e.rows + turns - 1) / turns, .size = e};
+    const int64_t rows = (int64_t)e.threads * s.chunk, size = sizeof(float), key_value = 2 * m->kv_heads * m->head_dim;
+    s.x = take(next, (int64_t)e.rows * m->hidden, size);
+    s.query = take(next, (int64_t)e.rows * m->hidden, size);
+    s.key_value = take(next, e.sequences * key_value, size);
+    s.last = take(next, (int64_t)e.sequences * m->hidden, size);
+    s.first_part = take(next, e.sequences + 1, sizeof(int32_t));
+    s.partial = take(next, (int64_t)e.parts * m->hidden, size);
+    s.maxima = take(next, (int64_t)e.parts * m->heads, size);
+    s.sums = take(next, (int64_t)e.parts * m->heads, size);
+    s.normed = take(next, rows * m->hidden, size);
+    s.mixed = take(next, rows * m->hidden, size);
+    s.y = take(next, rows * MAX(key_value, m->hidden), size);
+    s.act = take(next, rows * m->ffn, size);
+    s.scores = take(next, e.threads * score_count(m, &s), size);
+    s.hidden = take_narrow(next, (int64_t)e.threads * narrow_room(s.chunk), m->hidden);
+    s.wide = take_narrow(next, (int64_t)e.threads * narrow_room(s.chunk), m->ffn);
+    s.head.slack = take(next, (int64_t)e.sequences * m->vocab, size);
+    s.head.bytes = take(next, (int64_t)e.sequences * 2 * padded(m->hidden), 1);
+    s.head.rows = take(next, e.sequences, sizeof(screened));
+    s.head.lower = take(next, (int64_t)e.sequences * e.threads, size);
+    s.head.best = take(next, (int64_t)e.sequences * e.threads, sizeof(choice));
     return s;
 }
 
-/* Bytes of scratch for a call of `rows` tokens that ends with `positions` in the cache. */
-int64_t scratch_bytes(const network *m, int32_t rows, int32_t positions, int32_t threads) {
+/* What the caller cuts by: rows of a decode step at most, and positions of a part. */
+int32_t step_rows(void) { return CHUNK; }
+int32_t part_positions(void) { return PART; }
+
+/* Bytes of scratch for a call of this extent. */
+int64_t scratch_bytes(const network *m, const extent *e) {
     char *start = NULL;
-    plan(m, rows, positions, threads, &start);
+    plan(m, *e, &start);
     return (int64_t)(intptr_t)start;
 }
 
 static worker part_of(const network *m, const space *s, int me) {
-    const int64_t first = (int64_t)me * s->chunk;
-    return (worker){s->normed + first * m->hidden, s->mixed + first * m->hidden, s->y + first * 2 * m->hidden, s->act + first * m->ffn,
-                    s->scores + me * score_count(m, s), s->bytes + (first + me) * padded(m->hidden), s->act_bytes + first * padded(m->ffn)};
+    const int64_t first = (int64_t)me * s->chunk, room = (int64_t)me * narrow_room(s->chunk);
+    const int64_t widest = MAX(2 * m->kv_heads * m->head_dim, m->hidden);
+    return (worker){s->normed + first * m->hidden, s->mixed + first * m->hidden, s->y + first * widest, s->act + first * m->ffn,
+                    s->scores + me * score_count(m, s), narrow_rows(s->hidden, room, m->hidden), narrow_rows(s->wide, room, m->ffn)};
 }
 
-/* ---- a prompt: threads share out its rows ---- */
+/* ---- prompts: threads share out their rows ---- */
 
 static void embed(const network *m, int64_t token, float *x) {
-    memcpy(x, m->embedding + token * m->hidden, m->hidden * sizeof(float));
+    const linear *table = &m->embedding;
+    if (table->bfloat16)
+        for (int i = 0; i < m->hidden; i++) x[i] = wide_one(table->weight, token * m->hidden + i, 1);
+    else
+        memcpy(x, weight_at(table, token, 0), m->hidden * sizeof(float));
     if (m->embedding_norm.weight) rms_norm(&m->embedding_norm, x, m->hidden, m->epsilon, x);
 }
 
@@ -668,40 +1002,47 @@ static void norm_rows(const network *m, const norm *n, const float *x, int rows,
     for (int r = 0; r < rows; r++) rms_norm(n, x + (int64_t)r * m->hidden, m->hidden, m->epsilon, out + (int64_t)r * m->hidden);
 }
 
-static void apply_all(const linear *l, const float *x, const uint8_t *bytes, int rows, float *out) {
-    apply(l, x, l->inputs, bytes, rows, 0, panels_of(l->outputs), out, l->outputs, 0);
+static void apply_all(const linear *l, const float *x, narrow n, int rows, float *out) {
+    apply(l, x, l->inputs, n, rows, 0, panels_of(l->outputs), out, l->outputs, 0);
 }
 
-/* The bytes that both linears of a pair read: where both are int8 they have the same input scale and offset. */
-static void quantize_pair(const linear *a, const linear *b, const float *x, int rows, uint8_t *bytes) {
-    quantize_rows(a->deq_scale ? a : b, x, a->inputs, rows, bytes);
+/* What both linears of a pair read: where both are int8 they have the same input scale and offset. */
+static void narrow_pair(const linear *a, const linear *b, const float *x, int rows, int together, narrow n) {
+    narrow_input(a, x, rows, together, n);
+    if (!a->deq_scale != !b->deq_scale) narrow_input(b, x, rows, together, n);
 }
 
-/* Queries of the rows first .. end, and their keys and values into the cache. */
-static void project(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
+/* Queries of the rows first .. end, and their keys and values into the caches. */
+static void project(const network *m, const batch *t, int layer, const space *s, const worker *w, int first, int end) {
     const block *b = m->blocks + layer;
     const int rows = end - first, dim = m->head_dim;
     float *query = s->query + (int64_t)first * m->hidden;
     norm_rows(m, &b->input_norm, s->x + (int64_t)first * m->hidden, rows, w->normed);
-    quantize_pair(&b->query, &b->key_value, w->normed, rows, w->bytes);
-    apply_all(&b->query, w->normed, w->bytes, rows, query);
-    apply_all(&b->key_value, w->normed, w->bytes, rows, w->y);
+    narrow_pair(&b->query, &b->key_value, w->normed, rows, rows, w->hidden);
+    apply_all(&b->query, w->normed, w->hidden, rows, query);
+    apply_all(&b->key_value, w->normed, w->hidden, rows, w->y);
     for (int r = 0; r < rows; r++) {
-        const int64_t angle = (int64_t)(first + r) * dim;
+        const int position = t->position[first + r];
+        const int64_t angle = (int64_t)position * dim;
         for (int h = 0; h < m->heads; h++) {
             float *head = query + (int64_t)r * m->hidden + h * dim;
             rotate(head, m->cos + angle, m->sin + angle, dim, head);
         }
         const float *key_value = w->y + (int64_t)r * b->key_value.outputs;
-        for (int h = 0; h < m->kv_heads; h++) append(m, c, layer, first + r, h, key_value);
+        for (int h = 0; h < m->kv_heads; h++) append(m, t->caches + t->sequence[first + r], layer, position, h, key_value);
     }
 }
 
-static void attend_rows(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int rows) {
+/* Attention of the rows first .. end, sequence by sequence. */
+static void attend_rows(const network *m, const batch *t, int layer, const space *s, const worker *w, int first, int end) {
     const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    for (int h = 0; h < m->heads; h++)
-        attend_prompt(dim, s->query + (int64_t)first * m->hidden + h * dim, m->hidden, first, rows, keys_of(m, c, layer, h / group),
-                      values_of(m, c, layer, h / group), w->scores, w->mixed + h * dim, m->hidden);
+    for (int start = first, stop; start < end; start = stop) {
+        const cache *c = t->caches + t->sequence[start];
+        for (stop = start + 1; stop < end && t->sequence[stop] == t->sequence[start];) stop++;
+        for (int h = 0; h < m->heads; h++)
+            attend_prompt(dim, s->query + (int64_t)start * m->hidden + h * dim, m->hidden, t->position[start], stop - start, keys_of(m, c, layer, h / group),
+                          values_of(m, c, layer, h / group), w->scores, w->mixed + (int64_t)(start - first) * m->hidden + h * dim, m->hidden);
+    }
 }
 
 static void add_rows(const network *m, const float *y, const float *base, int rows, float *x) {
@@ -709,81 +1050,101 @@ static void add_rows(const network *m, const float *y, const float *base, int ro
 }
 
 /* What follows on the queries, for the rows first .. end: attention, dense, feed-forward. */
-static void finish(const network *m, const cache *c, int layer, const space *s, const worker *w, int first, int end) {
+static void finish(const network *m, const batch *t, int layer, const space *s, const worker *w, int first, int end) {
     const block *b = m->blocks + layer;
     const int rows = end - first;
     float *x = s->x + (int64_t)first * m->hidden;
     const float *base = m->residual_after_norm ? w->normed : x;
     if (m->residual_after_norm) norm_rows(m, &b->input_norm, x, rows, w->normed);
-    attend_rows(m, c, layer, s, w, first, rows);
-    quantize_rows(&b->dense, w->mixed, m->hidden, rows, w->bytes);
-    apply_all(&b->dense, w->mixed, w->bytes, rows, w->y);
+    attend_rows(m, t, layer, s, w, first, end);
+    narrow_input(&b->dense, w->mixed, rows, rows, w->hidden);
+    apply_all(&b->dense, w->mixed, w->hidden, rows, w->y);
     add_rows(m, w->y, base, rows, x);
     norm_rows(m, &b->post_norm, x, rows, w->normed);
-    quantize_pair(&b->gate, &b->up, w->normed, rows, w->bytes);
-    gated(m, b, w->normed, w->bytes, rows, (range){0, panels_of(m->ffn)}, w->act_bytes, w->act);
-    apply_all(&b->down, w->act, w->act_bytes, rows, w->y);
+    narrow_pair(&b->gate, &b->up, w->normed, rows, rows, w->hidden);
+    gated(m, b, w->normed, w->hidden, rows, (range){0, panels_of(m->ffn)}, w->wide, w->act);
+    apply_all(&b->down, w->act, w->wide, rows, w->y);
     add_rows(m, w->y, base, rows, x);
 }
 
-/* Runs `count` tokens into the empty cache; gives the id of the largest logit behind the last one. With `full`,
- * `logits [vocab]` holds all logits, else approximate ones. */
-int32_t prefill(const network *m, const cache *c, const int64_t *tokens, int32_t count, int32_t full, float *logits, char *scratch, int32_t threads) {
-    space s = plan(m, count, count, threads, &scratch);
-    const int chunks = (count + s.chunk - 1) / s.chunk;
-    int32_t id = 0;
+/* Runs whole prompts into empty caches; gives ids[sequences] of the largest logits behind their last rows. With `full`,
+ * `logits [sequences][vocab]` holds all logits, else approximate ones. With `states [rows][hidden]` it gives all states
+ * behind the final norm instead, and no ids. */
+void prefill(const network *m, const batch *t, int32_t full, float *logits, float *states, int32_t *ids, char *scratch, const extent *e) {
+    space s = plan(m, *e, &scratch);
+    const int chunks = (t->rows + s.chunk - 1) / s.chunk;
     s.head.logits = logits;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(e->threads)
     {
         const worker w = part_of(m, &s, omp_get_thread_num());
 #pragma omp for
-        for (int i = 0; i < count; i++) embed(m, tokens[i], s.x + (int64_t)i * m->hidden);
+        for (int i = 0; i < t->rows; i++) embed(m, t->tokens[i], s.x + (int64_t)i * m->hidden);
         for (int layer = 0; layer < m->layers; layer++) {
 #pragma omp for schedule(dynamic, 1)
-            for (int i = 0; i < chunks; i++) project(m, c, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, count));
-            if (layer < m->layers - 1) {
+            for (int i = 0; i < chunks; i++) project(m, t, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, t->rows));
+            if (states || layer < m->layers - 1) {
 #pragma omp for schedule(dynamic, 1)
-                for (int i = chunks - 1; i >= 0; i--) finish(m, c, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, count));
-            } else { /* of the last block only the last row is read */
-#pragma omp single
-                finish(m, c, layer, &s, &w, count - 1, count);
+                for (int i = chunks - 1; i >= 0; i--) finish(m, t, layer, &s, &w, i * s.chunk, MIN((i + 1) * s.chunk, t->rows));
+            } else { /* of the last block only the last rows are read */
+#pragma omp for schedule(dynamic, 1)
+                for (int i = 0; i < t->sequences; i++) finish(m, t, layer, &s, &w, t->last[i], t->last[i] + 1);
             }
         }
-        rms_norm(&m->final_norm, s.x + (int64_t)(count - 1) * m->hidden, m->hidden, m->epsilon, w.normed);
-        const int32_t best = choose(m, w.normed, w.bytes, &s.head, full);
-#pragma omp master
-        id = best;
+        if (states) {
+#pragma omp for
+            for (int i = 0; i < t->rows; i++) norm_rows(m, &m->final_norm, s.x + (int64_t)i * m->hidden, 1, states + (int64_t)i * m->hidden);
+        } else {
+#pragma omp for
+            for (int i = 0; i < t->sequences; i++) norm_rows(m, &m->final_norm, s.x + (int64_t)t->last[i] * m->hidden, 1, s.last + (int64_t)i * m->hidden);
+            choose(m, s.last, t->sequences, &s.head, full, ids);
+        }
     }
-    return id;
 }
 
-/* ---- one token: threads share out the panels of each linear, and the positions of the cache ---- */
+/* ---- one token of each sequence: threads share out the panels of each linear, and the positions of the caches ---- */
 
-static void apply_share(const linear *l, const float *x, const uint8_t *bytes, float *out) {
+/* The rows that a thread norms, narrows and joins. A single row every thread does for itself: that costs less than a
+ * barrier. Tiles of bfloat16 are not cut. */
+static range own_rows(const network *m, int rows) {
+    return rows == 1 ? (range){0, 1} : share(rows, m->embedding.bfloat16 ? LANES : 1, omp_get_thread_num(), omp_get_num_threads());
+}
+
+static void apply_share(const linear *l, const float *x, narrow n, int rows, float *out) {
     const range part = share(panels_of(l->outputs), 1, omp_get_thread_num(), omp_get_num_threads());
-    apply(l, x, 0, bytes, 1, part.begin, part.end, out, 0, 0);
+    apply(l, x, l->inputs, n, rows, part.begin, part.end, out, l->outputs, 0);
 }
 
 /* x = base + linear(input), this thread's outputs; `base` is x itself, or the normed x of some models. */
-static void add_share(const linear *l, const float *input, const uint8_t *bytes, const float *base, float *y, float *x) {
+static void add_share(const linear *l, const float *input, narrow n, int rows, const float *base, float *y, float *x) {
     const range part = share(panels_of(l->outputs), 1, omp_get_thread_num(), omp_get_num_threads());
-    apply(l, input, 0, bytes, 1, part.begin, part.end, y, 0, 0);
-    for (int n = part.begin * LANES; n < MIN(part.end * LANES, l->outputs); n++) x[n] = y[n] + base[n];
+    apply(l, input, l->inputs, n, rows, part.begin, part.end, y, l->outputs, 0);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = r * l->outputs + part.begin * LANES; i < r * l->outputs + MIN(part.end * LANES, l->outputs); i++) x[i] = y[i] + base[i];
 }
 
-/* Attention over this thread's parts of the cache; `query` is scratch. */
-static void attend_share(const network *m, const cache *c, int layer, const space *s, float *query, float *scores) {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads, position = s->positions - 1, parts = parts_of(s->positions);
-    const range items = share(m->kv_heads * parts, 1, omp_get_thread_num(), omp_get_num_threads());
-    for (int h = 0; h < m->heads; h++)
-        rotate(s->query + h * dim, m->cos + (int64_t)position * dim, m->sin + (int64_t)position * dim, dim, query + h * dim);
-    for (int i = items.begin; i < items.end; i++) {
-        const int head = i / parts, begin = i % parts * PART, end = MIN(begin + PART, s->positions), first = head * group;
-        const int64_t record = (int64_t)(i % parts) * m->heads + first;
-        if (end == s->positions) append(m, c, layer, position, head, s->key_value);
-        attend(dim, query + first * dim, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
+/* Attention over this thread's parts of the caches; `query` is scratch. */
+static void attend_share(const network *m, const batch *t, int layer, const space *s, float *query, float *scores) {
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    const range items = share(m->kv_heads * s->first_part[t->rows], 1, omp_get_thread_num(), omp_get_num_threads());
+    for (int i = items.begin, row = 0; i < items.end; i++) {
+        const int part = i / m->kv_heads, head = i % m->kv_heads, first = head * group;
+        while (part >= s->first_part[row + 1]) row++;
+        const cache *c = t->caches + t->sequence[row];
+        const int position = t->position[row], begin = (part - s->first_part[row]) * PART, end = MIN(begin + PART, position + 1);
+        const int64_t record = (int64_t)part * m->heads + first, angle = (int64_t)position * dim;
+        for (int h = 0; h < group; h++)
+            rotate(s->query + (int64_t)row * m->hidden + (first + h) * dim, m->cos + angle, m->sin + angle, dim, query + h * dim);
+        if (end == position + 1) append(m, c, layer, position, head, s->key_value + (int64_t)row * 2 * m->kv_heads * dim);
+        attend(dim, query, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
                s->partial + record * dim, dim, s->maxima + record, s->sums + record);
     }
+}
+
+static void join_row(const network *m, const space *s, int row, float *mixed) {
+    const int64_t record = (int64_t)s->first_part[row] * m->heads;
+    for (int h = 0; h < m->heads; h++)
+        join_parts(m->head_dim, s->first_part[row + 1] - s->first_part[row], s->partial + (record + h) * m->head_dim, s->maxima + record + h,
+                   s->sums + record + h, m->heads, mixed + h * m->head_dim);
 }
 
 /* Where the time of a step goes, by the first thread's clock; `seconds` is NULL where nobody asks. */
@@ -802,74 +1163,93 @@ static void meet(watch *time) {
     lap(time, WAITING);
 }
 
-/* Norms and quantization are done by every thread for itself: that costs less than a barrier. */
-static void decode_block(const network *m, const cache *c, int layer, const space *s, const worker *w, watch *time) {
+/* The norm of this thread's rows, for a pair of linears that all threads then share out. */
+static void norm_share(const network *m, const norm *n, const linear *a, const linear *b, const space *s, const worker *w, int rows, watch *time) {
+    const range own = own_rows(m, rows);
+    const int64_t first = (int64_t)own.begin * m->hidden;
+    norm_rows(m, n, s->x + first, own.end - own.begin, w->normed + first);
+    narrow_pair(a, b, w->normed + first, own.end - own.begin, rows, narrow_rows(w->hidden, own.begin, m->hidden));
+    lap(time, NORMS);
+    if (rows > 1) meet(time);
+}
+
+/* `w`: of a single row this thread's own, else the first one's, for all rows; `mine`: scratch of this thread. */
+static void decode_block(const network *m, const batch *t, int layer, const space *s, const worker *w, const worker *mine, watch *time) {
     const block *b = m->blocks + layer;
     const float *base = m->residual_after_norm ? w->normed : s->x;
-    rms_norm(&b->input_norm, s->x, m->hidden, m->epsilon, w->normed);
-    quantize_pair(&b->query, &b->key_value, w->normed, 1, w->bytes);
-    lap(time, NORMS);
-    apply_share(&b->query, w->normed, w->bytes, s->query);
-    apply_share(&b->key_value, w->normed, w->bytes, s->key_value);
+    const range own = own_rows(m, t->rows);
+    norm_share(m, &b->input_norm, &b->query, &b->key_value, s, w, t->rows, time);
+    apply_share(&b->query, w->normed, w->hidden, t->rows, s->query);
+    apply_share(&b->key_value, w->normed, w->hidden, t->rows, s->key_value);
     lap(time, LINEARS);
     meet(time);
-    attend_share(m, c, layer, s, w->mixed, w->scores);
+    attend_share(m, t, layer, s, mine->mixed, mine->scores);
     lap(time, ATTENTION);
     meet(time);
-    for (int h = 0; h < m->heads; h++)
-        join_parts(m->head_dim, parts_of(s->positions), s->partial + h * m->head_dim, s->maxima + h, s->sums + h, m->heads, w->mixed + h * m->head_dim);
+    for (int r = own.begin; r < own.end; r++) join_row(m, s, r, w->mixed + (int64_t)r * m->hidden);
     lap(time, ATTENTION);
-    quantize_rows(&b->dense, w->mixed, 0, 1, w->bytes);
+    narrow_input(&b->dense, w->mixed + (int64_t)own.begin * m->hidden, own.end - own.begin, t->rows, narrow_rows(w->hidden, own.begin, m->hidden));
     lap(time, NORMS);
-    add_share(&b->dense, w->mixed, w->bytes, base, s->y, s->x);
+    if (t->rows > 1) meet(time);
+    add_share(&b->dense, w->mixed, w->hidden, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
-    rms_norm(&b->post_norm, s->x, m->hidden, m->epsilon, w->normed);
-    quantize_pair(&b->gate, &b->up, w->normed, 1, w->bytes);
-    lap(time, NORMS);
-    gated(m, b, w->normed, w->bytes, 1, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->act_bytes, s->act);
+    norm_share(m, &b->post_norm, &b->gate, &b->up, s, w, t->rows, time);
+    gated(m, b, w->normed, w->hidden, t->rows, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->wide, s->act);
     lap(time, LINEARS);
     meet(time);
-    add_share(&b->down, s->act, s->act_bytes, base, s->y, s->x);
+    add_share(&b->down, s->act, s->wide, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
 }
 
-/* Runs `token` behind the `position` cached ones; the rest as in `prefill`. Adds to `seconds [5]` if given. */
-int32_t decode(const network *m, const cache *c, int64_t token, int32_t position, int32_t full, float *logits, char *scratch, int32_t threads, double *seconds) {
-    space s = plan(m, 1, position + 1, threads, &scratch);
-    int32_t id = 0;
+/* Runs a token of each sequence, at most CHUNK, behind those in its cache; the rest as in `prefill`. Adds to `seconds [5]` if given. */
+void decode(const network *m, const batch *t, int32_t full, float *logits, int32_t *ids, char *scratch, const extent *e, double *seconds) {
+    space s = plan(m, *e, &scratch);
     s.head.logits = logits;
-    embed(m, token, s.x);
-#pragma omp parallel num_threads(threads)
-    {
-        const worker w = part_of(m, &s, omp_get_thread_num());
-        watch time = {omp_get_thread_num() == 0 ? seconds : NULL, omp_get_wtime()};
-        for (int layer = 0; layer < m->layers; layer++) decode_block(m, c, layer, &s, &w, &time);
-        rms_norm(&m->final_norm, s.x, m->hidden, m->epsilon, w.normed);
-        lap(&time, NORMS);
-        const int32_t best = choose(m, w.normed, w.bytes, &s.head, full);
-        lap(&time, HEAD);
-#pragma omp master
-        id = best;
+    s.first_part[0] = 0;
+    for (int r = 0; r < t->rows; r++) {
+        s.first_part[r + 1] = s.first_part[r] + parts_of(t->position[r] + 1);
+        embed(m, t->tokens[r], s.x + (int64_t)r * m->hidden);
     }
-    return id;
+#pragma omp parallel num_threads(e->threads)
+    {
+        const int me = omp_get_thread_num();
+        const worker mine = part_of(m, &s, me), all = part_of(m, &s, 0);
+        const range own = own_rows(m, t->rows);
+        watch time = {me == 0 ? seconds : NULL, omp_get_wtime()};
+        for (int layer = 0; layer < m->layers; layer++) decode_block(m, t, layer, &s, t->rows > 1 ? &all : &mine, &mine, &time);
+        if (t->rows > 1 || me == 0) norm_rows(m, &m->final_norm, s.x + (int64_t)own.begin * m->hidden, own.end - own.begin, s.last + (int64_t)own.begin * m->hidden);
+        lap(&time, NORMS);
+        meet(&time);
+        choose(m, s.last, t->rows, &s.head, full, ids);
+        lap(&time, HEAD);
+    }
 }
 
 /* ---- the same steps one by one, for the network's modules: bit for bit what the calls above do ---- */
 
-/* out[rows][outputs] = linear(x[rows][inputs]); for an int8 linear `bytes [rows][inputs, padded to 4]` is scratch. */
-void linear_rows(const linear *l, const float *x, int32_t rows, uint8_t *bytes, float *out, int32_t threads) {
+/* out[rows][outputs] = linear(x[rows][inputs]); `bytes [rows][inputs, padded to 4]` for an int8 linear, and for a bfloat16
+ * one `halves [rows, padded to 16][inputs]`, are scratch. Threads share out the rows or, of few, the outputs. */
+void linear_rows(const linear *l, const float *x, int32_t rows, uint8_t *bytes, uint16_t *halves, float *out, int32_t threads) {
+    const narrow n = {bytes, halves};
+    const int by_rows = rows >= 6 * threads;
 #pragma omp parallel num_threads(threads)
     {
-        const int me = omp_get_thread_num(), team = omp_get_num_threads(), by_rows = rows >= 6 * team;
-        const range mine = share(rows, 1, me, team), all_panels = {0, panels_of(l->outputs)}, all_rows = {0, rows};
-        quantize_rows(l, x + (int64_t)mine.begin * l->inputs, l->inputs, mine.end - mine.begin, bytes + (int64_t)mine.begin * padded(l->inputs));
-#pragma omp barrier
-        const range panels = by_rows ? all_panels : share(all_panels.end, 1, me, team), part = by_rows ? mine : all_rows;
-        for (int r = part.begin; r < part.end; r += CHUNK)
-            apply(l, x + (int64_t)r * l->inputs, l->inputs, bytes + (int64_t)r * padded(l->inputs), MIN(CHUNK, part.end - r), panels.begin, panels.end,
-                  out + (int64_t)r * l->outputs, l->outputs, 0);
+        const int me = omp_get_thread_num(), team = omp_get_num_threads();
+        const range part = by_rows ? share(rows, l->bfloat16 ? LANES : 1, me, team) : (range){0, rows};
+        const range panels = by_rows ? (range){0, panels_of(l->outputs)} : share(panels_of(l->outputs), 1, me, team);
+        for (int r = part.begin; r < part.end; r += CHUNK) {
+            const int count = MIN(CHUNK, part.end - r);
+            const narrow own = narrow_rows(n, r, l->inputs);
+            const float *row = x + (int64_t)r * l->inputs;
+            if (by_rows) narrow_input(l, row, count, count, own);
+            else {
+#pragma omp single
+                narrow_input(l, row, count, count, own);
+            }
+            apply(l, row, l->inputs, own, count, panels.begin, panels.end, out + (int64_t)r * l->outputs, l->outputs, 0);
+        }
     }
 }
 

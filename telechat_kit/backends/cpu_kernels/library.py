@@ -16,7 +16,7 @@ OFF = "TELECHAT_KIT_NO_KERNEL"
 
 
 class Linear(Structure):
-    """An int8 linear in panels, or a float one as on disk (`deq_scale` None)."""
+    """An int8 linear in panels, or one of float32 or bfloat16 as on disk (`deq_scale` None)."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -26,6 +26,7 @@ class Linear(Structure):
         ("input_offset", c_float),
         ("inputs", c_int32),
         ("outputs", c_int32),
+        ("bfloat16", c_int32),
     )
 
 
@@ -58,7 +59,7 @@ class Network(Structure):
         ("residual_after_norm", c_int32),
         ("epsilon", c_float),
         ("blocks", POINTER(Block)),
-        ("embedding", c_void_p),
+        ("embedding", Linear),
         ("embedding_norm", Norm),
         ("final_norm", Norm),
         ("cos", c_void_p),
@@ -78,6 +79,23 @@ class Cache(Structure):
     """Keys and values; `capacity` in positions."""
 
     _fields_ = (("keys", c_void_p), ("values", c_void_p), ("capacity", c_int64))
+
+
+class Batch(Structure):
+    """Rows of tokens that go through the network together."""
+
+    _fields_ = (
+        ("sequences", c_int32),
+        ("rows", c_int32),
+        ("caches", POINTER(Cache)),
+        *((name, c_void_p) for name in ("tokens", "sequence", "position", "last")),
+    )
+
+
+class Extent(Structure):
+    """Sizes of a call; `parts` of the caches are of `part_positions` positions."""
+
+    _fields_ = tuple((name, c_int32) for name in ("sequences", "rows", "positions", "parts", "threads"))
 
 
 class AttentionShape(Structure):
@@ -103,16 +121,18 @@ def _loaded() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _declare(found: ctypes.CDLL) -> None:
-    run: list[Any] = [POINTER(Network), POINTER(Cache)]
-    output: list[Any] = [c_int32, c_void_p, c_void_p, c_int32]  # full, logits, scratch, threads
+    run: list[Any] = [POINTER(Network), POINTER(Batch), c_int32, c_void_p]  # full, logits
     found.isa.restype, found.isa.argtypes = c_char_p, []
     found.activation_shift.restype, found.activation_shift.argtypes = c_int32, []
+    for limit in (found.step_rows, found.part_positions):
+        limit.restype, limit.argtypes = c_int32, []
     found.scratch_bytes.restype = c_int64
-    found.scratch_bytes.argtypes = [POINTER(Network), c_int32, c_int32, c_int32]
-    found.prefill.restype, found.prefill.argtypes = c_int32, [*run, c_void_p, c_int32, *output]
-    found.decode.restype, found.decode.argtypes = c_int32, [*run, c_int64, c_int32, *output, c_void_p]
+    found.scratch_bytes.argtypes = [POINTER(Network), POINTER(Extent)]
+    # states, ids, scratch
+    found.prefill.restype, found.prefill.argtypes = None, [*run, *[c_void_p] * 3, POINTER(Extent)]
+    found.decode.restype, found.decode.argtypes = None, [*run, *[c_void_p] * 2, POINTER(Extent), c_void_p]
     found.linear_rows.restype = None
-    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, c_void_p, c_void_p, c_int32]
+    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, *[c_void_p] * 3, c_int32]
     found.rms_norm_rows.restype = None
     found.rms_norm_rows.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p, c_int32]
     found.silu_product.restype = None

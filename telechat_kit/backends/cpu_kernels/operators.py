@@ -34,10 +34,10 @@ def linear_record(
 
 
 def float_record(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The record of a float linear. It holds addresses: the tensors must outlive it."""
+    """The record of a linear of float32 or bfloat16, `bias` float32. It holds addresses: the tensors must outlive it."""
     out, size = weight.shape
-    address = None if bias is None else bias.data_ptr()
-    return Linear(weight=weight.data_ptr(), bias=address, inputs=size, outputs=out)
+    address, half = None if bias is None else bias.data_ptr(), weight.dtype == torch.bfloat16
+    return Linear(weight=weight.data_ptr(), bias=address, inputs=size, outputs=out, bfloat16=half)
 
 
 def int8_linear(
@@ -54,7 +54,10 @@ def int8_linear(
 
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x [..., in] . weight^T + bias`; each output summed in an order that only `in` decides."""
+    """`x [..., in] . weight^T + bias` of float32; each output summed in an order that only `in` decides.
+
+    A weight of bfloat16 takes `x` rounded to bfloat16; the order of its sums depends on the number of rows too.
+    """
     return _linear(x.contiguous(), float_record(weight, bias))
 
 
@@ -62,9 +65,9 @@ def _linear(x: Tensor, record: Linear) -> Tensor:
     rows = x.numel() // x.shape[-1]
     out = torch.empty(*x.shape[:-1], record.outputs)
     scratch = torch.empty(rows * (record.inputs + 3), dtype=torch.uint8)
-    kernels().linear_rows(
-        record, x.data_ptr(), rows, scratch.data_ptr(), out.data_ptr(), torch.get_num_threads()
-    )
+    halves = torch.empty((rows + LANES) * record.inputs if record.bfloat16 else 0, dtype=torch.bfloat16)
+    addresses = x.data_ptr(), rows, scratch.data_ptr(), halves.data_ptr(), out.data_ptr()
+    kernels().linear_rows(record, *addresses, torch.get_num_threads())
     return out
 
 

@@ -42,8 +42,8 @@ class Screen:
 
 
 def screen_of(head: Tensor) -> Screen:
-    """The screen of a float32 head `[vocab, hidden]`."""
-    parts = [_rows(head[start : start + ROWS]) for start in range(0, len(head), ROWS)]
+    """The screen of a float head `[vocab, hidden]`."""
+    parts = [_rows(head[start : start + ROWS].float()) for start in range(0, len(head), ROWS)]
     assert ROWS % OUTPUTS == 0
     weight, scale, bias, error, norm = (torch.cat(column) for column in zip(*parts, strict=True))
     return Screen(weight, scale, bias, error, norm, head.shape[1])

@@ -1,6 +1,6 @@
 """The NPU backend: torch_npu operators where chip and release have them, plain torch where they do not.
 
-`chips` says what each chip takes, `runtime` finds torch_npu, `forms` holds the ways of each operation, best first, and
+`chips` says what each chip takes, `runtime` finds torch_npu, `operations` holds the ways of each operation, best first, and
 can set one aside; `operators` tells a record which way was used.
 """
 
@@ -9,7 +9,7 @@ import torch
 from telechat_kit.backends import plain
 from telechat_kit.backends.data_sheets import data_sheet
 from telechat_kit.backends.npu.attention import attention, rotate
-from telechat_kit.backends.npu.forms import operators
+from telechat_kit.backends.npu.forms import operations
 from telechat_kit.backends.npu.graphs import capture
 from telechat_kit.backends.npu.linears import (
     blocked_float_weight,
@@ -50,6 +50,7 @@ __all__ = [
     "joins_linears",
     "name",
     "open_device",
+    "operations",
     "operators",
     "peak_memory_bytes",
     "prepare_dynamic_linear",
@@ -75,6 +76,8 @@ name = "npu"
 collectives = "hccl"
 #: One token at batch 1 is bound by starting operators, not by what they do
 joins_linears = True
+#: Which operator did each operation in this process so far, and which was set aside
+operators = operations.operators
 #: A part of a model is multiplied in the same form as the whole
 prepare_sharded_linear = prepare_linear
 restore_dynamic_linear = restore_linear

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.npu.chips import LEAST_PROMPT, PAIR_HEAD_DIMS, ROTARY_HEAD_DIM
-from telechat_kit.backends.npu.forms import PLAIN, Form, Way
+from telechat_kit.backends.npu.forms import PLAIN, Way, form
 from telechat_kit.backends.npu.runtime import current_chip, has, operator
 
 #: Size of the fixed causal mask that sparse_mode 2 of the attention operators takes
@@ -31,8 +31,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """
     if mask is not None:
         return plain.attention_in_products(query, key, value, mask)
-    form = decode_attention if query.shape[2] == 1 else prompt_attention
-    mixed: Tensor = form(query, key, value)
+    own = decode_attention if query.shape[2] == 1 else prompt_attention
+    mixed: Tensor = own(query, key, value)
     return mixed
 
 
@@ -138,14 +138,14 @@ def _in_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return plain.attention_in_products(query, key, value, None)
 
 
-prompt_attention = Form(
+prompt_attention = form(
     "prompt_attention",
     _padded_way(16),
     _padded_way(128),
     Way("npu_prompt_flash_attention", _triangular_prompt, _prompt_is_there, _prompt_fits),
     Way(PLAIN, _in_products),
 )
-decode_attention = Form(
+decode_attention = form(
     "decode_attention",
     Way("npu_incre_flash_attention", _decode, lambda: has("npu_incre_flash_attention"), _decode_fits),
     Way(PLAIN, _in_products),
@@ -191,7 +191,7 @@ def _each_fits(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:  #
     return sizes and query.dtype == cos.dtype and query.dtype in current_chip().dtypes
 
 
-_rotate = Form(
+_rotate = form(
     "rotate",
     Way("npu_apply_rotary_pos_emb", _rotate_pair, lambda: has("npu_apply_rotary_pos_emb"), _pair_fits),
     Way("npu_rotary_mul", _rotate_each, lambda: has("npu_rotary_mul"), _each_fits),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.npu.chips import FRACTAL_NZ, ND
-from telechat_kit.backends.npu.forms import PLAIN, Form, Way, note
+from telechat_kit.backends.npu.forms import PLAIN, Way, form, note, operations
 from telechat_kit.backends.npu.runtime import current_chip, has, operator, torch_npu
 from telechat_kit.backends.npu.toolkit import cann_version
 from telechat_kit.backends.plain import AddUp
@@ -25,7 +25,8 @@ def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     weight = tensors["weight"]
     products = all(map(has, ("npu_quant_matmul", "npu_trans_quant_param", "npu_format_cast")))
-    if not products or min(weight.shape) == 1:  # an axis of 1 cannot be blocked
+    set_aside = "npu_quant_matmul" not in operations.ways("int8_linear")
+    if set_aside or not products or min(weight.shape) == 1:  # an axis of 1 cannot be blocked
         return dict(tensors)
     if current_chip().cast_weight_as == "in, out":
         weight = weight.t().contiguous()
@@ -50,7 +51,11 @@ def prepare_dynamic_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A 910B takes the weight as it is, and adds the bias in its product.
     """
     weight = tensors["weight"]
-    blocked = _per_token_is_there() and current_chip().cast_weight_as == "out, in" and min(weight.shape) > 1
+    blocked = (
+        operations.ways("dynamic_int8_linear")[0] != PLAIN
+        and current_chip().cast_weight_as == "out, in"
+        and min(weight.shape) > 1
+    )
     if not (blocked and weight.shape[1] % current_chip().row_multiple == 0):
         return dict(tensors)
     bias = tensors.get("bias")
@@ -127,7 +132,7 @@ def _quantize_fits(x: Tensor, scale: Tensor, offset: Tensor) -> bool:  # noqa: A
     return x.dtype in current_chip().dtypes
 
 
-_quantize = Form(
+_quantize = form(
     "quantize",
     Way("npu_quantize, dividing", _divided, lambda: has("npu_quantize"), _quantize_fits),
     Way("npu_quantize, multiplying", _multiplied, lambda: has("npu_quantize"), _quantize_fits),
@@ -183,7 +188,7 @@ def _operand(weight: Tensor) -> Tensor:
     return weight.t() if current_chip().cast_weight_as == "out, in" else weight
 
 
-_product = Form(
+_product = form(
     "int8_linear",
     Way(
         "npu_quant_matmul",
@@ -243,7 +248,7 @@ def _plain_integers(
     return plain.accumulate(x_q, _unblocked(weight)).add_(quant_bias)
 
 
-_integers = Form(
+_integers = form(
     "sharded_int8_linear",
     Way(
         "npu_quant_matmul",
@@ -306,7 +311,7 @@ def _dynamic_fits(
     return x.dtype in chip.per_token_dtypes and weight_scale.dtype == torch.float32 and biased
 
 
-_dynamic = Form(
+_dynamic = form(
     "dynamic_int8_linear",
     Way("npu_dynamic_quant, npu_quant_matmul", _dynamic_matmul, _per_token_is_there, _dynamic_fits),
     Way(PLAIN, _plain_dynamic),

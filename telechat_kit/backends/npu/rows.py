@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from telechat_kit.backends import plain
-from telechat_kit.backends.npu.forms import PLAIN, Form, Way
+from telechat_kit.backends.npu.forms import PLAIN, Way, form
 from telechat_kit.backends.npu.runtime import current_chip, has, operator
 
 
@@ -32,12 +32,12 @@ def _swiglu(both: Tensor) -> Tensor:
     return product
 
 
-rms_norm = Form(
+rms_norm = form(
     "rms_norm",
     Way("npu_rms_norm", _rms_norm, lambda: has("npu_rms_norm"), lambda x, weight, _: _norm_fits(x, weight)),
     Way(PLAIN, plain.rms_norm),
 )
-add_rms_norm = Form(
+add_rms_norm = form(
     "add_rms_norm",
     Way(
         "npu_add_rms_norm",
@@ -47,7 +47,7 @@ add_rms_norm = Form(
     ),
     Way("norm of the sum", _norm_of_sum),
 )
-swiglu = Form(
+swiglu = form(
     "swiglu",
     Way(
         "npu_swiglu",

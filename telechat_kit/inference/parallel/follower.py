@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from transformers.cache_utils import DynamicCache
 
-from telechat_kit.backends import resolve_device
+from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import KitError
 from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.inference.parallel.group import join_group
@@ -90,7 +90,10 @@ def follow(source: BinaryIO, answer: Callable[[Done], None]) -> None:
     start: Start = pickle.load(source)
     torch.set_num_threads(start.threads)
     device = start.devices[start.rank]
-    resolve_device(device)
+    operations = backend_for(resolve_device(device).type).operations
+    for name, ways in start.set_aside.items():
+        for way, reason in ways.items():
+            operations.use_slower(name, reason, way)
     answer(Done())
     follower = Follower(device, join_group(start.devices, start.rank, start.port))
     while True:

@@ -11,6 +11,7 @@ from torch import Tensor
 class Start:
     """Join the team as `rank` of `devices`, whose store listens on `port`, with so many `threads` on a CPU.
 
+    `set_aside`: ways of operations that are not to be taken, and why, as in the first process.
     Answered by a `Done` before the process waits for the others.
     """
 
@@ -18,6 +19,7 @@ class Start:
     rank: int
     port: int
     threads: int
+    set_aside: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)

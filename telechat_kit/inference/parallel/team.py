@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from telechat_kit.backends import require_device
+from telechat_kit.backends import backend_for, require_device
 from telechat_kit.errors import DeviceError
 from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.inference.parallel.group import join_group, leave_group, open_store
@@ -53,8 +53,9 @@ class Team:
         self._others = [_start() for _ in devices[1:]]
         atexit.register(self.close)
         threads = max(1, torch.get_num_threads() // len(devices))
+        aside = backend_for(require_device(devices[0])[0]).operations.set_aside()
         for rank, other in enumerate(self._others, start=1):
-            _send(other, Start(devices, rank, store.port, threads))
+            _send(other, Start(devices, rank, store.port, threads, aside))
         self._require_answers()
         self.shard = join_group(devices, 0, store.port, store)
 

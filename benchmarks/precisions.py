@@ -1,0 +1,136 @@
+"""Float32, bfloat16 and W8A8 in one engine, beside transformers' own loop on float32: what int8 brings, what the engine.
+
+All take turns, round by round, and ratios are taken within a round. On an otherwise idle machine:
+
+    python benchmarks/precisions.py models/smollm2-135m-telechat models/smollm2-135m-telechat-w8a8
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from telechat_kit.backends import cpu
+from telechat_kit.backends.cores import CoreClock
+from telechat_kit.inference.engine import engine_for
+from telechat_kit.inference.generation import generate, generate_by_transformers, generate_copies
+from telechat_kit.inference.loading import load_model
+from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.performance.roofline import ModelSize, model_size
+from telechat_kit.statistics import Estimate, median
+
+TRANSFORMERS = "float32, transformers"
+#: Each is compared with the one named beside it
+RATIOS = (
+    ("w8a8", "float32"),
+    ("w8a8", "bfloat16"),
+    ("bfloat16", "float32"),
+    ("float32", TRANSFORMERS),
+)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One run: seconds of the prompt, and of each further token of all rows."""
+
+    way: str
+    batch: int
+    context: int
+    prefill: float
+    step: float
+
+
+@click.command()
+@click.argument("float_folder", type=click.Path(path_type=Path))
+@click.argument("w8a8_folder", type=click.Path(path_type=Path))
+@click.option("--contexts", default="100,1000,2000", show_default=True)
+@click.option("--batches", default="1", show_default=True, help="transformers' loop runs batch 1 only")
+@click.option("--tokens", default=32, show_default=True, help="behind each prompt")
+@click.option("--rounds", default=6, show_default=True)
+@click.option("--threads", default=torch.get_num_threads(), show_default=True)
+@click.option("--keep", type=click.Path(path_type=Path), help="write all runs there, one JSON line each")
+def main(
+    float_folder: Path,
+    w8a8_folder: Path,
+    contexts: str,
+    batches: str,
+    tokens: int,
+    rounds: int,
+    threads: int,
+    keep: Path | None,
+) -> None:
+    """Time the float checkpoint FLOAT_FOLDER and its W8A8 form."""
+    torch.set_num_threads(threads)
+    floats = load_model(float_folder, "cpu")
+    models = {
+        "w8a8": load_model(w8a8_folder, "cpu"),
+        "bfloat16": load_model(float_folder, "cpu", torch.bfloat16),
+        "float32": floats,
+        TRANSFORMERS: floats,
+    }
+    assert all(engine_for(model) for model in models.values()), "no compiled kernels here"
+    sizes = {name: model_size(name, model, name != TRANSFORMERS) for name, model in models.items()}
+    cases = [(b, c) for b in map(int, batches.split(",")) for c in map(int, contexts.split(","))]
+    runs = [(name, b, c) for b, c in cases for name in models if b == 1 or name != TRANSFORMERS]
+    for name, batch, context in runs:
+        if context == cases[0][1]:
+            timed(name, models[name], batch, context, tokens)  # warms up
+    clock, bandwidth = CoreClock.now(), cpu.read_bandwidth()[0]
+    found = [timed(name, models[name], b, c, tokens) for _ in range(rounds) for name, b, c in runs]
+    bandwidth = max(bandwidth, cpu.read_bandwidth()[0])
+    print(
+        f"{cpu.device_name()}, {cpu.operators()['int8_linear']}, reads {bandwidth / 1e9:.1f} GB/s", end="; "
+    )
+    print(f"others took {clock.busy_since()}")
+    for batch, context in cases:
+        own = [speed for speed in found if (speed.batch, speed.context) == (batch, context)]
+        report(own, sizes, bandwidth, context + tokens / 2)
+    if keep is not None:
+        keep.write_text("".join(json.dumps(asdict(speed)) + "\n" for speed in found))
+
+
+def timed(name: str, model: TelechatForCausalLM, batch: int, context: int, tokens: int) -> Speed:
+    """Prompts are ids spread over the vocabulary, the same for all."""
+    prompt = [(7919 * i) % model.config.vocab_size for i in range(1, context + 1)]
+    if name == TRANSFORMERS:
+        run = generate_by_transformers(model, prompt, tokens)
+    elif batch == 1:
+        run = generate(model, prompt, tokens)
+    else:
+        run = generate_copies(model, prompt, batch, tokens)
+    assert run.time_per_output_token is not None
+    time.sleep(0.05)  # what ran before has put its threads to sleep
+    return Speed(name, batch, context, run.time_to_first_token, run.time_per_output_token)
+
+
+def report(speeds: list[Speed], sizes: dict[str, ModelSize], bandwidth: float, positions: float) -> None:
+    """Medians of each way, its share of the memory's limit, and the ratios within the rounds."""
+    batch, context = speeds[0].batch, speeds[0].context
+    own = {name: [speed for speed in speeds if speed.way == name] for name in sizes}
+    for name, rows in ((name, rows) for name, rows in own.items() if rows):
+        prefill = median([batch * context / row.prefill for row in rows])
+        decode = median([batch / row.step for row in rows])
+        read = sizes[name].read_bytes_per_token + batch * positions * sizes[name].cache_bytes_per_token
+        limit = batch * bandwidth / read
+        print(
+            f"batch {batch:2} context {context:5}  {name:22} prefill {in_words(prefill):26} decode {in_words(decode):24} "
+            f"= {decode.value / limit:4.0%} of {limit:.0f} ({read / 1e6:.0f} MB a step)"
+        )
+    for name, base in RATIOS:
+        pairs = list(zip(own[name], own[base], strict=False))
+        if pairs:
+            prefill = median([b.prefill / a.prefill for a, b in pairs])
+            decode = median([b.step / a.step for a, b in pairs])
+            print(f"    {name} / {base}: prefill {in_words(prefill, 2)}, decode {in_words(decode, 2)}")
+
+
+def in_words(found: Estimate, digits: int = 0) -> str:
+    """The median and its interval."""
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    main()

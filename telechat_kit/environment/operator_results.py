@@ -1,0 +1,133 @@
+"""What the test of operators found, and how a run heeds it: the ways that passed, and the slower way for the rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from telechat_kit.backends import backend_for, resolve_device
+from telechat_kit.errors import DataError
+from telechat_kit.files import read_json, relative, resolve
+
+Verdict = Literal["right", "wrong", "refused", "crashed", "timed out", "no memory", "not called", "not tried"]
+#: Verdicts that a later notebook avoids the way for
+BAD = ("wrong", "refused", "crashed", "timed out")
+#: What a record says of a way that is set aside for it
+BY_TEST = "in the test of operators"
+
+
+@dataclass(frozen=True)
+class OperatorTest:
+    """One call: `operation` by `way` on `rows` rows (positions, in attention).
+
+    `error` is the largest difference to the reference as a share of its largest value, in `quantize` the share of
+    values that are off by one. `not called`: a run of this model does not take the way for so many rows.
+    """
+
+    operation: str
+    way: str
+    rows: int
+    verdict: Verdict
+    error: float | None = None
+    milliseconds: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class OperatorTests:
+    """What was tried on a device, and what of it is not to be used: operation -> way -> why."""
+
+    device: str
+    device_name: str
+    dtype: str
+    sizes: dict[str, int]
+    tests: list[OperatorTest]
+
+    def avoided(self) -> dict[str, dict[str, str]]:
+        """Ways with a bad verdict and the first reason; the last way of an operation cannot be avoided."""
+        found: dict[str, dict[str, str]] = {}
+        for test in self.tests:
+            if test.verdict in BAD and test.way != last_way(self.tests, test.operation):
+                found.setdefault(test.operation, {}).setdefault(test.way, reason(test))
+        return found
+
+    def dead_ends(self) -> list[OperatorTest]:
+        """Bad verdicts on what there is no other way for."""
+        return [t for t in self.tests if t.verdict in BAD and t.way == last_way(self.tests, t.operation)]
+
+
+def last_way(tests: Sequence[OperatorTest], operation: str) -> str:
+    """The way that an operation falls back on."""
+    return [test.way for test in tests if test.operation == operation][-1]
+
+
+def reason(test: OperatorTest) -> str:
+    """Why a way is not to be used, in a few words."""
+    told = f"{test.verdict} at {test.rows:,} row{'s' if test.rows > 1 else ''}"
+    if test.error is not None:
+        told += f", off by {test.error:.2g}"
+    return f"{told}: {test.message}" if test.message else told
+
+
+def sentences(found: OperatorTests) -> list[str]:
+    """What follows from the tests: a sentence for each way that failed, or one if all passed."""
+    lines = [
+        f"{operation}: {way} is not used ({why}); {_next(found, operation)} does it."
+        for operation, ways in found.avoided().items()
+        for way, why in ways.items()
+    ]
+    ends = {(test.operation, test.way): reason(test) for test in reversed(found.dead_ends())}
+    lines += [
+        f"{name}: {way} failed ({why}), and no way is left behind it." for (name, way), why in ends.items()
+    ]
+    right = {(test.operation, test.way) for test in found.tests if test.verdict == "right"}
+    return lines or [f"All {len(right)} ways that were tried are right."]
+
+
+def _next(found: OperatorTests, operation: str) -> str:
+    """The best way of an operation that is left."""
+    avoided = found.avoided().get(operation, {})
+    ways = dict.fromkeys(test.way for test in found.tests if test.operation == operation)
+    return next(way for way in ways if way not in avoided)
+
+
+def use_tested_operators(run_folder: str | Path, device: str = "auto") -> dict[str, dict[str, str]]:
+    """Take the slower way for every operator that failed in `01_setup` of this run folder, and print which.
+
+    Results of another device than the one at hand are left alone, which is printed. Gives operation -> way -> why.
+
+    Raises:
+        DataError: setup.json is damaged.
+        DeviceError: the device cannot be opened.
+
+    Example:
+        >>> use_tested_operators("results/tiny", "cpu")
+        {}
+    """
+    found = _recorded(resolve(run_folder) / "setup.json")
+    if found is None:
+        return {}
+    kind = resolve_device(device).type
+    if (name := backend_for(kind).device_name()) != found.device_name:
+        print(f"operators: those tried were of {found.device_name}, this is {name}. Run 01_setup again.")
+        return {}
+    for operation, ways in found.avoided().items():
+        for way, why in ways.items():
+            backend_for(kind).operations.use_slower(operation, f"{BY_TEST} {why}", way)
+    print(*sentences(found), sep="\n")
+    return found.avoided()
+
+
+def _recorded(path: Path) -> OperatorTests | None:
+    values = read_json(path) if path.is_file() else {}
+    tests = values.get("operators") if isinstance(values, dict) else None
+    if tests is None:
+        return None
+    try:
+        return TypeAdapter(OperatorTests).validate_python(tests)
+    except ValidationError as error:
+        raise DataError(
+            f"{relative(path)}: operators: {error.errors()[0]['msg']}. Run 01_setup again."
+        ) from error
