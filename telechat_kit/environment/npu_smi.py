@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-_PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
-_NAME, _NUMBER = re.compile(r"(\d+)\s+(?!\d+$)(\S.*)"), re.compile(r"\d+")
+_PAIR = re.compile(r"(?<![0-9])([0-9]{1,12})\s*/\s*([0-9]{1,12})(?![0-9])")
+_NAME = re.compile(r"([0-9]{1,12})\s+(?![0-9]+$)(\S.*)")
+_NUMBER = re.compile(r"[0-9]{1,12}(?![0-9])")
 #: A 310B has no bus number
 _BUS = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-fxX]{2}:|NA$")
 _VERSION = re.compile(r"npu-smi\s+([0-9]\S*)")
