@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.cpu_kernels import operators as compiled
-from telechat_kit.backends.cpu_kernels.layout import pack_linear, unpack_linear
+from telechat_kit.backends.cpu_kernels.layout import (
+    pack_linear,
+    pack_weight,
+    unpack_linear,
+    unpack_weight,
+)
 from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
 from telechat_kit.backends.forms import PLAIN, Forms, Way
 from telechat_kit.backends.plain import (
@@ -22,10 +27,8 @@ from telechat_kit.backends.plain import (
     blocked_float_weight,
     capture,
     measured_bandwidth,
-    prepare_dynamic_linear,
     quantize,
     quantize_per_token,
-    restore_dynamic_linear,
     rotate,
     swiglu,
 )
@@ -159,9 +162,54 @@ _int8_linear = operations.form(
 )
 
 
-def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """W8A8 linear of `x [..., K]` by `weight [N, K]` int8, every token with a scale of its own, to `[..., N]`."""
+def prepare_dynamic_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the weight in the kernels' panels, where there are kernels, and what their shift adds."""
+    weight = tensors["weight"]
+    if KERNELS not in operations.ways("dynamic_int8_linear") or weight.ndim == 4:
+        return dict(tensors)
+    shift = -activation_shift() * weight.sum(1, dtype=torch.int32)
+    return {**tensors, "weight": pack_weight(weight), "shift": shift}
+
+
+def restore_dynamic_linear(tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
+    """The tensors with the weight `[out, size]` as on disk."""
+    if tensors["weight"].ndim == 2:
+        return dict(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name != "shift"}
+    return {**kept, "weight": unpack_weight(tensors["weight"], out, size)}
+
+
+def dynamic_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels, every token scaled by itself: `[..., N]`."""
+    y: Tensor = _dynamic_int8_linear(x, weight, weight_scale, bias, shift)
+    return y
+
+
+def _dynamic_in_torch(
+    accumulate: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    shift: Tensor | None,  # noqa: ARG001  (of the panels only)
+) -> Tensor:
+    if weight.ndim == 4:  # the kernels were set aside after the weight was packed for them
+        weight = unpack_weight(weight, len(weight_scale), x.shape[-1])
     return plain.dynamic_product(x, weight, weight_scale, bias, accumulate)
+
+
+_dynamic_int8_linear = operations.form(
+    "dynamic_int8_linear",
+    Way(KERNELS, compiled.dynamic_int8_linear, _has_kernels, lambda x, weight, *_: weight.ndim == 4),  # noqa: ARG005
+    Way("torch._int_mm", partial(_dynamic_in_torch, accumulate)),
+    Way(PLAIN, partial(_dynamic_in_torch, plain.accumulate)),
+)
 
 
 def prepare_sharded_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

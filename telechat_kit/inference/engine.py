@@ -28,9 +28,9 @@ from telechat_kit.backends.cpu_kernels.library import (
     Norm,
     library,
 )
-from telechat_kit.backends.cpu_kernels.operators import float_record, kernels, linear_record
+from telechat_kit.backends.cpu_kernels.operators import dynamic_record, float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
-from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
+from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
 from telechat_kit.model.telechat3 import Telechat3Attention
 
@@ -101,14 +101,14 @@ def _linears(block: TelechatBlock) -> tuple[nn.Module | tuple[nn.Module, nn.Modu
 
 
 def _readable(linear: nn.Module | tuple[nn.Module, nn.Module]) -> bool:
-    """Whether the kernels can read the weight: int8 in panels with static activations, or float as on disk.
+    """Whether the kernels can read the weight: int8 in panels, or float as on disk.
 
     A pair is read as one, so both must be of one kind.
     """
     if isinstance(linear, tuple):
-        return all(map(_readable, linear)) and len({isinstance(part, W8A8Linear) for part in linear}) == 1
-    if isinstance(linear, W8A8Linear):
-        return type(linear) is W8A8Linear and linear.weight.ndim == 4
+        return all(map(_readable, linear)) and len({isinstance(part, nn.Linear) for part in linear}) == 1
+    if isinstance(linear, W8A8Linear | DynamicW8A8Linear):
+        return type(linear) in (W8A8Linear, DynamicW8A8Linear) and linear.weight.ndim == 4
     if not isinstance(linear, nn.Linear) or type(linear) not in (nn.Linear, FloatLinear):
         return False
     return linear.weight.is_contiguous() and linear.weight.device.type == "cpu"
@@ -223,9 +223,12 @@ class Engine:
         """The record of a linear; of a pair, head after head a key and a value, which takes a copy."""
         one = linear[0] if isinstance(linear, tuple) else linear
         tensors = self._interleaved(*linear) if isinstance(linear, tuple) else _tensors(linear)
-        if not isinstance(one, W8A8Linear) and "bias" in tensors:
+        if isinstance(one, nn.Linear) and "bias" in tensors:
             tensors["bias"] = tensors["bias"].float()
         self._kept += tensors.values()
+        if isinstance(one, DynamicW8A8Linear):
+            bias = tensors.pop("bias", None)
+            return dynamic_record(**tensors, bias=bias, inputs=one.in_features)
         if isinstance(one, W8A8Linear):
             return linear_record(**tensors, inputs=one.in_features)
         return float_record(tensors["weight"], tensors.get("bias"))

@@ -147,6 +147,15 @@ class DynamicW8A8Linear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         _keep_stored(destination, prefix, self._buffers, self.stored_tensors())
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        stored = self.stored_tensors()
+        for name in self._buffers.keys() - stored.keys() - {"bias"}:
+            del self._buffers[name]
+        self._buffers.update(stored)
+        super()._load_from_state_dict(*arguments)
+        if self.prepared:
+            self.prepare()
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 

@@ -78,11 +78,10 @@ def model_size(name: str, model: TelechatForCausalLM, in_engine: bool = True) ->
 def _operations(model: TelechatForCausalLM) -> tuple[int, int]:
     """Operations for one token of the int8 linears and of the float ones in the blocks."""
     modules = list(model.transformer.h.modules())
-    int8 = [m for m in modules if isinstance(m, W8A8Linear)]
+    int8 = [m for m in modules if isinstance(m, W8A8Linear | DynamicW8A8Linear)]
     floats = [m for m in modules if isinstance(m, nn.Linear)]
-    dynamic = [m for m in modules if isinstance(m, DynamicW8A8Linear)]
     return (
-        sum(2 * m.in_features * m.out_features for m in int8) + sum(2 * m.weight.numel() for m in dynamic),
+        sum(2 * m.in_features * m.out_features for m in int8),
         sum(2 * m.in_features * m.out_features for m in floats),
     )
 

@@ -111,5 +111,5 @@ def dense_weight(linear: nn.Module) -> Tensor:
     if isinstance(linear, W8A8Linear):
         return linear.stored_tensors()["weight"].float() * (linear.deq_scale / linear.input_scale)[:, None]
     if isinstance(linear, DynamicW8A8Linear):
-        return linear.weight.float() * linear.weight_scale[:, None]
+        return linear.stored_tensors()["weight"].float() * linear.weight_scale[:, None]
     return linear.get_parameter("weight").detach().float()

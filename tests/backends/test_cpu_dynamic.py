@@ -87,7 +87,7 @@ class ReferenceLinear(nn.Module):
 
     def __init__(self, linear: DynamicW8A8Linear) -> None:
         super().__init__()
-        buffers = dict(linear.named_buffers())
+        buffers = linear.state_dict()
         self.packed = buffers | {"weight_scale": buffers["weight_scale"][:, None]}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,3 +110,40 @@ def test_a_whole_dynamic_model_equals_one_of_reference_linears(tiny_folder: Path
         logits, expected = model(ids).logits, reference(ids).logits
     assert len(replaced) == 24
     assert torch.equal(logits, expected)
+
+
+def prepared(packed: dict[str, Tensor]) -> DynamicW8A8Linear:
+    linear = DynamicW8A8Linear(packed)
+    linear.prepare()
+    return linear
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 33])
+@pytest.mark.parametrize(("k", "n"), [(48, 30), (576, 64), (33, 7), (101, 79)])
+def test_panels_give_the_reference_s_numbers(rows: int, k: int, n: int) -> None:
+    x = normal(1, rows, k) * torch.logspace(-3, 3, rows)[:, None]
+    x[rows // 2] = 0
+    for packed in (packed_linear(k, n), packed_linear(k, n, with_bias=False)):
+        assert torch.equal(prepared(packed)(x), dynamic_int8_linear(x, packed))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_rows_in_panels_that_are_not_finite_do_not_look_like_results(value: float) -> None:
+    x = normal(1, 9, 48)
+    x[4, 7] = value
+    y = prepared(packed_linear(48, 30))(x)
+    assert not y[4].isfinite().any()
+    assert y[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+def test_a_prepared_linear_is_saved_and_loaded_as_on_disk() -> None:
+    plain, linear, other = (
+        DynamicW8A8Linear(packed_linear(101, 30)),
+        prepared(packed_linear(101, 30)),
+        prepared(pack_dynamic_linear(normal(8, 30, 101), normal(9, 30))),
+    )
+    assert linear.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in linear.state_dict().items())
+    other.load_state_dict(linear.state_dict())
+    x = normal(0, 3, 101)
+    assert torch.equal(other(x), linear(x))

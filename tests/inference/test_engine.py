@@ -10,15 +10,15 @@ import torch
 from telechat_kit.backends.cpu_kernels import library
 from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.inference.engine import Engine, EngineRun, engine_for, unsuited
-from telechat_kit.inference.generation import generate, generate_by_transformers, start_run
+from telechat_kit.inference.generation import generate, generate_batch, generate_by_transformers, start_run
 from telechat_kit.inference.loading import load_model, prepare
 from telechat_kit.inference.network_run import NetworkRun
 from telechat_kit.model import TelechatForCausalLM
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
-from telechat_kit.model.int8_linears import FloatLinear, W8A8Linear
+from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import linear_names
-from telechat_kit.quantization.int8.packing import pack_linear
+from telechat_kit.quantization.int8.packing import pack_dynamic_linear, pack_linear
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason=library.description())
 
@@ -29,17 +29,19 @@ def model(tiny_w8a8_folder: Path) -> TelechatForCausalLM:
 
 
 def random_model(
-    kv_heads: int = 6, float_linears: tuple[str, ...] = (), **changes: Any
+    kv_heads: int = 6, float_linears: tuple[str, ...] = (), dynamic: bool = False, **changes: Any
 ) -> TelechatForCausalLM:
     """A W8A8 model of random weights, 6 heads on `kv_heads` of keys and values."""
     shape = {"vocab_size": 300, "hidden_size": 96, "n_layer": 2, "n_head": 6, "ffn_hidden_size": 100}
     if kv_heads != 6:
         changes |= {"num_key_value_heads": kv_heads, "base_seqlen": 400}
     config = TelechatConfig(**shape, training_seqlen=400, initializer_range=0.15, **changes)
-    return quantized(config, float_linears)
+    return quantized(config, float_linears, dynamic)
 
 
-def quantized(config: TelechatConfig, float_linears: tuple[str, ...]) -> TelechatForCausalLM:
+def quantized(
+    config: TelechatConfig, float_linears: tuple[str, ...], dynamic: bool = False
+) -> TelechatForCausalLM:
     """Random weights of the shape of `config`, in int8 but for the `float_linears`."""
     torch.manual_seed(0)
     model = network_of(config)(config).eval()
@@ -49,6 +51,9 @@ def quantized(config: TelechatConfig, float_linears: tuple[str, ...]) -> Telecha
             other = FloatLinear(*linear.weight.shape[::-1], linear.bias is not None)
             other.load_state_dict(linear.state_dict())
             model.set_submodule(name, other)
+        elif dynamic:
+            packed = pack_dynamic_linear(linear.weight, linear.bias)
+            model.set_submodule(name, DynamicW8A8Linear(packed))
         else:
             packed = pack_linear(linear.weight, linear.bias, torch.tensor([0.02]), torch.tensor([3.0]))
             model.set_submodule(name, W8A8Linear(packed))
@@ -117,6 +122,17 @@ def test_every_kind_of_telechat_is_covered(post_layernorm: bool, embed_layernorm
 def test_linears_kept_in_float_are_covered(float_linears: tuple[str, ...]) -> None:
     assert_equal_runs(random_model(float_linears=float_linears), 70)
     assert_equal_runs(random_model(kv_heads=2, float_linears=float_linears), 70)
+
+
+@pytest.mark.parametrize("float_linears", [(), ("query",), ("gate_proj", "up_proj"), ("down_proj",)])
+@pytest.mark.parametrize("kv_heads", [2, 6])
+def test_linears_that_scale_each_token_are_covered(kv_heads: int, float_linears: tuple[str, ...]) -> None:
+    model = random_model(kv_heads, float_linears, dynamic=True)
+    for length in (1, 70):
+        assert_equal_runs(model, length)
+    prompts = [prompt(length) for length in lengths_of(9)]
+    expected = [alone(model, ids, 4) for ids in prompts]
+    assert generate_batch(model, prompts, 4) == expected
 
 
 def test_norms_with_a_bias_are_covered() -> None:

@@ -36,8 +36,13 @@ def vectors(case: str) -> dict[str, Tensor]:
 
 
 def assert_golden(actual: Tensor, expected: Tensor) -> None:
-    """Within 1e-5 but for the order of sums: of one case the vectors' own full and cached logits are 1.3e-5 apart."""
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1.2e-5)
+    """Within 1e-5 but for the order of sums, which is the processor's.
+
+    Of one case the vectors' own full and cached logits are 1.3e-5 apart; a Xeon with AMX is 1.41e-5 off where an EPYC
+    is 1.2e-5, of logits up to 10. The root mean square, which single sums do not move, has the narrower bound.
+    """
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=2e-5)
+    assert (actual - expected).pow(2).mean().sqrt() < 4e-6
 
 
 def step_by_step(model: TelechatForCausalLM, ids: Tensor, prefill: int, cache: Any = None) -> Tensor:

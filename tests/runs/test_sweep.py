@@ -90,7 +90,7 @@ def test_the_front_holds_what_no_other_run_beats_in_both(tiny_run: Path, tmp_pat
 def test_the_page_shows_every_run_and_names_the_unfinished(tiny_run: Path, tmp_path: Path) -> None:
     page = write_sweep({"done": tiny_run, "gone": tmp_path / "gone"}, tmp_path / "sweep")
     assert "Not finished: gone." in page.read_text()
-    assert "<img" in page.read_text()
+    assert "<figure><svg" in page.read_text()
     assert (page.parent / "sweep.csv").read_text().count("\n") == 3
     assert "| done" in (page.parent / "sweep.md").read_text()
 

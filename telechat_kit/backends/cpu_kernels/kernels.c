@@ -38,6 +38,7 @@
 #define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
 #define SLICE 768    /* inputs of a float linear that are summed in one go */
 #define TILED 8      /* rows from which a linear is multiplied in tiles of the processor, where it has them */
+#define AHEAD 8      /* outputs by which a float weight that is read for one row is fetched before it is needed: its rows are short */
 #define BLOCK 64     /* positions, or outputs, that a tile of four vectors covers */
 #define SCORE_ROWS 24 /* queries of a prompt whose scores are held together */
 #define PART 128     /* positions of the cache that make one item of work in a decode step */
@@ -177,8 +178,9 @@ INLINE float lane_sum(vf x) {
 
 typedef struct {
     const void *weight;       /* int8 panels, or float or bfloat16 [outputs][inputs] */
-    const void *bias;         /* int8: int32 [outputs], less SHIFT times the row sums. float: float [outputs] or NULL */
-    const float *deq_scale;   /* [outputs]; NULL for a float linear */
+    const void *bias;         /* static int8: int32 [outputs], less SHIFT times the row sums. Else float [outputs] or NULL */
+    const float *deq_scale;   /* [outputs]; NULL for a float linear. Of a dynamic one the scale of the weight */
+    const int32_t *shift;     /* [outputs], of a dynamic int8 linear, which scales each row: less SHIFT times the row sums */
     float input_scale, input_offset;
     int32_t inputs, outputs;
     int32_t bfloat16;         /* of a float linear: what the weight is */
@@ -275,7 +277,10 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
     int k = 0;
     for (; k + LANES <= inputs; k += LANES) {
         vf w[4];
-        for (int c = 0; c < columns; c++) w[c] = wide(weight, c * weight_stride + k, bfloat16);
+        for (int c = 0; c < columns; c++) {
+            w[c] = wide(weight, c * weight_stride + k, bfloat16);
+            if (rows == 1) __builtin_prefetch((const char *)weight + ((c + AHEAD) * weight_stride + k) * (bfloat16 ? 2 : 4));
+        }
         for (int r = 0; r < rows; r++) {
             vf row = *(const vf *)(x + r * stride + k);
             IN_REGISTER(row);
@@ -298,7 +303,10 @@ INLINE void half_tile(int rows, int columns, const uint16_t *x, int64_t stride, 
     int k = 0;
     for (; k + 2 * LANES <= inputs; k += 2 * LANES) {
         vu w[4];
-        for (int c = 0; c < columns; c++) w[c] = *(const vu *)(weight + c * weight_stride + k);
+        for (int c = 0; c < columns; c++) {
+            w[c] = *(const vu *)(weight + c * weight_stride + k);
+            if (rows == 1) __builtin_prefetch(weight + (c + AHEAD) * weight_stride + k);
+        }
         for (int r = 0; r < rows; r++) {
             vu row = *(const vu *)(x + r * stride + k);
             IN_REGISTER(row);
@@ -335,11 +343,13 @@ static int tile_vectors(int vectors) { return vectors >= 4 ? 4 : 1; }
 static int panels_of(int outputs) { return (outputs + LANES - 1) / LANES; }
 static int padded(int inputs) { return (inputs + 3) / 4 * 4; }
 
-/* The input rows of a linear as it multiplies them, besides floats: an int8 linear bytes [rows][padded], a bfloat16 one
- * halves [rows][inputs], or in tiles. */
-typedef struct { uint8_t *bytes; uint16_t *halves; } narrow;
+/* The input rows of a linear as it multiplies them, besides floats: an int8 linear bytes [rows][padded], a dynamic one
+ * with scales [rows], a bfloat16 one halves [rows][inputs], or in tiles. */
+typedef struct { uint8_t *bytes; float *scales; uint16_t *halves; } narrow;
 
-static narrow narrow_rows(narrow n, int64_t rows, int inputs) { return (narrow){n.bytes + rows * padded(inputs), n.halves ? n.halves + rows * inputs : NULL}; }
+static narrow narrow_rows(narrow n, int64_t rows, int inputs) {
+    return (narrow){n.bytes + rows * padded(inputs), n.scales + rows, n.halves ? n.halves + rows * inputs : NULL};
+}
 
 /* Whether a bfloat16 linear takes its rows in tiles: [rows/16][inputs/32][16 pairs of inputs][16 rows]. */
 static int in_tiles(const linear *l, int rows) { return TILES && tiles && l->bfloat16 && rows >= TILED && l->inputs % 32 == 0; }
@@ -433,10 +443,32 @@ static void tile_inputs(const float *x, int64_t stride, int rows, int first, int
 }
 #endif
 
+/* A whole row by its own largest value, symmetrically: clamp(round(x / scale), -127, 127) + SHIFT with scale = max / 127. The
+ * scale of a row that is not finite is not finite either. */
+static float quantize_row(const float *x, int count, uint8_t *bytes) {
+    const float round = 12582912.0f;
+    float most = 0, odd = 0;
+    for (int i = 0; i < count; i++) {
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        odd += x[i] * 0.0f; /* NaN of NaN and infinity */
+    }
+    const float scale = most / 127.0f + odd, divisor = scale > 0 ? scale : 1.0f;
+    for (int i = 0; i < count; i++) {
+        float value = (x[i] / divisor + round) - round;
+        value = value < -127.0f ? -127.0f : value;
+        value = value > 127.0f ? 127.0f : value;
+        bytes[i] = (uint8_t)((value == value ? (int32_t)value : 0) + SHIFT);
+    }
+    for (int i = count; i < padded(count); i++) bytes[i] = 0;
+    return scale;
+}
+
 /* The floats x[rows][count], which are the inputs from `first` on of `l`, into the form that it multiplies, `together`
  * rows at a time. */
 static void narrow_inputs(const linear *l, const float *x, int64_t stride, int rows, int first, int count, int together, narrow n) {
-    if (l->deq_scale)
+    if (l->shift) /* whole rows only */
+        for (int r = 0; r < rows; r++) n.scales[r] = quantize_row(x + r * stride, count, n.bytes + (int64_t)r * padded(l->inputs));
+    else if (l->deq_scale)
         for (int r = 0; r < rows; r++)
             quantize(x + r * stride, count, l->input_scale, l->input_offset, n.bytes + (int64_t)r * padded(l->inputs) + first);
     else if (in_tiles(l, together))
@@ -452,7 +484,21 @@ static void narrow_input(const linear *l, const float *x, int rows, int together
     narrow_inputs(l, x, l->inputs, rows, 0, l->inputs, together, n);
 }
 
-static void scale_panel(const linear *l, vi sum, int first, float *out) {
+/* A dynamic linear rounds after each factor, and the bias last, as torch does. */
+static void scale_dynamic(const linear *l, vi sum, int first, float row_scale, float *out) {
+    const float *scale = l->deq_scale + first, *bias = l->bias ? (const float *)l->bias + first : NULL;
+    const int32_t *lanes = (const int32_t *)&sum;
+    for (int i = 0; i < MIN(LANES, l->outputs - first); i++) {
+        out[i] = (float)(lanes[i] + l->shift[first + i]) * row_scale * scale[i];
+        if (bias) out[i] += bias[i];
+    }
+}
+
+static void scale_panel(const linear *l, vi sum, int first, float row_scale, float *out) {
+    if (l->shift) {
+        scale_dynamic(l, sum, first, row_scale, out);
+        return;
+    }
     const int32_t *bias = (const int32_t *)l->bias + first;
     const float *scale = l->deq_scale + first;
     if (first + LANES <= l->outputs)
@@ -463,12 +509,12 @@ static void scale_panel(const linear *l, vi sum, int first, float *out) {
 
 #if TILES
 /* `int8_panels` in tiles: panels stand in memory as the right operand. Inputs behind the last 64 are added one by one. */
-static void int8_tiles(const linear *l, const uint8_t *bytes, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+static void int8_tiles(const linear *l, narrow n, int rows, int begin, int end, float *out, int64_t stride, int origin) {
     const int groups = padded(l->inputs) / 4, steps = groups / LANES;
     int32_t sums[4][LANES][LANES] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r += 2 * LANES) {
         const int top = MIN(LANES, rows - r), low = MIN(LANES, rows - r - top);
-        const uint8_t *x = bytes + (int64_t)r * groups * 4;
+        const uint8_t *x = n.bytes + (int64_t)r * groups * 4;
         shape_tiles(top, low);
         for (int p = begin; p < end; p += 2) {
             const int both = p + 1 < end;
@@ -482,7 +528,7 @@ static void int8_tiles(const linear *l, const uint8_t *bytes, int rows, int begi
                         memcpy(&four, x + (int64_t)i * groups * 4 + 4 * k, 4);
                         sum = dot4(sum, *(const vi *)(panels + ((int64_t)v * groups + k) * 64), four);
                     }
-                    scale_panel(l, sum, (p + v) * LANES, out + (r + i) * stride + (p + v) * LANES - origin);
+                    scale_panel(l, sum, (p + v) * LANES, n.scales[r + i], out + (r + i) * stride + (p + v) * LANES - origin);
                 }
         }
     }
@@ -516,25 +562,25 @@ static void half_tiles(const linear *l, const uint16_t *halves, int rows, int be
 #endif
 
 /* out[rows][.] of the panels begin .. end; output n of a row stands at out[n - origin]. */
-static void int8_panels(const linear *l, const uint8_t *bytes, int rows, int begin, int end, float *out, int64_t stride, int origin) {
+static void int8_panels(const linear *l, narrow n, int rows, int begin, int end, float *out, int64_t stride, int origin) {
     const int groups = padded(l->inputs) / 4;
     vi sums[6 * 4];
 #if TILES
     if (tiles && rows >= TILED) {
-        int8_tiles(l, bytes, rows, begin, end, out, stride, origin);
+        int8_tiles(l, n, rows, begin, end, out, stride, origin);
         return;
     }
 #endif
     for (int p = begin; p < end; p += tile_vectors(end - p))
         for (int r = 0; r < rows; r += tile_rows(rows - r)) {
             const int8_t *panels = (const int8_t *)l->weight + (int64_t)p * groups * 64;
-            const uint8_t *x = bytes + (int64_t)r * groups * 4;
+            const uint8_t *x = n.bytes + (int64_t)r * groups * 4;
 #define TILE(R, V) int8_tile(R, V, x, groups * 4, panels, groups, sums)
             EACH_TILE(rows - r, end - p, TILE);
 #undef TILE
             for (int i = 0; i < tile_rows(rows - r); i++)
                 for (int v = 0; v < tile_vectors(end - p); v++)
-                    scale_panel(l, sums[i * 4 + v], (p + v) * LANES, out + (r + i) * stride + (p + v) * LANES - origin);
+                    scale_panel(l, sums[i * 4 + v], (p + v) * LANES, n.scales[r + i], out + (r + i) * stride + (p + v) * LANES - origin);
         }
 }
 
@@ -599,7 +645,7 @@ static float float_output(const linear *l, const float *x, int n) {
 
 /* Outputs of the panels begin .. end of a linear, from the floats of its input or what `narrow_input` made of them. */
 static void apply(const linear *l, const float *x, int64_t x_stride, narrow n, int rows, int begin, int end, float *out, int64_t stride, int origin) {
-    if (l->deq_scale) int8_panels(l, n.bytes, rows, begin, end, out, stride, origin);
+    if (l->deq_scale) int8_panels(l, n, rows, begin, end, out, stride, origin);
     else if (l->bfloat16) half_panels(l, n.halves, rows, begin, end, out, stride, origin);
     else float_panels(l, x, x_stride, rows, begin, end, out, stride, origin);
 }
@@ -666,7 +712,7 @@ static void rotate(const float *x, const float *cos, const float *sin, int dim, 
     }
 }
 
-/* silu(gate) * up for these panels, in the form that `down` reads. */
+/* silu(gate) * up for these panels, in the form that `down` reads; floats where that one is dynamic: it needs whole rows. */
 static void gated(const network *m, const block *b, const float *x, narrow n, int rows, range panels, narrow wide, float *act) {
     float gate[CHUNK * BLOCK], up[CHUNK * BLOCK];
     for (int p = panels.begin; p < panels.end; p += 4) {
@@ -677,9 +723,9 @@ static void gated(const network *m, const block *b, const float *x, narrow n, in
             float *g = gate + r * BLOCK, *u = up + r * BLOCK;
 #pragma omp simd
             for (int i = 0; i < count; i++) g[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
-            if (!b->down.deq_scale && !b->down.bfloat16) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
+            if (b->down.shift || (!b->down.deq_scale && !b->down.bfloat16)) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
         }
-        narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
+        if (!b->down.shift) narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
     }
 }
 
@@ -939,7 +985,8 @@ static int narrow_room(int chunk) { return (chunk + LANES - 1) / LANES * LANES; 
 
 static narrow take_narrow(char **next, int64_t rows, int inputs) {
     uint8_t *bytes = take(next, rows * padded(inputs), 1);
-    return (narrow){bytes, take(next, rows * inputs, sizeof(uint16_t))};
+    float *scales = take(next, rows, sizeof(float));
+    return (narrow){bytes, scales, take(next, rows * inputs, sizeof(uint16_t))};
 }
 
 static space plan(const network *m, extent e, char **next) {
@@ -1006,7 +1053,7 @@ static void apply_all(const linear *l, const float *x, narrow n, int rows, float
     apply(l, x, l->inputs, n, rows, 0, panels_of(l->outputs), out, l->outputs, 0);
 }
 
-/* What both linears of a pair read: where both are int8 they have the same input scale and offset. */
+/* What both linears of a pair read: where both are int8 they have the same input scale and offset, or none. */
 static void narrow_pair(const linear *a, const linear *b, const float *x, int rows, int together, narrow n) {
     narrow_input(a, x, rows, together, n);
     if (!a->deq_scale != !b->deq_scale) narrow_input(b, x, rows, together, n);
@@ -1063,6 +1110,7 @@ static void finish(const network *m, const batch *t, int layer, const space *s, 
     norm_rows(m, &b->post_norm, x, rows, w->normed);
     narrow_pair(&b->gate, &b->up, w->normed, rows, rows, w->hidden);
     gated(m, b, w->normed, w->hidden, rows, (range){0, panels_of(m->ffn)}, w->wide, w->act);
+    if (b->down.shift) narrow_input(&b->down, w->act, rows, rows, w->wide);
     apply_all(&b->down, w->act, w->wide, rows, w->y);
     add_rows(m, w->y, base, rows, x);
 }
@@ -1198,7 +1246,11 @@ static void decode_block(const network *m, const batch *t, int layer, const spac
     gated(m, b, w->normed, w->hidden, t->rows, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->wide, s->act);
     lap(time, LINEARS);
     meet(time);
-    add_share(&b->down, s->act, s->wide, t->rows, base, s->y, s->x);
+    if (b->down.shift) {
+        narrow_input(&b->down, s->act + (int64_t)own.begin * m->ffn, own.end - own.begin, t->rows, narrow_rows(w->wide, own.begin, m->ffn));
+        if (t->rows > 1) meet(time);
+    }
+    add_share(&b->down, s->act, b->down.shift ? w->wide : s->wide, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
 }
@@ -1229,10 +1281,10 @@ void decode(const network *m, const batch *t, int32_t full, float *logits, int32
 
 /* ---- the same steps one by one, for the network's modules: bit for bit what the calls above do ---- */
 
-/* out[rows][outputs] = linear(x[rows][inputs]); `bytes [rows][inputs, padded to 4]` for an int8 linear, and for a bfloat16
- * one `halves [rows, padded to 16][inputs]`, are scratch. Threads share out the rows or, of few, the outputs. */
-void linear_rows(const linear *l, const float *x, int32_t rows, uint8_t *bytes, uint16_t *halves, float *out, int32_t threads) {
-    const narrow n = {bytes, halves};
+/* out[rows][outputs] = linear(x[rows][inputs]); `bytes [rows][inputs, padded to 4]` and `scales [rows]` for an int8 linear,
+ * and for a bfloat16 one `halves [rows, padded to 16][inputs]`, are scratch. Threads share out the rows or, of few, the outputs. */
+void linear_rows(const linear *l, const float *x, int32_t rows, uint8_t *bytes, float *scales, uint16_t *halves, float *out, int32_t threads) {
+    const narrow n = {bytes, scales, halves};
     const int by_rows = rows >= 6 * threads;
 #pragma omp parallel num_threads(threads)
     {

@@ -16,12 +16,13 @@ OFF = "TELECHAT_KIT_NO_KERNEL"
 
 
 class Linear(Structure):
-    """An int8 linear in panels, or one of float32 or bfloat16 as on disk (`deq_scale` None)."""
+    """An int8 linear in panels, with static activations or (`shift`) dynamic ones, or one of float32 or bfloat16 as on disk (`deq_scale` None)."""
 
     _fields_ = (
         ("weight", c_void_p),
         ("bias", c_void_p),
         ("deq_scale", c_void_p),
+        ("shift", c_void_p),
         ("input_scale", c_float),
         ("input_offset", c_float),
         ("inputs", c_int32),
@@ -132,7 +133,7 @@ def _declare(found: ctypes.CDLL) -> None:
     found.prefill.restype, found.prefill.argtypes = None, [*run, *[c_void_p] * 3, POINTER(Extent)]
     found.decode.restype, found.decode.argtypes = None, [*run, *[c_void_p] * 2, POINTER(Extent), c_void_p]
     found.linear_rows.restype = None
-    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, *[c_void_p] * 3, c_int32]
+    found.linear_rows.argtypes = [POINTER(Linear), c_void_p, c_int32, *[c_void_p] * 4, c_int32]
     found.rms_norm_rows.restype = None
     found.rms_norm_rows.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p, c_int32]
     found.silu_product.restype = None

@@ -30,7 +30,16 @@ def linear_record(
 ) -> Linear:
     """The record of an int8 linear in panels. It holds addresses: the tensors must outlive it."""
     addresses = (weight.data_ptr(), quant_bias.data_ptr(), deq_scale.data_ptr())
-    return Linear(*addresses, input_scale.item(), input_offset.item(), inputs, len(deq_scale))
+    return Linear(*addresses, None, input_scale.item(), input_offset.item(), inputs, len(deq_scale))
+
+
+def dynamic_record(
+    weight: Tensor, weight_scale: Tensor, bias: Tensor | None, shift: Tensor, inputs: int
+) -> Linear:
+    """The record of an int8 linear in panels that scales each row. It holds addresses: the tensors must outlive it."""
+    address = None if bias is None else bias.data_ptr()
+    pointers = (weight.data_ptr(), address, weight_scale.data_ptr(), shift.data_ptr())
+    return Linear(*pointers, 1.0, 0.0, inputs, len(weight_scale))
 
 
 def float_record(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -53,6 +62,14 @@ def int8_linear(
     return _linear(x.float().contiguous(), record).to(x.dtype)
 
 
+def dynamic_int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, shift: Tensor
+) -> Tensor:
+    """W8A8 linear that scales each row of `x [..., in]`: equal to the torch path bit for bit."""
+    record = dynamic_record(weight, weight_scale, bias, shift, x.shape[-1])
+    return _linear(x.float().contiguous(), record).to(x.dtype)
+
+
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x [..., in] . weight^T + bias` of float32; each output summed in an order that only `in` decides.
 
@@ -64,9 +81,9 @@ def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _linear(x: Tensor, record: Linear) -> Tensor:
     rows = x.numel() // x.shape[-1]
     out = torch.empty(*x.shape[:-1], record.outputs)
-    scratch = torch.empty(rows * (record.inputs + 3), dtype=torch.uint8)
+    scratch, scales = torch.empty(rows * (record.inputs + 3), dtype=torch.uint8), torch.empty(rows)
     halves = torch.empty((rows + LANES) * record.inputs if record.bfloat16 else 0, dtype=torch.bfloat16)
-    addresses = x.data_ptr(), rows, scratch.data_ptr(), halves.data_ptr(), out.data_ptr()
+    addresses = x.data_ptr(), rows, scratch.data_ptr(), scales.data_ptr(), halves.data_ptr(), out.data_ptr()
     kernels().linear_rows(record, *addresses, torch.get_num_threads())
     return out
 

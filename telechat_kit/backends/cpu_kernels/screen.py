@@ -38,7 +38,7 @@ class Screen:
     def record(self) -> Linear:
         """As the kernels read it. It holds addresses: the screen must outlive it."""
         addresses = (self.weight.data_ptr(), self.bias.data_ptr(), self.scale.data_ptr())
-        return Linear(*addresses, 1.0, 0.0, self.inputs, len(self.scale))
+        return Linear(*addresses, None, 1.0, 0.0, self.inputs, len(self.scale))
 
 
 def screen_of(head: Tensor) -> Screen:
