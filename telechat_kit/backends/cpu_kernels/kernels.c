@@ -38,6 +38,7 @@
 #define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
 #define SLICE 768    /* inputs of a float linear that are summed in one go */
 #define TILED 8      /* rows from which a linear is multiplied in tiles of the processor, where it has them */
+#define AHEAD 8      /* outputs by which a float weight that is read for one row is fetched before it is needed: its rows are short */
 #define BLOCK 64     /* positions, or outputs, that a tile of four vectors covers */
 #define SCORE_ROWS 24 /* queries of a prompt whose scores are held together */
 #define PART 128     /* positions of the cache that make one item of work in a decode step */
@@ -276,7 +277,10 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
     int k = 0;
     for (; k + LANES <= inputs; k += LANES) {
         vf w[4];
-        for (int c = 0; c < columns; c++) w[c] = wide(weight, c * weight_stride + k, bfloat16);
+        for (int c = 0; c < columns; c++) {
+            w[c] = wide(weight, c * weight_stride + k, bfloat16);
+            if (rows == 1) __builtin_prefetch((const char *)weight + ((c + AHEAD) * weight_stride + k) * (bfloat16 ? 2 : 4));
+        }
         for (int r = 0; r < rows; r++) {
             vf row = *(const vf *)(x + r * stride + k);
             IN_REGISTER(row);
@@ -299,7 +303,10 @@ INLINE void half_tile(int rows, int columns, const uint16_t *x, int64_t stride, 
     int k = 0;
     for (; k + 2 * LANES <= inputs; k += 2 * LANES) {
         vu w[4];
-        for (int c = 0; c < columns; c++) w[c] = *(const vu *)(weight + c * weight_stride + k);
+        for (int c = 0; c < columns; c++) {
+            w[c] = *(const vu *)(weight + c * weight_stride + k);
+            if (rows == 1) __builtin_prefetch(weight + (c + AHEAD) * weight_stride + k);
+        }
         for (int r = 0; r < rows; r++) {
             vu row = *(const vu *)(x + r * stride + k);
             IN_REGISTER(row);
