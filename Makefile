@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test kills lint format notebooks lab bench clients npu-shapes clean
+.PHONY: help report test kills fuzz sanitize lint format notebooks lab bench clients npu-shapes clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a ti
 
 kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py
+
+fuzz: $(VENV)/.installed-dev  ## change what readers are given at random, for minutes: tracebacks, hangs, silent changes
+	$(BIN)/python -m pytest -m fuzz tests/fuzz
+
+sanitize: $(VENV)/.installed-dev  ## the C kernels under the address and undefined-behavior sanitizers of gcc
+	$(BIN)/python tests/sanitize.py
 
 lint: $(VENV)/.installed-dev  ## style, types, arrows between packages, notebooks without outputs
 	$(BIN)/ruff check telechat_kit tests benchmarks notebooks
