@@ -49,8 +49,11 @@ def test_every_notebook_runs_and_every_record_names_the_chip(folder: Path) -> No
 def test_the_records_say_which_operators_were_used_and_where_the_slower_way_was(folder: Path) -> None:
     used = read_run(folder / "run").precision.conditions.operators
     assert used["int8_linear"] == "npu_quant_matmul"
-    assert used["attention"].startswith("npu_incre_flash_attention, npu_prompt_flash_attention")
-    assert used["attention"].endswith("plain torch")  # of the float32 blocks that the loss is traced with
+    assert used["decode_attention"] == "npu_incre_flash_attention"
+    assert used["prompt_attention"].startswith("npu_prompt_flash_attention, padded to 16")
+    assert used["prompt_attention"].endswith(
+        "plain torch"
+    )  # of the float32 blocks that the loss is traced with
     assert used["rotate"] == "plain torch"  # heads of 16; a 310P documents 128
 
 
