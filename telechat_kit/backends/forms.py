@@ -5,26 +5,35 @@ suits. A way can be set aside by name: before a run (`use_slower`, what the test
 one, when its operator fails. `operators` says for the records which ways were taken, and why others were not.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from telechat_kit.backends.failures import first_line, is_lost, is_out_of_memory
 from telechat_kit.errors import DeviceError, ParameterError
 
 #: The last way of most forms
 PLAIN = "plain torch"
+#: What the records say of an operator that was replaced
+MIDDLE = "failed in the middle of the run"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of an operation: `there` asks chip and release, `suits` the arguments, `run` does it."""
+    """One way of an operation: `there` asks chip and release, `suits` the arguments, `run` does it.
+
+    `kernels` are the names of its operators in CANN, which an error that comes late names.
+    """
 
     name: str
     run: Callable[..., Any]
     there: Callable[[], bool] = lambda: True
     suits: Callable[..., bool] = lambda *_: True
+    kernels: tuple[str, ...] = ()
 
 
 class Form:
@@ -40,29 +49,45 @@ class Form:
         self.used: set[str] = set()
 
     def __call__(self, *args: Any) -> Any:
+        watching = self.forms.watching
         for way in self.ways[:-1]:
             if way.name in self.aside or not (way.there() and way.suits(*args)):
                 continue
             try:
-                result = way.run(*args)
+                result = way.run(*(_copied(args) if watching else args))
             except RuntimeError as error:
-                self._replace(way, error)
-            else:
-                self.used.add(way.name)
-                return result
+                _require_device(way, error)
+                if is_out_of_memory(error):
+                    raise
+                self.aside[way.name] = f"{MIDDLE}: {first_line(error)}"
+                continue
+            if watching and _has_nan(result) and not _has_nan(args):
+                self.aside[way.name] = "gave NaN in the middle of the run"
+                continue
+            self.used.add(way.name)
+            return result
         self.used.add(self.ways[-1].name)
         return self.ways[-1].run(*args)
 
-    def _replace(self, way: Way, error: RuntimeError) -> None:
-        """Set `way` aside after `error`, or say why that would not help."""
-        if is_out_of_memory(error):
-            raise error
-        if is_lost(error):
-            raise DeviceError(
-                f"{way.name} ended with {first_line(error)}: this process can no longer use the device. Start again; "
-                "telechat-kit check --operators tries every operator in a process of its own and says which to avoid."
-            ) from error
-        self.forms.use_slower(self.name, f"failed in the middle of the run: {first_line(error)}", way.name)
+
+def _require_device(way: Way, error: RuntimeError) -> None:
+    """Stop if CANN says that the device is lost to this process: a slower way would fail as well."""
+    if is_lost(error):
+        raise DeviceError(
+            f"{way.name} ended with {first_line(error)}: this process can no longer use the device. Start again; "
+            "telechat-kit check --operators tries every operator in a process of its own and says which to avoid."
+        ) from error
+
+
+def _has_nan(values: Any) -> bool:
+    parts = values if isinstance(values, tuple | list) else (values,)
+    floats = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+    return any(bool(part.isnan().any()) for part in floats)
+
+
+def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """For an operator that writes into its arguments, and may have to be replaced behind that."""
+    return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
 
 
 class Forms:
@@ -72,6 +97,8 @@ class Forms:
         self._forms: dict[str, Form] = {}
         #: what has one way only: name -> ways that were taken
         self._noted: defaultdict[str, set[str]] = defaultdict(set)
+        #: whether results are looked at before they are used, which waits for the device after every operation
+        self.watching = False
 
     def form(self, name: str, *ways: Way) -> Form:
         """A new operation `name` with its ways, best first."""
@@ -111,6 +138,30 @@ class Forms:
         if way is None and len(left) < 2:
             raise ParameterError(f"{name} is done in {left[-1]} already: no slower way is left.")
         form.aside[way or left[0]] = reason
+
+    def repaired(self, step: Callable[[], Tensor]) -> Tensor:
+        """What `step` gives while every operation in it is watched: one that makes NaN is done in its next slower way."""
+        self.watching = True
+        try:
+            return step()
+        finally:
+            self.watching = False
+
+    def replace_failed(self, error: RuntimeError) -> bool:
+        """Set aside the way whose operator `error` names, for errors that come later than the call; whether there was one.
+
+        Raises:
+            DeviceError: the device is lost to this process.
+        """
+        kernels = set(re.findall(r"aclnn([A-Za-z]+?)(?:V\d+)?(?![A-Za-z0-9])", str(error)))
+        for form in self._forms.values():
+            for way in form.ways[:-1]:
+                taken = way.name in form.used and way.name not in form.aside
+                if taken and kernels & set(way.kernels) and not is_out_of_memory(error):
+                    _require_device(way, error)
+                    form.aside[way.name] = f"{MIDDLE}: {first_line(error)}"
+                    return True
+        return False
 
     def set_aside(self) -> dict[str, dict[str, str]]:
         """Ways that are not taken in this process, and why: form -> way -> reason."""

@@ -18,6 +18,7 @@ import torch
 
 from telechat_kit.backends import Backend, backend_for, resolve_device
 from telechat_kit.backends.failures import first_line, is_out_of_memory
+from telechat_kit.backends.forms import MIDDLE
 from telechat_kit.backends.probes import Probe, Probes, Sizes
 from telechat_kit.errors import DeviceError
 
@@ -58,7 +59,7 @@ def _of_another_way(backend: Backend, name: str, way: str) -> dict[str, Any] | N
     if name not in backend.operations.names():
         return None
     if refusal := backend.operations.set_aside().get(name, {}).get(way):
-        return {"verdict": "refused", "message": refusal.removeprefix("failed in the middle of the run: ")}
+        return {"verdict": "refused", "message": refusal.removeprefix(f"{MIDDLE}: ")}
     return None if way in backend.operations.used(name) else {"verdict": "not called"}
 
 

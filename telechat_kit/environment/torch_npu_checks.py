@@ -10,7 +10,7 @@ from telechat_kit.environment.check import Check, Verdict
 from telechat_kit.environment.probe import Probe
 from telechat_kit.environment.releases import AscendReleases, base_version, listed, release_key
 
-_NEWER = "newer than every set that the kit knows, which need not be wrong"
+_NEWER = "newer than every set that the kit knows, so its operators decide (check --operators)"
 
 
 def torch_npu_checks(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -125,7 +126,7 @@ def _cell(name: str, own: tuple[RunData, dict[str, Figure]], base: RunData | Non
 def _about(row: FolderState, results: Path) -> Iterator[str]:
     """Run with its page, state, date, limits, device."""
     name = row.folder.relative_to(results).as_posix()
-    place = f"{name}/{row.page}" if name != "." else row.page
+    place = quote(f"{name}/{row.page}" if name != "." else row.page)
     yield Markup('<a href="{}">{}</a>').format(place, name) if row.page else name
     yield f"{row.kind}, {row.detail}" if row.detail else row.kind
     yield row.started or "–"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib as mpl
 import pandas as pd
@@ -16,13 +17,13 @@ from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import KitError
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars, finish
-from telechat_kit.reports.comparison_page import figure_text, markdown_table
+from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
 from telechat_kit.reports.index_page import varied_parameters
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
-from telechat_kit.reports.plain_text import frame_csv
+from telechat_kit.reports.plain_text import markdown_text
 
 LOSS, SPEED = "kl_mean", "tokens_per_second"
 _HEADINGS = {
@@ -173,7 +174,7 @@ def sweep_data(result: SweepResult) -> pd.DataFrame:
                 found = row.figures[name].estimate
                 cells |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(cells | {"beaten_by": " ".join(row.beaten_by)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype(object).fillna("")
 
 
 def _shown(result: SweepResult) -> dict[str, str]:
@@ -227,7 +228,8 @@ def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
         ],
     )
     write_text(results / "sweep.csv", frame_csv(sweep_data(result)))
-    text = "\n\n".join([f"## Sweep: {results.name}", *notes, markdown_table(frame), _HOW_TO_READ])
+    told = [markdown_text(text) for text in (results.name, *notes)]
+    text = "\n\n".join([f"## Sweep: {told[0]}", *told[1:], markdown_table(frame), _HOW_TO_READ])
     write_text(results / "sweep.md", f"{text}\n")
     return write_text(results / "sweep.html", page)
 
@@ -253,5 +255,5 @@ def _html(frame: pd.DataFrame, result: SweepResult, results: Path) -> str:
 def _link(row: SweepRow, results: Path) -> str:
     if not row.state.page or not row.state.folder.is_relative_to(results):
         return row.label
-    place = f"{row.state.folder.relative_to(results).as_posix()}/{row.state.page}"
+    place = quote(f"{row.state.folder.relative_to(results).as_posix()}/{row.state.page}")
     return Markup('<a href="{}">{}</a>').format(place, row.label)

@@ -237,7 +237,7 @@ def test_the_guides_cann_is_known_without_torch_npu_too(at: Callable[..., dict[s
         ("2.9.0", "2.9.0.post4", "ok", ""),
         ("2.13.0", "2.13.0", "ok", ""),
         ("2.7.1", "2.7.1", "wrong", "torch_npu 2.7.1 is built for CANN 8.3.RC1: pip install torch==2.7.1 torch_npu==2.7.1.post2"),
-        ("2.15.0", "2.15.0", "warning", "newer than every set that the kit knows, which need not be wrong: if a run fails, pip install torch==2.9.0 torch_npu==2.9.0"),
+        ("2.15.0", "2.15.0", "warning", "newer than every set that the kit knows, so its operators decide (check --operators): if a run fails, pip install torch==2.9.0 torch_npu==2.9.0"),
         ("2.12.0", "2.9.0", "wrong", "torch_npu 2.9.0 is built for torch 2.9.0: pip install torch==2.9.0 torch_npu==2.9.0"),
         ("2.6.0", "2.6.0.post5", "wrong", "too old for the kit: pip install torch==2.9.0 torch_npu==2.9.0"),
         ("2.8.0", "2.8.0.post99", "warning", "not published for CANN 8.5.0: if a run fails, pip install torch==2.8.0 torch_npu==2.8.0.post2"),

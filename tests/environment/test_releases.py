@@ -8,6 +8,7 @@ from packaging.version import Version
 
 from telechat_kit.environment.releases import allows, ascend_releases, release_key, required_versions
 from telechat_kit.errors import KitError
+from telechat_kit.inference.memory import fits
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +74,9 @@ def test_the_pages_name_only_published_versions() -> None:
     pairs = [pair for release in releases.cann.values() for pair in release.pairs]
     known = {"CANN": set(releases.cann), "torch": {p.torch for p in pairs} | {"2.7"}}
     known["torch_npu"] = {pair.torch_npu for pair in pairs}
-    for page in ("docs/ascend-setup.md", "docs/ascend-setup.zh-CN.md"):
+    for page in (
+        f"docs/{name}{language}.md" for name in ("ascend-setup", "first-day") for language in ("", ".zh-CN")
+    ):
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, version in re.findall(r"\b(CANN|torch|torch_npu)(?: |==)(\d[\w.]*\w)", text):
             assert version in known[name], f"{page}: {name} {version}"
@@ -105,6 +108,25 @@ def test_a_chip_between_families_is_told_from_the_one_it_looks_like(name: str, w
     releases = ascend_releases()
     assert (releases.family(name), why in releases.outsider(name)) == (None, True)
     assert releases.outsider("910B4") == releases.outsider("950PR") == ""
+
+
+def test_the_first_day_is_the_same_ten_commands_in_both_languages() -> None:
+    pages = [
+        (ROOT / "docs" / f"first-day{language}.md").read_text(encoding="utf-8") for language in ("", ".zh-CN")
+    ]
+    rows = [re.findall(r"^\| (\d+) \| `([^`]+)`", page, re.M) for page in pages]
+    assert rows[0] == rows[1]
+    assert [int(number) for number, _ in rows[0]] == list(range(1, 11))
+    for _, command in rows[0]:
+        for path in re.findall(r"(?:params|environment)/[\w.-]+", command):
+            assert (ROOT / path).is_file(), path
+
+
+def test_the_first_day_names_the_time_that_the_shapes_give() -> None:
+    row = next(fit for fit in fits() if (fit.model, fit.precision, fit.devices) == ("TeleChat-7B", "W8A8", 1))
+    text = (ROOT / "docs" / "first-day.md").read_text(encoding="utf-8")
+    assert f"a token takes {1000 / row.limit_tokens_per_second:.1f} ms" in text
+    assert f"which is {row.limit_tokens_per_second:.0f} tokens/s" in text
 
 
 def test_a_damaged_file_is_named_with_the_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

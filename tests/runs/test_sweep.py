@@ -49,7 +49,9 @@ def test_every_combination_is_a_run_with_folder_and_weights_of_its_own(sweep_fil
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "a sweep has profiles, parameters, results"),
+        ("[1]", "is no flat list of `key: value` lines"),
+        ("a: " + "[" * 3000, "not valid YAML: nested too deep"),
+        (SWEEP.replace("[3, 5]", "[[[1]]]"), r"parameters\.repeats\.0"),
         (SWEEP + "jobs: 3", "jobs: a sweep has"),
         (SWEEP.replace("[3, 5]", "3"), r"parameters\.repeats: "),
         (SWEEP.replace("[3, 5]", "[]"), "repeats is an empty list"),
@@ -180,7 +182,7 @@ def test_the_page_shows_state_parameters_and_a_link_for_each_run(tiny_run: Path,
             "not begun",
         ],
     ]
-    assert [str(a["href"]) for a in soup.select("td a")] == ["a/report.html", "=b/report.html"]
+    assert [str(a["href"]) for a in soup.select("td a")] == ["a/report.html", "%3Db/report.html"]
     data = list(csv.DictReader((results / "sweep.csv").read_text().splitlines()))
     assert [row["run"] for row in data] == ["a", "'=b", "gone"]
     assert float(data[0]["kl_mean_low"]) <= float(data[0]["kl_mean"]) <= float(data[0]["kl_mean_high"])

@@ -43,7 +43,10 @@ def build(folder: Path) -> None:
     )
     TelechatForCausalLM(config).save_pretrained(folder / "float")
     tokenizer.save_pretrained(folder / "float")
-    recipe, sample = Recipe("L0"), Calibration(calibration_samples=1, calibration_tokens=16)
+    recipe, sample = (
+        Recipe("L0"),
+        Calibration("pydoc_data.topics", calibration_samples=1, calibration_tokens=16),
+    )
     quantize(folder / "float", folder / "w8a8", recipe, sample, device="cpu")
     quantize(
         folder / "float", folder / "dynamic", replace(recipe, activations="dynamic"), sample, device="cpu"

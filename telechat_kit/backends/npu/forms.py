@@ -1,8 +1,30 @@
-"""The operations of an NPU that have more than one way, and how its modules add to them."""
+"""The operations of an NPU that have more than one way; see `backends.forms`."""
 
 from telechat_kit.backends.forms import PLAIN, Forms, Way
 
-__all__ = ["PLAIN", "Way", "form", "note", "operations"]
+__all__ = [
+    "PLAIN",
+    "Way",
+    "forget",
+    "form",
+    "names",
+    "note",
+    "operations",
+    "operators",
+    "repaired",
+    "replace_failed",
+    "set_aside",
+    "use_slower",
+    "ways",
+]
 
 operations = Forms()
-form, note = operations.form, operations.note
+form, forget, names, note, operators = (
+    operations.form,
+    operations.forget,
+    operations.names,
+    operations.note,
+    operations.operators,
+)
+repaired, replace_failed = operations.repaired, operations.replace_failed
+set_aside, use_slower, ways = operations.set_aside, operations.use_slower, operations.ways
