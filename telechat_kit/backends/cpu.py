@@ -32,6 +32,7 @@ from telechat_kit.backends.plain import (
     rotate,
     swiglu,
 )
+from telechat_kit.errors import DeviceError
 from telechat_kit.provenance import processor_name
 
 __all__ = [
@@ -130,6 +131,10 @@ def int8_linear(
     deq_scale: Tensor,
 ) -> Tensor:
     """W8A8 linear of `x [..., K]`, `weight [N, K]` int8 or in panels: integer product, scaled, `[..., N]`."""
+    if weight.is_meta:
+        raise DeviceError(
+            "the weights of an int8 linear are on no device. Load the model again with load_model."
+        )
     y: Tensor = _int8_linear(x, weight, input_scale, input_offset, quant_bias, deq_scale)
     return y
 
@@ -260,13 +265,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return mixed
 
 
-def _compiled(x: Tensor, *_: object) -> bool:
-    """Whether the kernels take `x`: they know no gradients, and no dtype but float32."""
-    return x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
+def _compiled(*arguments: object) -> bool:
+    """Whether the kernels take the tensors among `arguments`: they know no gradients, no dtype but float32, no meta."""
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors) and not (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    )
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:  # noqa: ARG001
-    return _compiled(query) and compiled.can_attend(query, key, mask)
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    return _compiled(query, key, value) and compiled.can_attend(query, key, mask)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG001

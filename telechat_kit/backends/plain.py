@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,11 +78,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     Neighboring heads of the query share a key and value head. `mask` is None or additive, `[B, 1, T, S]`. Without one the T queries are the last T of the S positions;
     T is then 1 or S.
     """
-    causal = mask is None and query.shape[2] > 1
-    grouped = query.shape[1] != key.shape[1]
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    attend = partial(
+        functional.scaled_dot_product_attention, query, key, value, enable_gqa=query.shape[1] != key.shape[1]
     )
+    if mask is None and query.shape[2] > 1:  # a branch: torch.compile may have a symbol for the shape
+        return attend(is_causal=True)
+    return attend(attn_mask=mask)
 
 
 def expanded(shared: Tensor, heads: int) -> Tensor:

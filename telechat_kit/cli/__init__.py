@@ -4,6 +4,7 @@ Commands import what they call when they are called: help, completion and a typi
 transformers.
 """
 
+import io
 import sys
 
 import click
@@ -38,6 +39,9 @@ for command in (run, sweep, params, compare, verify, pack, index, html, export, 
 
 def main() -> None:
     """Entry point: an error of the user's making is one message and exit code 2, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal in GBK has no emoji: it shows their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli()
     except KitError as error:

@@ -69,7 +69,9 @@ def compare(
     from telechat_kit.reports.comparison_page import (
         conditions_frame,
         figures_frame,
+        frame_csv,
         markdown,
+        markdown_table,
         write_comparison,
     )
 
@@ -79,11 +81,11 @@ def compare(
     broken += not_aligned(found) if fail_unless_aligned else []
     click.echo(markdown(found))
     if all_conditions:
-        click.echo(conditions_frame(found).to_string(index=False))
+        click.echo(markdown_table(conditions_frame(found)))
     if page is not None:
         click.echo(relative(write_comparison(found, resolve(page))))
     if table is not None:
-        click.echo(relative(write_text(resolve(table), figures_frame(found).to_csv(index=False))))
+        click.echo(relative(write_text(resolve(table), frame_csv(figures_frame(found)))))
     for text in broken:
         click.echo(text, err=True)
     sys.exit(1 if broken else 0)
@@ -111,11 +113,12 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
       0 verified, 1 a hash or a figure is another, 2 wrong input.
     """
     from telechat_kit.reports.comparison_page import markdown_table
+    from telechat_kit.reports.plain_text import markdown_text
     from telechat_kit.runs.verification import verify as verify_run
     from telechat_kit.runs.verification_tables import origins_frame, summary, verdicts_frame
 
     found = verify_run(place, steps, repeat=not hashes_only)
-    click.echo(f"## {found.name}\n\n{markdown_table(origins_frame(found))}")
+    click.echo(f"## {markdown_text(found.name)}\n\n{markdown_table(origins_frame(found))}")
     if found.verdicts:
         click.echo(f"\n{markdown_table(verdicts_frame(found))}")
         if not found.same_machine:
@@ -131,7 +134,10 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The archive; RUN.zip beside it by default."
 )
-def pack(folder: Path, output: Path | None) -> None:
+@click.option(
+    "--outside", is_flag=True, help="Also pack files outside the project that the run names or links to."
+)
+def pack(folder: Path, output: Path | None, outside: bool) -> None:
     """Pack a RUN with code, notebooks, parameters and data into one archive, without the weights.
 
     Another machine unpacks it, puts the weights where PACK.json says, and verifies or repeats the run.
@@ -143,4 +149,5 @@ def pack(folder: Path, output: Path | None) -> None:
     from telechat_kit.runs.archive import pack as pack_run
 
     path = resolve(folder)
-    click.echo(relative(pack_run(path, resolve(output) if output else path.with_name(f"{path.name}.zip"))))
+    target = resolve(output) if output else path.with_name(f"{path.name}.zip")
+    click.echo(relative(pack_run(path, target, outside)))

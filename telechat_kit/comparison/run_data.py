@@ -5,7 +5,9 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
@@ -18,6 +20,7 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import parse_record
+from telechat_kit.strict_json import parse, read_bytes
 
 SCHEMA = "telechat-kit/report/1"
 RECORDS = ("setup", "quantize", "precision", "performance")
@@ -73,11 +76,11 @@ def collect_run(folder: Path) -> dict[str, Any]:
 
 
 def _read_samples(path: Path) -> list[Any]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is damaged: {error}. Run 04_performance again.") from error
+    remedy = "Run 04_performance again."
+    lines = read_bytes(path, remedy).split(b"\n") if path.stat().st_size else []
+    return [
+        parse(line, f"{path}, line {number}", remedy) for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
 def carried_html(run: dict[str, Any]) -> str:
@@ -92,30 +95,60 @@ def _carried(page: Path) -> dict[str, Any]:
         raise DataError(
             f"{page} carries no record of its run. Give the run folder, or a report.html of this kit or a newer one."
         )
-    try:
-        values = json.loads(html.unescape(found[1]))
-    except json.JSONDecodeError as error:
-        raise DataError(f"the record in {page} is damaged: {error}. Give the run folder.") from error
+    values = parse(html.unescape(found[1]).encode(), f"the record in {page}", "Give the run folder.")
     return values if isinstance(values, dict) else {}
 
 
-def parse_run(values: dict[str, Any], name: str, folder: Path | None) -> RunData:
-    """`collect_run`'s mapping as typed records; `name` stands in messages and headings."""
-    if values.get("schema") != SCHEMA:
-        kit = values.get("state", {}).get("versions", {}).get("telechat-kit", "another version")
-        raise DataError(
-            f'{name}: its record has schema "{values.get("schema")}" (telechat-kit {kit}), this kit reads "{SCHEMA}". '
-            "Update telechat-kit, or give the run folder."
-        )
-    records = values.get("records", {})
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
 
-    def typed(key: str, kind: Any, schema: str) -> Any:
+
+class _Step(_Open):
+    """What others read of a step in `run.json`; names of files have no folder in them."""
+
+    name: str
+    status: str = ""
+    parts: dict[str, str] = {}
+    left: dict[Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")], str] = {}
+
+
+class _State(_Open):
+    """What others read of `run.json`; a run by hand has none."""
+
+    parameters: dict[str, bool | int | float | str | list[int] | list[str]] = {}
+    steps: list[_Step] = []
+    versions: dict[str, str] = {}
+
+
+class _Carried(BaseModel):
+    """`collect_run`'s mapping."""
+
+    records: dict[Literal["setup", "quantize", "precision", "performance"], dict[str, Any]]
+    samples: list[Sample]
+    state: _State
+
+
+def parse_run(values: dict[str, Any], name: str, folder: Path | None) -> RunData:
+    """`collect_run`'s mapping as typed records; `name` stands in messages and headings.
+
+    Raises:
+        DataError: a part of it is damaged, or of another version of the kit.
+    """
+    if values.get("schema") != SCHEMA:
+        kit = _kit_version(values)
+        raise DataError(
+            f'{name}: its record has schema "{str(values.get("schema"))[:80]}" (telechat-kit {kit}), this kit reads '
+            f'"{SCHEMA}". Update telechat-kit, or give the run folder.'
+        )
+    try:
+        carried = _Carried.model_validate({"samples": [], "state": {}, **values})
+    except ValidationError as error:
+        raise DataError(f"{name}: {_told(error)}") from error
+    records = carried.records
+
+    def typed(key: Any, kind: Any, schema: str) -> Any:
         return parse_record(records[key], kind, schema, f"{name}: {key}.json") if key in records else None
 
-    try:
-        samples = [Sample(**row) for row in values.get("samples", [])]
-    except TypeError as error:
-        raise DataError(f"{name}: samples.jsonl is damaged: {error}. Run 04_performance again.") from error
     return RunData(
         name=name,
         folder=folder,
@@ -123,6 +156,28 @@ def parse_run(values: dict[str, Any], name: str, folder: Path | None) -> RunData
         quantize=typed("quantize", QuantizeRecord, QUANTIZE),
         precision=typed("precision", PrecisionRecord, PRECISION),
         performance=typed("performance", PerformanceRecord, PERFORMANCE),
-        samples=samples,
+        samples=carried.samples,
         state=values.get("state", {}),
     )
+
+
+def _kit_version(values: dict[str, Any]) -> str:
+    try:
+        return _State.model_validate(values.get("state")).versions["telechat-kit"]
+    except (ValidationError, KeyError):
+        return "another version"
+
+
+#: Parts of a run by the file that holds them, and what to do about a damaged one
+_REMEDIES = {
+    "samples": ("samples.jsonl", "Run 04_performance again."),
+    "state": ("run.json", "Remove it, or run all steps again."),
+}
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    part, *keys = [str(key)[:60] for key in first["loc"]]
+    file, remedy = _REMEDIES.get(part, (part, "Give a run folder of this kit."))
+    place = f" ({'.'.join(keys)}: {first['msg']})" if keys else f" ({first['msg']})"
+    return f"{file} is damaged{place}. {remedy}"

@@ -16,6 +16,11 @@ from telechat_kit.model.weight_shards import Shards
 #: Checkpoints that the kit can make by itself, under the name that a profile gives
 EMBEDDED_MODELS = {"smollm2-135m": build_demo, "tiny-random": build_tiny}
 
+_NO_TEMPLATE = (
+    "03_precision asks questions in the chat format, which this tokenizer has not: give the tokenizer of the chat model, "
+    "or put its chat_template.jinja into the folder."
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -93,10 +98,13 @@ def checkpoint_checks(folder: Path, embedded_model: str = "") -> Iterator[Check]
 
 def _tokenizer(folder: Path, vocabulary: int) -> Check:
     try:
-        tokens = len(load_tokenizer(folder))
+        tokenizer = load_tokenizer(folder)
     except CheckpointError as error:
         return Check("tokenizer", "not usable", "the model's own", "missing", str(error))
-    return Check("tokenizer", f"{tokens:,} tokens", f"at most {vocabulary:,}", "ok")
+    found, required = f"{len(tokenizer):,} tokens", f"at most {vocabulary:,}"
+    if not tokenizer.chat_template:
+        return Check("tokenizer", f"{found}, no chat template", required, "warning", _NO_TEMPLATE)
+    return Check("tokenizer", found, required, "ok")
 
 
 def model_parts(folder: Path) -> list[Part]:

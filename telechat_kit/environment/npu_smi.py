@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-_PAIR = re.compile(r"(\d+)\s*/\s*(\d+)")
-_NAME, _NUMBER = re.compile(r"(\d+)\s+(?!\d+$)(\S.*)"), re.compile(r"\d+")
+_PAIR = re.compile(r"(?<![0-9])([0-9]{1,12})\s*/\s*([0-9]{1,12})(?![0-9])")
+_NAME = re.compile(r"([0-9]{1,12})\s+(?![0-9]+$)(\S.*)")
+_NUMBER = re.compile(r"[0-9]{1,12}(?![0-9])")
 #: A 310B has no bus number
 _BUS = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-fxX]{2}:|NA$")
 _VERSION = re.compile(r"npu-smi\s+([0-9]\S*)")
@@ -80,9 +81,9 @@ def _chips(rows: list[list[str]], processes: dict[tuple[int, int], tuple[DeviceP
 def _processes(rows: list[list[str]]) -> dict[tuple[int, int], tuple[DeviceProcess, ...]]:
     found: dict[tuple[int, int], tuple[DeviceProcess, ...]] = {}
     for row in rows:
-        if len(row) < 4 or not row[1].isdigit() or not row[3].isdigit():
-            continue
         numbers = row[0].split()
+        if len(row) < 4 or not numbers or not all(map(_NUMBER.fullmatch, (*numbers[:2], row[1], row[3]))):
+            continue
         key = (int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 0)
         # the name's column may be empty, the process is there all the same
         process = DeviceProcess(int(row[1]), row[2] or "no name", int(row[3]))

@@ -1,5 +1,6 @@
 """Prefill and greedy decode on a preallocated cache, timed token by token."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from telechat_kit.backends import backend_for
-from telechat_kit.errors import DataError
+from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.engine import Engine, EngineBatch, EngineRun, engine_for
 from telechat_kit.inference.graph import GraphRun, require_graph
 from telechat_kit.inference.memory import explained
@@ -99,9 +100,10 @@ def generate(
     Raises:
         DataError: the prompt is empty or holds an id outside the vocabulary.
         DeviceError: the device ran out of memory, or has no such graph.
-        ParameterError: `graph` is unknown, or cannot go so far.
+        ParameterError: the penalty is not above 0, or `graph` is unknown or cannot go so far.
     """
     _check_prompt(model.config, prompt_ids, max_new_tokens)
+    _check_penalty(repetition_penalty)
     case = f"input {len(prompt_ids)}, output {max_new_tokens} tokens"
     with explained(case, backend_for(model.device.type)):
         run = start_run(model, len(prompt_ids) + max_new_tokens, graph)
@@ -150,9 +152,11 @@ def generate_batch(
     Raises:
         DataError: a prompt is empty or holds an id outside the vocabulary.
         DeviceError: the device ran out of memory.
+        ParameterError: the penalty is not above 0.
     """
     for prompt in prompts:
         _check_prompt(model.config, prompt, max_new_tokens)
+    _check_penalty(repetition_penalty)
     longest = max(map(len, prompts), default=0)
     if (engine := _batch_engine(model, longest + max_new_tokens)) is not None:
         return _extend_in_engine(engine, prompts, max_new_tokens, repetition_penalty, stop_ids)
@@ -335,10 +339,19 @@ def penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
 
 def stop_ids(model: TelechatForCausalLM) -> tuple[int, ...]:
-    """Ids that end an answer, from the generation config, which wins over the model's own."""
+    """Ids that end an answer, from the generation config, which wins over the model's own; none if neither has one."""
     eos = model.generation_config.eos_token_id if model.generation_config else None
     eos = model.config.eos_token_id if eos is None else eos
-    return tuple(eos) if isinstance(eos, list) else (eos,)
+    ids = eos if isinstance(eos, list) else [eos]
+    return tuple(token for token in ids if token is not None)
+
+
+def _check_penalty(penalty: float) -> None:
+    if not 0 < penalty < math.inf:
+        raise ParameterError(
+            f"repetition_penalty is {penalty}: give a finite number above 0; 1 changes nothing, more makes repeated "
+            "tokens less likely."
+        )
 
 
 def _check_prompt(config: TelechatConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 
 import psutil
 import torch
+from pydantic import BaseModel, ValidationError
 
 from telechat_kit.backends import backend_for, resolve_device, split_devices
 from telechat_kit.errors import CheckpointError, ParameterError
-from telechat_kit.files import read_json, resolve
+from telechat_kit.files import resolve
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.memory import needs
 from telechat_kit.model.checkpoint import config_folder, needed_model_path
+from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import read_config, weight_files
 from telechat_kit.model.hashes import tokenizer_hash
 from telechat_kit.model.network import TelechatForCausalLM
@@ -111,8 +113,7 @@ class Pair:
     @property
     def recipe(self) -> dict[str, Any]:
         """How the W8A8 weights were made, as their `quantize.json` tells; empty where it does not."""
-        path = self.w8a8_folder / "quantize.json"
-        return (read_json(path).get("recipe") or {}) if path.is_file() else {}
+        return _read_recipe(self.w8a8_folder / "quantize.json")
 
     def conditions(self) -> Conditions:
         """Conditions of a measurement on this pair."""
@@ -132,6 +133,12 @@ def unseen_blocks(
         raise ParameterError(
             f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
         )
+    context = min(config.training_seqlen for config in pair.configs.values())
+    if length > context:
+        raise ParameterError(
+            f"sequences of {length} tokens: the model was trained on at most {context}. Beyond that neither side is what "
+            "its users see; lower text_tokens."
+        )
     seen = _calibrated_on(pair.recipe, text)
     return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen, fewest=fewest)
 
@@ -142,3 +149,32 @@ def _calibrated_on(recipe: dict[str, Any], text: Text) -> list[tuple[int, int]]:
     for share in recipe.get("calibration_kinds", []):
         seen = seen + share["blocks"] if share["sha256"] == text.sha256 else seen
     return [(low, high) for low, high in seen]
+
+
+class _Share(BaseModel):
+    sha256: str
+    blocks: list[tuple[int, int]]
+
+
+class _Recipe(BaseModel):
+    """What an evaluation reads of the recipe in `quantize.json`."""
+
+    calibration_sha256: str = ""
+    calibration_blocks: list[tuple[int, int]] = []
+    calibration_kinds: list[_Share] = []
+    ingredients: list[str] = []
+    seed: int = 0
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in `quantize.json`; empty where there is none."""
+    found = (read_object(path).get("recipe") or {}) if path.is_file() else {}
+    try:
+        _Recipe.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{path}: recipe.{'.'.join(map(str, first['loc']))}: {first['msg']}. Quantize again, or remove the file: "
+            "then nothing tells which text calibration has seen."
+        ) from error
+    return found

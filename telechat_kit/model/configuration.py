@@ -19,7 +19,7 @@ class TelechatConfig(PreTrainedConfig):
     """
 
     model_type = "telechat"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (Trainer adds lists to it)
     attribute_map = {  # noqa: RUF012  (transformers reads a plain class attribute)
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",

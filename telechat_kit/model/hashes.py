@@ -8,6 +8,9 @@ from telechat_kit.model.folder import weight_files
 from telechat_kit.model.tokenizer_files import FILES
 from telechat_kit.provenance import combined_hash, file_hash
 
+#: JSON files that tell of a folder and decide nothing
+_TOLD = ("quantize.json", "export.json", "origin.json")
+
 
 @dataclass(frozen=True)
 class FileHash:
@@ -40,6 +43,12 @@ def tokenizer_hash(folder: Path) -> str:
     """One hash over the tokenizer files of a checkpoint folder."""
     files = [folder / name for name in FILES if (folder / name).is_file()]
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
+
+
+def settings_hash(folder: Path) -> str:
+    """One hash over what else decides the answers of a checkpoint: its JSON files, without tokenizer and records."""
+    paths = [path for path in sorted(folder.glob("*.json")) if path.name not in (*FILES, *_TOLD)]
+    return combined_hash(f"{path.name} {file_hash(path)}" for path in paths)
 
 
 def folder_hashes(folder: Path) -> FolderHashes:

@@ -1,23 +1,32 @@
 """The TeleChat network for torch and transformers. Module names are those of the published checkpoints."""
 
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from telechat_kit.backends import backend_for
+from telechat_kit.backends import Backend, backend_for, plain
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import description_path, weight_files
 from telechat_kit.model.hadamard import plain_rotation
+from telechat_kit.model.masks import additive_mask, packed_sequences
 from telechat_kit.model.rotary import Rotary
 
 #: The name of the kit's W8A8 folders among transformers' quantization methods
 W8A8_METHOD = "telechat-w8a8"
+
+
+def backend_of(x: Tensor) -> Backend | ModuleType:
+    """What computes on `x`: its device's backend; plain torch while torch.compile looks, which sees no kernels."""
+    return plain if torch.compiler.is_compiling() else backend_for(x.device.type)
 
 
 class TelechatRMSNorm(nn.Module):
@@ -31,15 +40,16 @@ class TelechatRMSNorm(nn.Module):
         self.register_parameter("bias", None)
         self.epsilon = epsilon
 
-    def forward(self, x: Tensor) -> Tensor:
-        normed = backend_for(x.device.type).rms_norm(x, self.weight, self.epsilon)
-        return normed if self.bias is None else normed + self.bias
-
-    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of `x + residual`, and that sum."""
-        backend = backend_for(x.device.type)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The norm of `x`; with `residual` the norm of the sum of both, and that sum."""
+        backend = backend_of(x)
+        if residual is None:
+            return self._shifted(backend.rms_norm(x, self.weight, self.epsilon))
         normed, total = backend.add_rms_norm(x, residual, self.weight, self.epsilon)
-        return (normed if self.bias is None else normed + self.bias), total
+        return self._shifted(normed), total
+
+    def _shifted(self, normed: Tensor) -> Tensor:
+        return normed if self.bias is None else normed + self.bias
 
 
 class TelechatAttention(nn.Module):
@@ -55,16 +65,24 @@ class TelechatAttention(nn.Module):
         self.dense = nn.Linear(size, size)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
-    ) -> Tensor:
-        backend = backend_for(x.device.type)
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        past_key_values: Cache | None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output `[B, T, H]` and, if asked for, the attention weights `[B, n_head, T, S]`."""
+        backend = backend_of(x)
         batch, length, _ = x.shape
         query, key, value = (part.transpose(1, 2) for part in self.project(x))
-        query, key = backend.rotate(query, key, *tables)
-        if past is not None:
-            key, value = past.update(key, value, self.layer)
+        rotate = backend.rotate if tables[0].ndim == 2 else plain.rotate  # positions of one's own
+        query, key = rotate(query, key, *tables)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer)
         mixed = backend.attention(query, key, value, mask)
-        return self.dense(mixed.transpose(1, 2).reshape(batch, length, -1))
+        weights = attention_weights(query, key, mask) if output_attentions else None
+        return self.dense(mixed.transpose(1, 2).reshape(batch, length, -1)), weights
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query `[B, T, n_head, d]`, key and value `[B, T, kv_heads, d]` of `x [B, T, H]`, not rotated yet."""
@@ -86,12 +104,21 @@ class TelechatMLP(nn.Module):
         self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = backend_for(x.device.type)
-        product = backend.silu_product(self.gate_proj(x), self.up_proj(x))
+        product = backend_of(x).silu_product(self.gate_proj(x), self.up_proj(x))
         return self.down_proj(product if self.rotation is None else self.rotation.rows(product))
 
 
-class TelechatBlock(nn.Module):
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """`[B, heads, T, S]` of `query [B, heads, T, d]` and `key [B, kv_heads, S, d]`, as `plain.attention` mixes by."""
+    key = plain.expanded(key, query.shape[1])
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is None and query.shape[2] > 1:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    return (scores if mask is None else scores + mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+
+
+class TelechatBlock(GradientCheckpointingLayer):
     """Attention, then feed-forward, each after a norm and added to the residual stream."""
 
     def __init__(self, config: TelechatConfig, layer: int) -> None:
@@ -104,12 +131,19 @@ class TelechatBlock(nn.Module):
         self.residual_after_norm = config.apply_residual_connection_post_layernorm
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> Any:
+        """The stream behind the block, `[B, T, H]`; with `output_attentions` the attention weights too."""
         normed = self.input_layernorm(x)
-        mixed = self.self_attention(normed, tables, mask, past)
-        normed, x = self.post_attention_layernorm.of_sum(mixed, normed if self.residual_after_norm else x)
-        return self.mlp(normed) + (normed if self.residual_after_norm else x)
+        mixed, weights = self.self_attention(normed, tables, mask, past_key_values, output_attentions)
+        normed, x = self.post_attention_layernorm(mixed, normed if self.residual_after_norm else x)
+        x = self.mlp(normed) + (normed if self.residual_after_norm else x)
+        return (x, weights) if output_attentions else x
 
 
 class TelechatPreTrainedModel(PreTrainedModel):
@@ -120,6 +154,8 @@ class TelechatPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["TelechatBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    _can_compile_fullgraph = True
+    supports_gradient_checkpointing = True
 
     @classmethod
     def from_pretrained(
@@ -148,6 +184,13 @@ class TelechatPreTrainedModel(PreTrainedModel):
         elif name is not None and not folder.is_dir() and getattr(config, "quantize", None):
             raise CheckpointError(f"{name} is quantized, and is read from a folder only. Download it first.")
         return super().from_pretrained(name, *model_args, config=config, **kwargs)
+
+    def _wanted(self, asked: bool | None, what: str) -> bool:
+        """Whether the call, or else the config, asks for `what`."""
+        return bool(getattr(self.config, f"output_{what}", False) if asked is None else asked)
+
+    def _wants_dict(self, asked: bool | None) -> bool:
+        return bool(getattr(self.config, "return_dict", True) if asked is None else asked)
 
     @staticmethod
     def _load_pretrained_model(
@@ -186,56 +229,101 @@ class TelechatModel(TelechatPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **_: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Hidden states `[B, T, H]` after the final norm for `input_ids [B, T]` on top of `past_key_values`.
 
-        `attention_mask` is `[B, past + T]`, 0 for padding. Positions are slots of the sequence, pads included,
-        as in the published code, so `position_ids` are not taken.
+        `attention_mask` is `[B, past + T]`, 0 for padding, or `[B, 1, T, S]`, boolean or additive. Without
+        `position_ids [B, T]` positions are slots of the sequence, pads included, as in the published code; sequences
+        packed into one row, whose positions begin anew, see only themselves.
+
+        Raises:
+            ValueError: not one of `input_ids` and `inputs_embeds` is given, or a cache cannot go on as asked.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds, not both and not none.")
         past = past_key_values
         if past is None and (self.config.use_cache if use_cache is None else use_cache):
             past = DynamicCache()
-        input_ids, new = self._whole_sequence_past_trained_length(input_ids, inputs_embeds, past)
+        input_ids, new = self._whole_sequence_past_trained_length(
+            input_ids, inputs_embeds, past, position_ids is not None or _is_static(past)
+        )
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.config.embed_layernorm:
             x = self.word_embeddings_layernorm(x)
-        start = past.get_seq_length() if past is not None else 0
-        tables = self.rotary.rows(start, start + x.shape[1], x)
-        mask = additive_mask(attention_mask, x, start)
-        states = []
-        for block in self.h:
+        start = _filled(past)
+        tables = self.rotary.tables(start, x, position_ids)
+        packed = packed_sequences(position_ids, attention_mask, past)
+        slots = past.layers[0].max_cache_len if _is_static(past) else None  # type: ignore[union-attr]
+        mask = additive_mask(attention_mask, x, start, slots, packed)
+        wanted = (
+            self._wanted(output_hidden_states, "hidden_states"),
+            self._wanted(output_attentions, "attentions"),
+        )
+        x, states, weights = self._through_blocks(x, tables, mask, past, new, *wanted)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=x, past_key_values=past, hidden_states=states, attentions=weights
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _through_blocks(
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        past: Cache | None,
+        new: int,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """The last `new` positions behind the final norm; what went into each block, and its attention, if wanted."""
+        states: list[Tensor] = []
+        weights: list[Tensor] = []
+        for block in islice(self.h, self.config.n_layer):  # fewer while an early exit drafts
             if output_hidden_states:
                 states.append(x[:, -new:])
-            x = block(x, tables, mask, past)
+            if output_attentions:
+                x, shares = block(x, tables, mask, past_key_values=past, output_attentions=True)
+                weights.append(shares[:, :, -new:])
+            else:
+                x = block(x, tables, mask, past_key_values=past)
         x = self.ln_f(x)[:, -new:]
-        return BaseModelOutputWithPast(
-            last_hidden_state=x,
-            past_key_values=past,
-            hidden_states=(*states, x) if output_hidden_states else None,
+        return (
+            x,
+            (*states, x) if output_hidden_states else None,
+            tuple(weights) if output_attentions else None,
         )
 
     def _whole_sequence_past_trained_length(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: Cache | None
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: Cache | None, fixed: bool
     ) -> tuple[Tensor | None, int]:
         """The ids to run, and how many of their positions the caller asked for.
 
         In 7B and 12B, past the trained length, the rotary factor changes with every token and reaches all earlier
         hidden states, so a cache cannot agree with the full forward: the sequence is run again from its ids, which
         are kept with the cache. The published code stops with an IndexError there; that of TeleChat2 goes on.
+        `fixed`: the cache or the positions cannot be made anew.
         """
         new = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
-        if past is None or self.config.keys_keep_tables:
+        if past is None or self.config.keys_keep_tables or torch.compiler.is_compiling():
             return input_ids, new
-        start, whole = past.get_seq_length(), input_ids
+        start, whole = int(_filled(past)), input_ids
         known = getattr(past, "token_ids", None)
         if start and whole is not None and known is not None:
             whole = torch.cat([known, whole], dim=1)
         if start and start + new > self.config.training_seqlen:
+            if fixed:
+                raise ValueError(
+                    "a static cache, or positions of one's own on a cache, cannot go past the trained length of "
+                    f"{self.config.training_seqlen} tokens: the model then runs the whole sequence anew. Leave them out."
+                )
             if whole is None or whole.shape[1] != start + new:
                 raise ValueError("a cache without its token ids cannot go past the trained length")
             past.crop(-start)
@@ -244,23 +332,15 @@ class TelechatModel(TelechatPreTrainedModel):
         return input_ids, new
 
 
-def additive_mask(attention_mask: Tensor | None, x: Tensor, start: int) -> Tensor | None:
-    """Additive mask `[B, 1, T, start + T]`, or None where causality alone decides and the backend sees to it.
+def _filled(past: Cache | None) -> int | Tensor:
+    """Positions in the cache; a static one counts on its device, which only torch.compile has a use for."""
+    start = past.get_seq_length() if past is not None else 0
+    return int(start) if isinstance(start, Tensor) and not torch.compiler.is_compiling() else start
 
-    Masked entries hold the lowest finite value, not -inf: rows of padding then attend uniformly instead of
-    giving NaN.
-    """
-    length = x.shape[1]
-    padded = attention_mask is not None and not bool(attention_mask.all())
-    if not padded and (start == 0 or length == 1):
-        return None
-    total = start + length
-    allowed = torch.ones(length, total, dtype=torch.bool, device=x.device).tril(start)[None, None]
-    if padded and attention_mask is not None:
-        allowed = allowed & attention_mask[:, None, None, :total].bool()
-    return torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(
-        ~allowed, torch.finfo(x.dtype).min
-    )
+
+def _is_static(past: Cache | None) -> bool:
+    """Whether the cache gives all of its room as keys and values, filled or not."""
+    return bool(getattr(past, "is_compileable", False))
 
 
 class TelechatForCausalLM(TelechatPreTrainedModel, GenerationMixin):
@@ -284,33 +364,54 @@ class TelechatForCausalLM(TelechatPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool = False,
-        logits_to_keep: int = 0,
-        **_: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits `[B, T or logits_to_keep, vocab]`; `labels [B, T]`, -100 to leave out, add the mean loss."""
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits `[B, T or logits_to_keep, vocab]`; `labels [B, T]`, -100 to leave out, add the loss.
+
+        `logits_to_keep` is how many of the last positions, or a tensor of positions. The loss is the mean over the
+        labels, or their sum over `num_items_in_batch`, which Trainer gives where it accumulates gradients. The rest
+        is that of the network without its head.
+        """
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
+    ) -> None:
+        """None: positions that the caller does not give are slots, which transformers would count without pads."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any

@@ -66,15 +66,22 @@ def rotary_tables(
     device gets the same ones.
     """
     positions = torch.arange(max(length, config.training_seqlen), dtype=torch.float32)[rows or slice(None)]
+    cos, sin = tables_at(positions, length, config)
+    return cos.to(device), sin.to(device)
+
+
+def tables_at(positions: Tensor, length: int, config: TelechatConfig) -> tuple[Tensor, Tensor]:
+    """float32 cos and sin `[..., head_dim]` of float32 `positions [...]` in a call of `length` tokens."""
     if isinstance(config, Telechat3Config):
         frequencies, factor, table_dtype = yarn_frequencies(config), yarn_factor(config), torch.float32
     else:
         dim, table_dtype = config.head_dim, getattr(torch, config.rope_table_dtype)
         base = config.rope_theta * ntk_alpha(length, config) ** (dim / (dim - 2))
         frequencies, factor = 1.0 / base ** _exponents(dim), length_factor(length, config)
-    angle = torch.outer(positions, frequencies).repeat(1, 2)
+    half = positions[..., None] * frequencies.to(positions.device)
+    angle = torch.cat((half, half), dim=-1)
     cos, sin = ((table.to(table_dtype) * factor).float() for table in (angle.cos(), angle.sin()))
-    return cos.to(device), sin.to(device)
+    return cos, sin
 
 
 def _exponents(dim: int) -> Tensor:
@@ -88,6 +95,24 @@ class Rotary:
         self.config = config
         self._key: tuple[int, torch.device, torch.dtype] | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
+
+    def tables(self, start: int | Tensor, x: Tensor, position_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """cos and sin for the new positions `x [B, T, H]` behind `start` others: `[T, d]`, or `[B, 1, T, d]` of `position_ids`."""
+        if position_ids is None and isinstance(start, int):
+            return self.rows(start, start + x.shape[1], x)
+        if position_ids is None:
+            position_ids = (torch.arange(x.shape[1], device=x.device) + start)[None]
+        longest = self.config.training_seqlen
+        if not torch.compiler.is_compiling():
+            longest = max(longest, int(position_ids.max()) + 1)
+        elif not isinstance(self.config, Telechat3Config):
+            within = (
+                "a compiled network is right up to the trained length only: its tables are made beforehand"
+            )
+            torch._assert_async((position_ids < longest).all(), within)
+        dtype = self._dtype(x)
+        cos, sin = tables_at(position_ids.to(torch.float32), longest, self.config)
+        return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
     def rows(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin `[stop - start, head_dim]` for the slots `start .. stop` of a sequence of `stop` tokens."""

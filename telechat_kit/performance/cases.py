@@ -7,6 +7,7 @@ from typing import NamedTuple
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.generation import Generation
 from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.records import require_types
 
 #: The guide's grid: batch 1, every input length with every output length
 GUIDE_LENGTHS = (10, 100, 500, 1000, 2000)
@@ -61,7 +62,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name in ("input_lengths", "output_lengths", "batch_sizes", "thread_counts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else value)
+        require_types(self)
 
     def cases(self, context: int) -> list[Case]:
         """All cases, batch by batch, for a model of that context in tokens.

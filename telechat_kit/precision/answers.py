@@ -1,6 +1,5 @@
 """Answers of both models to question lines, greedy, side by side; a run that is broken off keeps its lines."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,11 @@ from telechat_kit.inference.generation import generate, generate_batch, stop_ids
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.precision.similarity import similarity
 from telechat_kit.progress import track
 from telechat_kit.provenance import code_hash, combined_hash
 from telechat_kit.rows import read_numbered_rows
+from telechat_kit.strict_json import parse
 from telechat_kit.texts import chat_ids, common_prefix
 
 
@@ -61,16 +62,18 @@ def answer_lines(
 ) -> list[Answer]:
     """Greedy answers of both models to the `{"input": ...}` lines of a file, at most `limit` of them.
 
-    `batch` lines are answered at a time. With a `work_folder` every finished answer is written there at once, and a broken-off run goes on behind the
-    last one. `write_answers` ends that.
+    `batch` lines are answered at a time. With a `work_folder` every finished answer is written there at once, and a
+    broken-off run goes on behind the last one. `write_answers` ends that.
 
     Raises:
         DataError: the file is missing, a line is malformed, or a question does not fit the context: found before
             any answer is made, so those of an earlier run stay.
-        ParameterError: the batch is smaller than 1.
+        ParameterError: the batch or the limit is smaller than 1.
     """
     if batch < 1:
         raise ParameterError(f"answer_batch is {batch}: at least 1 line is answered at a time.")
+    if limit is not None and limit < 1:
+        raise ParameterError(f"answers is {limit}: at least 1 line is answered. Give None for all.")
     path = resolve(jsonl_path)
     rows = dict(list(read_numbered_rows(path).items())[:limit])
     questions = [str(row["input"]) for row in rows.values()]
@@ -139,22 +142,32 @@ def _work_key(pair: Pair, name: str, asked: _Asked) -> str:
 
 
 def _read_journal(path: Path, key: str, questions: Sequence[str]) -> list[list[int]]:
-    """The answers in `path` that belong to this work, up to the first that does not; the rest is dropped."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    kept: list[list[int]] = []
+    """The answers in `path` that belong to this work, up to the first line that does not; the rest is dropped.
+
+    A full disk or a power cut ends the file anywhere, inside a character too.
+    """
+    if not path.is_file():
+        return []
     rows = []
-    for line, question in zip(lines, questions, strict=False):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # cut off while it was written
-            break
-        if row.get("key") != key or row.get("input") != question:
+    for line, question in zip(path.read_bytes().split(b"\n"), questions, strict=False):
+        row = _journal_row(line, path)
+        if row is None or row["key"] != key or row["input"] != question:
             break
         rows.append(row)
-        kept.append([int(token) for token in row["token_ids"]])
-    if path.is_file():
-        write_jsonl(path, rows)
-    return kept
+    write_jsonl(path, rows)
+    return [row["token_ids"] for row in rows]
+
+
+def _journal_row(line: bytes, path: Path) -> dict[str, Any] | None:
+    """An answer of the journal; None if the line is none."""
+    try:
+        row = parse(line, str(path), "Remove it.")
+    except DataError:
+        return None
+    if not isinstance(row, dict) or not {"key", "input", "token_ids"} <= set(row):
+        return None
+    ids = row["token_ids"]
+    return row if isinstance(ids, list) and all(type(token) is int for token in ids) else None
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
@@ -176,7 +189,7 @@ def _side_by_side(pair: Pair, question: str, first: list[int], second: list[int]
         common_tokens=common,
         float_tokens=len(first),
         w8a8_tokens=len(second),
-        similarity=difflib.SequenceMatcher(None, texts[0], texts[1], autojunk=False).ratio(),
+        similarity=similarity(texts[0], texts[1]),
         float_differs=differs[0] if parted else None,
         w8a8_differs=differs[1] if parted else None,
         float_ids=first,

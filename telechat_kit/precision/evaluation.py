@@ -15,6 +15,7 @@ from telechat_kit.precision.kinds import KindLoss, like_calibration, measure_kin
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, load_questions, measure_tasks, require_harness
 from telechat_kit.provenance import Conditions
+from telechat_kit.records import require_types
 from telechat_kit.rows import read_rows
 from telechat_kit.texts import Block, evaluation_texts, load_text
 
@@ -92,6 +93,9 @@ class Evaluation:
     repetition_penalty: float = 1.03
     answer_batch: int = 1
     answers: int | None = None
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
 
 def measure_precision(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from telechat_kit.records import require_types
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -43,6 +45,9 @@ class Recipe:
     activations: str = "static"
     group_fallback: bool = True
 
+    def __post_init__(self) -> None:
+        require_types(self)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -73,6 +78,9 @@ class Calibration:
     calibration_samples: int = 16
     calibration_tokens: int = 512
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
     @property
     def source(self) -> str:

@@ -46,6 +46,7 @@ TITLE_CHARACTERS = 96
 STYLE = {
     "figure.dpi": 110,
     "font.size": 10,
+    "text.parse_math": False,  # a name may hold "$"
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

@@ -18,7 +18,7 @@ from telechat_kit.reports.charts import COLORS, STYLE, Chart, titled
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.page import Section
-from telechat_kit.reports.plain_text import markdown_rows
+from telechat_kit.reports.plain_text import csv_text, markdown_rows, markdown_text
 from telechat_kit.reports.precision_tables import aligned
 from telechat_kit.reports.tables import styled
 
@@ -111,18 +111,26 @@ def markdown(found: Comparison) -> str:
     counts = Counter(row.verdict for row in found.conditions)
     head = f"{counts['differs']} conditions differ, {counts['same']} are the same"
     head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
-    parts = [f"## {' | '.join(_headings(found))}", head]
+    parts = [f"## {' / '.join(map(markdown_text, _headings(found)))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
-    parts += [f"Not compared: {_reasons(found)}."] if _reasons(found) else []
-    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ, *map(bundle_text, found.bundles)]
+    parts += [f"Not compared: {markdown_text(_reasons(found))}."] if _reasons(found) else []
+    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ]
+    parts += [markdown_text(bundle_text(row)) for row in found.bundles]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
     """A frame as a table in Markdown."""
-    return markdown_rows(
-        [[str(value) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
-    )
+    return markdown_rows(_rows(frame))
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV."""
+    return csv_text(_rows(frame))
+
+
+def _rows(frame: pd.DataFrame) -> list[list[str]]:
+    return [[str(value) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
 
 
 @mpl.rc_context(STYLE)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -83,7 +84,7 @@ def write_index(results: Path) -> Path:
 def _cells(row: IndexRow, results: Path) -> Markup:
     name = row.folder.relative_to(results).as_posix()
     report = row.folder / "report.html"
-    link = Markup('<a href="{}/report.html">{}</a>').format(name, name) if report.is_file() else name
+    link = Markup('<a href="{}/report.html">{}</a>').format(quote(name), name) if report.is_file() else name
     found: dict[str, Figure] = figures(row.run) if row.run else {}
     texts = [link, *_about(row.run), row.state, *(figure_text(found.get(key)) for key in SHOWN)]
     return Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(text) for text in texts))

@@ -4,17 +4,22 @@ import base64
 import csv
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
-from telechat_kit.files import write_text
+from telechat_kit.files import write_text, writing
 from telechat_kit.reports.plain_numbers import plain_numbers
 
-#: A spreadsheet takes a cell that begins so for a formula
 _BETWEEN_WORDS = re.compile(r"\W+")
-_FORMULA = re.compile(r"[=@\t\r]|[-+](?![\d.])")
+#: A spreadsheet takes a cell that begins so for a formula, but for one that is all numbers and their signs
+_FORMULA = re.compile(r"\s*[=@+\-＝＠＋－]")
+_NUMBERS = re.compile(r"\s*[+-]?\d[\d.,:\s%\[\]–…±×x*eE+-]*")
+#: What Markdown would take for an element, a link, a picture, code or the end of a cell
+_MARKS = re.compile(r"[\\`|]|<(?=[A-Za-z/!?])|(?<=\])\(|(?<=!)\[")
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,11 @@ def _rows(table: Tag) -> list[list[str]]:
 
 def write_tables(page: str, folder: Path) -> list[Path]:
     """Each table of a report as `NN-heading.csv` in `folder`; what an earlier report left there goes."""
-    for left in folder.glob("*.csv"):
-        left.unlink()
-    return [write_text(folder / name, text) for name, text in _table_files(page)]
+    paths = [write_text(folder / name, text) for name, text in _table_files(page)]
+    with writing(folder):
+        for left in set(folder.glob("*.csv")) - set(paths):
+            left.unlink()
+    return paths
 
 
 def with_data_links(page: str) -> str:
@@ -65,21 +72,21 @@ def _table_files(page: str) -> list[tuple[str, str]]:
     return [
         (
             f"{number:02d}-{re.sub(_BETWEEN_WORDS, '-', table.section.lower()).strip('-')}.csv",
-            _csv(plain_numbers(table.rows)),
+            csv_text(plain_numbers(table.rows)),
         )
         for number, table in enumerate(page_tables(page), start=1)
     ]
 
 
-def _csv(rows: list[list[str]]) -> str:
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV in which no cell is a formula: folders and models name what they like."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([[_inert(cell) for cell in row] for row in rows])
+    csv.writer(buffer, lineterminator="\n").writerows([[_inert(str(cell)) for cell in row] for row in rows])
     return buffer.getvalue()
 
 
 def _inert(cell: str) -> str:
-    """Text that a model wrote must not become a formula in a spreadsheet."""
-    return f"'{cell}" if _FORMULA.match(cell) else cell
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBERS.fullmatch(cell) else cell
 
 
 def markdown_summary(page: str, report: str) -> str:
@@ -87,7 +94,7 @@ def markdown_summary(page: str, report: str) -> str:
     soup = BeautifulSoup(page, "html.parser")
     parts = [
         f"## {_text(soup, 'h1')}",
-        *(_escaped(tag.get_text()) for tag in soup.select(".verdict, .banner li")),
+        *(markdown_text(tag.get_text()) for tag in soup.select(".verdict, .banner li")),
     ]
     parts += [markdown_rows(table.rows) for table in page_tables(page)[:2]]
     return "\n\n".join([*parts, f"[{report}]({report})"]) + "\n"
@@ -95,16 +102,17 @@ def markdown_summary(page: str, report: str) -> str:
 
 def _text(soup: BeautifulSoup, selector: str) -> str:
     found = soup.select_one(selector)
-    return _escaped(found.get_text()) if found else ""
+    return markdown_text(found.get_text()) if found else ""
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([<>\[\]`|\\])", r"\\\1", " ".join(text.split()))
+def markdown_text(text: object) -> str:
+    """Any text as one line of Markdown that shows it: no element, link, picture or code, no cell that ends early."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(_UNSEEN.sub(" ", str(text)).split()))
 
 
 def markdown_rows(rows: list[list[str]]) -> str:
     """A table in Markdown, the first row its header; columns are padded so that it also reads in a terminal."""
-    cells = [[" ".join(str(text).replace("|", "\\|").split()) for text in row] for row in rows]
+    cells = [[markdown_text(text) for text in row] for row in rows]
     widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)) + " |"

@@ -46,7 +46,8 @@ def recipe(record: QuantizeRecord) -> Styler:
 def _activations(used: AppliedRecipe) -> str:
     if used.activations == "dynamic":
         return "dynamic, one scale for each token"
-    return f"static, {({1: 'min-max', 2: 'histogram', 3: 'automatic'})[used.act_method]} range"
+    ranges = {1: "min-max", 2: "histogram", 3: "automatic"}
+    return f"static, {ranges.get(used.act_method, f'unknown ({used.act_method})')} range"
 
 
 def calibration(record: QuantizeRecord) -> Styler:
@@ -65,7 +66,7 @@ def _samples(used: AppliedRecipe) -> list[tuple[str, str]]:
     }
     rows = [
         ("source", used.calibration_source),
-        ("form", forms[used.calibration_format]),
+        ("form", forms.get(used.calibration_format, used.calibration_format)),
         ("samples", f"{len(lengths):,}"),
         ("tokens, all samples", f"{sum(lengths):,}"),
         (

@@ -12,11 +12,12 @@ from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import DataError
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish
-from telechat_kit.reports.comparison_page import figure_text, markdown_table
+from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
+from telechat_kit.reports.plain_text import markdown_text
 from telechat_kit.reports.tables import styled
 
 LOSS, SPEED = "kl_mean", "tokens_per_second"
@@ -119,6 +120,9 @@ def write_sweep(folders: dict[str, Path], results: Path) -> Path:
             )
         ],
     )
-    write_text(results / "sweep.csv", frame.to_csv(index=False))
-    write_text(results / "sweep.md", f"## Sweep: {results.name}\n\n{note}\n\n{markdown_table(frame)}\n")
+    write_text(results / "sweep.csv", frame_csv(frame))
+    title = markdown_text(results.name)
+    write_text(
+        results / "sweep.md", f"## Sweep: {title}\n\n{markdown_text(note)}\n\n{markdown_table(frame)}\n"
+    )
     return write_text(results / "sweep.html", page)

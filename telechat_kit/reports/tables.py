@@ -15,8 +15,9 @@ from telechat_kit.reports.charts import NAMES
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:
-    """A table as the pages show it: text escaped, because models wrote some of it; no row numbers."""
-    return frame.style.format(formats, escape="html", na_rep="–").hide(axis="index")
+    """A table as the pages show it: cells and headings escaped, models and folders wrote some; no row numbers."""
+    shown = frame.style.format(formats, escape="html", na_rep="–")
+    return shown.format_index(escape="html", axis="columns").hide(axis="index")
 
 
 def conditions(found: Conditions) -> Styler:

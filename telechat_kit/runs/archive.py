@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,25 @@ _DATA = ("jsonl_path", "calibration_path", "text_path", "languages_path", "tasks
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 
 
-def pack(run_folder: str | Path, target: Path) -> Path:
+def pack(run_folder: str | Path, target: Path, outside: bool = False) -> Path:
     """Write the zip archive `target`: the run folder, code, notebooks, parameters and data, and a manifest.
 
+    A run of somebody else names what it likes as its data: files that do not lie in the project are packed only if
+    the caller says so.
+
+    Args:
+        outside: files that the run names or links to from outside the project may be packed.
+
     Raises:
-        DataError: the folder holds no run, or a data file that the run names is gone.
+        DataError: the folder holds no run, or a data file that the run names is gone or lies outside the project.
     """
     folder = resolve(run_folder)
     run = read_run_data(folder)
-    data, name = _data(run), f"results/{folder.name}"
+    data, name = _data(run, outside), f"results/{folder.name}"
+    if not outside:
+        _require_own(
+            [path for path in folder.rglob("*") if path.is_symlink()], folder.resolve(), "a link of the run"
+        )
     files = dict(_contents(folder)) | {
         place: path for places in data.values() for place, path in places.items()
     }
@@ -90,7 +100,7 @@ def _contents(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.name, path
 
 
-def _data(run: RunData) -> dict[str, dict[str, Path]]:
+def _data(run: RunData, outside: bool) -> dict[str, dict[str, Path]]:
     """Texts and task files that the parameters name outside `params/`: parameter -> name in the archive -> file."""
     found = {}
     for key in _DATA:
@@ -101,8 +111,22 @@ def _data(run: RunData) -> dict[str, dict[str, Path]]:
         if not path.exists():
             raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
         files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+        if not outside:
+            _require_own([path, *files], project_root().resolve(), f"the {key} of the run")
         found[key] = {f"data/{key}/{file.relative_to(path.parent).as_posix()}": file for file in files}
     return found
+
+
+def _require_own(paths: Iterable[Path], root: Path, what: str) -> None:
+    """Refuse what does not lie below `root`, links followed, or has a hidden folder on its way there."""
+    for path in paths:
+        real = path.resolve()
+        within = real.is_relative_to(root) and real != root
+        if not within or any(part.startswith(".") for part in real.relative_to(root).parts):
+            raise DataError(
+                f"{path}, {what}, lies outside {root} or in a hidden folder: it would become part of the archive. Look at "
+                "it, and allow it with --outside, or copy it into the project."
+            )
 
 
 def _moved(run: RunData, data: dict[str, dict[str, Path]]) -> dict[str, Any]:

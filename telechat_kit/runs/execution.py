@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,11 +14,11 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
-from traitlets.config import Config
 
 from telechat_kit.files import project_root, relative, resolve, write_text, writing
 from telechat_kit.provenance import edited_notebooks, versions
 from telechat_kit.runs.failures import describe_failure, oom_kills
+from telechat_kit.runs.kernel import kernel_options
 from telechat_kit.runs.lock import FolderLock, locked
 from telechat_kit.runs.plan import KEEP, Selection, combined_key, content_parts, decide
 from telechat_kit.runs.profile import Profile, notebook_path
@@ -158,35 +156,23 @@ def _execute(run: _Run, step: Step, output: Path, progress: StepProgress, limit:
         progress.cell_started(cell, cell_index)
 
     options = {"timeout_func": _time_left(limit)} if limit else {}
-    with _quiet(), _kernel() as config:
+    with _quiet(), kernel_options() as kernel:
         papermill.execute_notebook(
-            str(notebook_path(step.name)),
-            str(output),
+            _literal(notebook_path(step.name)),
+            _literal(output),
             parameters=run.profile.for_notebook(step.name),
-            kernel_name="python3",
             cwd=str(project_root()),
             progress_bar=False,
             stderr_file=progress,
             on_cell_start=cell_started,
-            config=config,
+            **kernel,
             **options,
         )
 
 
-@contextlib.contextmanager
-def _kernel() -> Iterator[Config]:
-    """How the kernel is reached and ended.
-
-    It talks with its client through files of this user, not through open TCP ports, in a folder of their own: by
-    default they lie in the working directory, where two runs at a time choose the same names. A kernel that has done
-    its work is ended at once: asked to end by itself, it can take seconds and log an interrupt that was none.
-    """
-    config = Config({"NotebookClient": {"shutdown_kernel": "immediate"}})
-    with tempfile.TemporaryDirectory(prefix="telechat-", ignore_cleanup_errors=True) as folder:
-        if sys.platform != "win32":
-            config.KernelManager.transport = "ipc"
-            config.KernelManager.ip = f"{folder}/kernel"
-        yield config
+def _literal(path: Path) -> str:
+    """A path in which papermill finds no `{parameter}` to fill in."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _time_left(limit: float) -> Any:

@@ -7,13 +7,17 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from telechat_kit.errors import KitError
+from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import relative, writing
+from telechat_kit.strict_json import parse
 
 NAME = ".run.lock"
+#: In the environment of a kernel: the run folder that it works for. No other process is ended for it.
+RUN_FOLDER = "TELECHAT_KIT_RUN_FOLDER"
 #: What a run writes beside its results while it works; without a living run these are remains
 _REMAINS = (".*.running.ipynb", ".*.tmp")
 
@@ -51,22 +55,37 @@ def locked(folder: Path) -> Iterator[FolderLock]:
     with writing(path):
         descriptor = _acquire(path)
     try:
-        _end_orphans(_owner(descriptor))
+        _end_orphans(_owner(descriptor), folder)
         for pattern in _REMAINS:
             for left in folder.glob(pattern):
                 left.unlink(missing_ok=True)
         lock = FolderLock(descriptor)
         with writing(path):
             lock.note_children()
-        yield lock
+        with _named(folder):
+            yield lock
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What is started meanwhile carries the name of the run folder."""
+    before = os.environ.get(RUN_FOLDER)
+    os.environ[RUN_FOLDER] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        os.environ.pop(RUN_FOLDER)
+        if before is not None:
+            os.environ[RUN_FOLDER] = before
+
+
 def _acquire(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # a link would be followed and what it points to emptied
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if not _flock(descriptor):
             owner = _owner(descriptor)
             os.close(descriptor)
@@ -92,22 +111,31 @@ def _flock(descriptor: int) -> bool:
     return True
 
 
-def _owner(descriptor: int) -> dict[str, object]:
+def _owner(descriptor: int) -> dict[str, Any]:
+    """What the lock's file tells of its process; nothing if that is not what `note_children` writes."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        found = json.loads(os.read(descriptor, 1 << 16))
-    except ValueError:
+        found = parse(os.read(descriptor, 1 << 16), NAME, "")
+    except DataError:
         return {}
-    return found if isinstance(found, dict) and {"pid", "host"} <= set(found) else {}
+    whole = isinstance(found, dict) and type(found.get("pid")) is int and isinstance(found.get("host"), str)
+    return found if whole else {}
 
 
-def _end_orphans(owner: dict[str, object]) -> None:
-    """End the kernels of a run that was killed: they would go on writing where the new run writes."""
+def _end_orphans(owner: dict[str, Any], folder: Path) -> None:
+    """End the kernels of a run that was killed: they would go on writing where the new run writes.
+
+    The file may be forged, so a process must say itself that it was started for this folder.
+    """
     children = owner.get("children") if owner.get("host") == socket.gethostname() else None
-    for pid, created in children if isinstance(children, list) else ():
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if process.create_time() == created:
+    for child in children if isinstance(children, list) else ():
+        if not (isinstance(child, list) and len(child) == 2 and type(child[0]) is int and child[0] > 0):
+            continue
+        with contextlib.suppress(psutil.Error, OverflowError):
+            process = psutil.Process(child[0])
+            if process.create_time() == child[1] and process.environ().get(RUN_FOLDER) == str(
+                folder.resolve()
+            ):
                 process.kill()
                 process.wait(10)
 

@@ -135,7 +135,8 @@ class _Runner:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 env=self._environment(),
                 start_new_session=True,  # Ctrl-C comes to this process, which then ends the others in order
             )
@@ -145,7 +146,8 @@ class _Runner:
     def _environment(self) -> dict[str, str]:
         threads = str(max(1, (os.cpu_count() or 1) // self.at_once))
         shared = {} if self.at_once == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-        return {**os.environ, **shared, PARENT: str(os.getpid()), AT_ONCE: str(self.at_once)}
+        own = {PARENT: str(os.getpid()), AT_ONCE: str(self.at_once), "PYTHONIOENCODING": "utf-8"}
+        return {**os.environ, **shared, **own}
 
     def stop(self) -> None:
         """Start no more, and end those at work as by SIGTERM."""

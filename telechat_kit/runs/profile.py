@@ -1,30 +1,26 @@
 """Profiles: one flat YAML file of parameters, checked against what the notebooks declare."""
 
-import ast
 import difflib
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import papermill
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from telechat_kit.comparison.rules import parse_limits
 from telechat_kit.errors import ParameterError
-from telechat_kit.files import project_root, relative
+from telechat_kit.files import project_root, relative, resolve
+from telechat_kit.runs.parameters_cell import Declaration, has_type, read_declarations
 
-#: Annotations that a parameters cell may use
-TYPES: dict[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "list[int]": list[int],
-    "list[str]": list[str],
-}
+#: Most bytes of a profile, and the largest whole number that seeds and counts can be
+MOST_BYTES, MOST_NUMBER = 1 << 20, 2**63 - 1
+#: Numbers with an exponent that YAML 1.1 calls text: it wants a point, and a sign in the exponent
+_EXPONENT = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -68,56 +64,79 @@ def load_profile(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Profi
         ParameterError: no such file, not flat YAML, a key that no notebook declares (the nearest is named), a
             value of the wrong type, or a limit that cannot be read; each with file and line.
     """
-    values, lines = _read_yaml(path)
+    values, lines = read_mapping(path)
     places = {key: f"{relative(path)}, line {line}" for key, line in lines.items()}
     for key, text in overrides:
         values[key] = _read_override(key, text)
         places[key] = f"-p {key}"
     known = all_parameters()
     for key, value in values.items():
-        _check(places[key], key, value, known)
+        values[key] = _checked(places[key], key, value, known)
     _check_limits(places.get("limits", ""), values.get("limits", []))
     values.setdefault("run_folder", f"results/{path.stem}")
+    _require_own_folder(places.get("run_folder", relative(path)), values["run_folder"])
     return Profile(path, values)
 
 
 def all_parameters() -> dict[str, Parameter]:
     """Every parameter that a notebook of the project declares, with the notebooks that take it."""
     found: dict[str, Parameter] = {}
-    for path in sorted((project_root() / "notebooks").glob("*.ipynb")):
+    for path in _notebooks():
         for name, entry in declared_parameters(path).items():
             takers = (*found[name].notebooks, path.stem) if name in found else (path.stem,)
-            found[name] = Parameter(
-                name, entry["inferred_type_name"], entry["default"], entry["help"], takers
-            )
+            found[name] = Parameter(name, entry.type_name, entry.written, entry.help, takers)
     return found
+
+
+def _notebooks() -> list[Path]:
+    """The notebooks of the project; a `ParameterError` where there is no project."""
+    paths = sorted((project_root() / "notebooks").glob("*.ipynb"))
+    if not paths:
+        raise ParameterError(
+            f"no notebooks in {Path.cwd()} or above it, nor beside the package: start in the project folder, which holds "
+            "notebooks/ and params/."
+        )
+    return paths
 
 
 def default_values(name: str) -> dict[str, Any]:
     """What a notebook takes for the parameters that a profile leaves out."""
-    declared = declared_parameters(notebook_path(name))
-    return {key: ast.literal_eval(entry["default"]) for key, entry in declared.items()}
+    _notebooks()
+    return {key: entry.default for key, entry in declared_parameters(notebook_path(name)).items()}
 
 
 @cache
-def declared_parameters(path: Path) -> Mapping[str, Mapping[str, str]]:
-    """Parameters of one notebook as papermill reads them from its parameters cell."""
-    return papermill.inspect_notebook(str(path))
+def declared_parameters(path: Path) -> Mapping[str, Declaration]:
+    """Parameters of one notebook by name."""
+    return read_declarations(path)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values and line numbers of a flat YAML mapping, under its keys as written."""
+def read_mapping(
+    path: Path, kind: str = "profile", folder: str = "params"
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Values and line numbers of a YAML mapping, under its keys as written.
+
+    Args:
+        kind, folder: what the file is, and where the project keeps such: for errors.
+
+    Raises:
+        ParameterError: no such file, no YAML of reasonable size, no mapping, or a key twice.
+    """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ParameterError(
+                f"{kind} {path} has more than {MOST_BYTES:,} bytes. Give `key: value` lines."
+            )
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
         entries = node.value if isinstance(node, yaml.MappingNode) else None
         found = [(key, loader.construct_object(value, deep=True)) for key, value in entries or ()]
     except FileNotFoundError as error:
-        known = ", ".join(sorted(relative(file) for file in (project_root() / "params").glob("*.yaml")))
-        raise ParameterError(f"profile {path} does not exist. Profiles here: {known}.") from error
+        known = ", ".join(sorted(relative(file) for file in (project_root() / folder).glob("*.yaml")))
+        raise ParameterError(f"{kind} {path} does not exist. {kind.title()}s here: {known}.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"profile {path} cannot be read: {error}. Give a UTF-8 text file.") from error
-    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f"{kind} {path} cannot be read: {error}. Give a UTF-8 text file.") from error
+    except _UNREADABLE as error:
         raise ParameterError(f"{path} is not valid YAML: {_one_line(error)}. Correct the line.") from error
     if entries is None:
         raise ParameterError(f"{path} is no flat list of `key: value` lines.")
@@ -135,15 +154,21 @@ def _line_numbers(path: Path, keys: Sequence[yaml.Node]) -> dict[str, int]:
     return lines
 
 
+#: What PyYAML raises for texts that are none of its own: a date of month 13, 5,000 digits, 10,000 brackets
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
+
+
 def _read_override(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ParameterError(f'-p {key}: "{text}" is not valid YAML: {_one_line(error)}.') from error
+        value = yaml.safe_load(text)
+    except _UNREADABLE as error:
+        raise ParameterError(f'-p {key}: "{text[:80]}" is not valid YAML: {_one_line(error)}.') from error
+    bare = isinstance(value, str) and text.strip()[:1] not in ("'", '"', "|", ">", "!", "&", "*")
+    return text.strip() if bare else value  # a name may hold " #", where YAML sees a comment
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: BaseException) -> str:
+    return "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
 
 
 def _check_limits(place: str, limits: Sequence[str]) -> None:
@@ -154,15 +179,39 @@ def _check_limits(place: str, limits: Sequence[str]) -> None:
         raise ParameterError(f"{place}: {error}") from error
 
 
-def _check(place: str, key: str, value: Any, known: Mapping[str, Parameter]) -> None:
+def _checked(place: str, key: str, value: Any, known: Mapping[str, Parameter]) -> Any:
+    """`value` as its parameter takes it."""
     if key not in known:
-        near = difflib.get_close_matches(str(key), known, n=1)
+        near = difflib.get_close_matches(key[:80], known, n=1)
         remedy = f'Did you mean "{near[0]}"?' if near else "`telechat-kit params` lists all parameters."
-        raise ParameterError(f'{place}: no notebook has a parameter "{key}". {remedy}')
-    type_name = known[key].type_name
-    try:
-        TypeAdapter(TYPES[type_name], config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError as error:
+        raise ParameterError(f'{place}: no notebook has a parameter "{key[:80]}". {remedy}')
+    parameter = known[key]
+    if parameter.type_name == "float" and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    if not has_type(value, parameter.type_name):
         raise ParameterError(
-            f'{place}: "{key}" must be {type_name} ({known[key].help}), got {type(value).__name__} {value!r}.'
-        ) from error
+            f'{place}: "{key}" must be {parameter.type_name} ({parameter.help}), got {type(value).__name__} '
+            f"{_shown.repr(value)}."
+        )
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, str) and _NO_TEXT.search(part):
+            raise ParameterError(f'{place}: "{key}" holds a character that no text has. Correct it.')
+        if isinstance(part, int) and abs(part) > MOST_NUMBER:
+            raise ParameterError(f'{place}: "{key}" is beyond {MOST_NUMBER:,}. Give a smaller number.')
+    return value
+
+
+#: Values in messages: anchors of YAML may make one that is written as gigabytes
+_shown = reprlib.Repr()
+_shown.maxlevel = _shown.maxlist = _shown.maxdict = 2
+_shown.maxstring = _shown.maxother = _shown.maxlong = 80
+
+
+def _require_own_folder(place: str, run_folder: str) -> None:
+    """Refuse a run folder that is the project itself or holds it: records would lie among its files."""
+    folder = resolve(run_folder).resolve() if run_folder.strip() else project_root()
+    if project_root().resolve().is_relative_to(folder):
+        raise ParameterError(
+            f'{place}: run_folder "{run_folder}" is the project folder or one above it. Give the run a folder of its '
+            "own, such as results/mine."
+        )

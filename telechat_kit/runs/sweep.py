@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.runs.many import Job, check_jobs, ended_by, prepare_checkpoints, run_jobs
-from telechat_kit.runs.profile import load_profile
+from telechat_kit.runs.profile import load_profile, read_mapping
 from telechat_kit.runs.signals import PARENT, orderly_end
 
 #: What a run writes to: a sweep gives each run its own
 _OWN = ("run_folder", "quant_path")
+
+#: A value of a parameter, as profiles have them
+Value = bool | int | float | str | list[int] | list[str]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Sweep:
     """A sweep file: `profiles` times every combination of `parameters`, into folders below `results`."""
 
     profiles: list[str]
-    parameters: dict[str, list[Any]]
+    parameters: dict[str, list[Value]]
     results: str
     resources: Resources = field(default_factory=Resources)
 
@@ -47,14 +49,10 @@ def load_sweep(path: Path) -> Sweep:
     Raises:
         ParameterError: no such file, no YAML, a key that sweeps do not have, or a list that is empty.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParameterError(f"sweep {path} cannot be read: {' '.join(str(error).split())}.") from error
+    values, _ = read_mapping(path, "sweep", "params/sweeps")
     known = list(Sweep.__dataclass_fields__)
-    unknown = sorted(set(values) - set(known)) if isinstance(values, dict) else ["no mapping"]
-    if unknown:
-        raise ParameterError(f"{path}: {', '.join(unknown)}: a sweep has {', '.join(known)}.")
+    if unknown := sorted(set(values) - set(known)):
+        raise ParameterError(f"{path}: {unknown[0][:80]}: a sweep has {', '.join(known)}.")
     try:
         sweep = TypeAdapter(Sweep).validate_python(values)
     except ValidationError as error:

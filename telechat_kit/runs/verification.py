@@ -13,7 +13,7 @@ from telechat_kit.comparison.changes import Figure, figures
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import resolve
-from telechat_kit.model.hashes import tokenizer_hash, weights_hash
+from telechat_kit.model.hashes import settings_hash, tokenizer_hash, weights_hash
 from telechat_kit.provenance import code_hash, code_version, file_hash, machine
 from telechat_kit.rows import read_rows
 from telechat_kit.runs.execution import run_profile
@@ -23,6 +23,8 @@ from telechat_kit.texts import load_text
 
 SAME, CHANGED, LOST, NOTE = "same", "changed", "not readable", "differs"
 REPRODUCED, WITHIN, NOT, UNDECIDED = "reproduced", "within its interval", "not reproduced", "no interval"
+#: What decides the answers of a checkpoint, as conditions name it
+_HASHES = {"weights": weights_hash, "tokenizer": tokenizer_hash, "settings": settings_hash}
 #: Sums in another order, by another number of threads say, move a figure by less than this
 RELATIVE_TOLERANCE = 1e-5
 
@@ -105,7 +107,7 @@ def _checkpoints(run: RunData) -> Iterator[Origin]:
     if run.quantize is not None:
         folders["w8a8"] = (run.quantize.quant_path, run.quantize.conditions.hashes)
     for name, (folder, hashes) in folders.items():
-        for kind, compute in (("weights", weights_hash), ("tokenizer", tokenizer_hash)):
+        for kind, compute in _HASHES.items():
             recorded = hashes.get(f"{name}_{kind}")
             if recorded:
                 yield _origin(f"{name} {kind}", recorded, partial(_of_folder, compute, resolve(folder)))
@@ -148,7 +150,7 @@ def made_again(origins: Sequence[Origin], run: RunData, repeated: RunData) -> li
         return list(origins)
     before, now = run.quantize.conditions.hashes, repeated.quantize.conditions.hashes
     again = {}
-    for kind in ("weights", "tokenizer"):
+    for kind in _HASHES:
         name, key = f"w8a8 {kind}", f"w8a8_{kind}"
         if key in before:
             again[name] = _origin(f"{name}, made again", before[key], partial(str, now.get(key)))

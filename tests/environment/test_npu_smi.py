@@ -65,3 +65,11 @@ def test_a_chip_whose_health_is_not_known_is_one_chip() -> None:
 def test_text_that_is_no_table_holds_no_chip() -> None:
     for text in ("", "dcmi module initialize failed. ret is -8005", "| a | b |\n| c | 0000:82:00.0 |"):
         assert parse(text).chips == ()
+
+
+def test_rows_whose_numbers_are_none_are_left_out() -> None:
+    for number in ("²", "9" * 5000, "٣", "x"):
+        (first, second) = parse(DUO.replace("7156", number)).chips
+        assert (first.processes, second.processes) == ((), ())
+        assert len(parse(DUO.replace("1844 /", f"{number} /")).chips) == 1
+        assert len(parse(DUO.replace("| 32      1  ", f"| {number}  ")).chips) == 2

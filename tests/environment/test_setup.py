@@ -19,7 +19,7 @@ from telechat_kit.environment import (
     required_versions,
 )
 from telechat_kit.errors import CheckpointError, DeviceError, ParameterError
-from telechat_kit.model.hashes import tokenizer_hash, weights_hash
+from telechat_kit.model.hashes import settings_hash, tokenizer_hash, weights_hash
 from telechat_kit.records import read_record, write_record
 
 
@@ -125,7 +125,20 @@ def test_the_checkpoint_is_described_as_it_lies_on_disk(tiny_folder: Path, tmp_p
     assert setup.conditions.hashes == {
         "float_weights": weights_hash(tiny_folder),
         "float_tokenizer": tokenizer_hash(tiny_folder),
+        "float_settings": settings_hash(tiny_folder),
     }
+
+
+def test_a_tokenizer_without_a_chat_template_is_said(own_tiny: Path, tmp_path: Path) -> None:
+    for name, old, new in (
+        ("tokenizer.json", "<_user>", "<_other>"),
+        ("tokenizer_config.json", "<_user>", "<_other>"),
+    ):
+        path = own_tiny / name
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    row = rows(check_setup(own_tiny, tmp_path))["tokenizer"]
+    assert (row.verdict, row.found) == ("warning", "262 tokens, no chat template")
+    assert "chat_template.jinja" in row.advice
 
 
 def test_the_parts_are_all_tensors_of_the_file(tiny_folder: Path) -> None:

@@ -59,6 +59,26 @@ def test_only_blocks_of_the_calibrated_text_itself_are_left_out(
         evaluation_blocks(calibrated, str(tmp_path / "seen.txt"), 10, 1, seed=0)
 
 
+@pytest.mark.parametrize(
+    "recipe", ["[]", '{"calibration_blocks": [1]}', '{"calibration_kinds": [{"sha256": 1}]}']
+)
+def test_a_recipe_that_tells_nothing_readable_is_refused(
+    pair: Pair, tiny_folder: Path, tmp_path: Path, recipe: str
+) -> None:
+    folder = Path(shutil.copytree(pair.w8a8_folder, tmp_path / "w8a8"))
+    (folder / "quantize.json").write_text(f'{{"recipe": {recipe}}}')
+    if recipe == "[]":  # as good as none
+        assert evaluation_blocks(Pair(tiny_folder, folder, "cpu"), TOPICS, 10, 1, seed=0)
+        return
+    with pytest.raises(CheckpointError, match=r"quantize\.json: recipe\.calibration_"):
+        evaluation_blocks(Pair(tiny_folder, folder, "cpu"), TOPICS, 10, 1, seed=0)
+
+
+def test_sequences_longer_than_the_trained_length_are_refused(pair: Pair) -> None:
+    with pytest.raises(ParameterError, match="trained on at most 512"):
+        evaluation_blocks(pair, TOPICS, 513, 1, 0)
+
+
 def test_sequences_of_one_token_are_refused(pair: Pair) -> None:
     with pytest.raises(ParameterError, match="at least 2 tokens"):
         evaluation_blocks(pair, TOPICS, 1, 4, 0)

@@ -15,7 +15,7 @@ import torch
 from telechat_kit.environment import check_setup
 from telechat_kit.errors import CheckpointError
 from telechat_kit.inference.loading import load_model
-from telechat_kit.model.hashes import tokenizer_hash
+from telechat_kit.model.hashes import settings_hash, tokenizer_hash
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.tokenizer_files import FILES, within
 
@@ -202,6 +202,24 @@ def test_every_tokenizer_file_counts_in_the_hash(tiny: Path, name: str) -> None:
     with (tiny / name).open("ab") as file:
         file.write(b" ")
     assert tokenizer_hash(tiny) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("config.json", True),
+        ("generation_config.json", True),
+        ("origin.json", False),
+        ("tokenizer.json", False),
+    ],
+)
+def test_json_files_that_decide_answers_count_in_the_hash_of_settings(
+    tiny: Path, name: str, counts: bool
+) -> None:
+    before = settings_hash(tiny)
+    with (tiny / name).open("ab") as file:
+        file.write(b" ")
+    assert (settings_hash(tiny) != before) is counts
 
 
 def test_a_tensor_of_an_npy_file_stays_within_its_storage(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ each_verb = pytest.mark.parametrize(("notebook", "verb"), VERBS)
 
 def declared(notebook: str) -> dict[str, str]:
     """What each parameter of a notebook means."""
-    return {name: entry["help"] for name, entry in declared_parameters(notebook_path(notebook)).items()}
+    return {name: entry.help for name, entry in declared_parameters(notebook_path(notebook)).items()}
 
 
 @each_request

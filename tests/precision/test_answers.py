@@ -1,6 +1,7 @@
 """Answers of both models: those of `generate`, side by side, kept line by line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,40 @@ def test_a_broken_off_run_goes_on_behind_its_last_answer(
     write_answers(tmp_path, expected)
     assert not part_file(tmp_path, "float").exists()
     assert not part_file(tmp_path, "w8a8").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[: line.index("天".encode()) + 1],
+        lambda _line: b"[1]\n",
+        lambda _line: b'{"key": 1}\n',
+        lambda line: line.replace(b'"token_ids": [', b'"token_ids": ["x", '),
+        lambda _line: b"\x00" * 40,
+        lambda _line: b"[" * 100_000,
+    ],
+)
+def test_a_journal_line_that_a_full_disk_left_is_made_anew(
+    pair: Pair, questions: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    whole = answer_lines(pair, questions, 3, 1.0, work_folder=tmp_path)
+    journal = part_file(tmp_path, "float")
+    first, *rest = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(damage(first) + b"".join(rest))
+    assert answer_lines(pair, questions, 3, 1.0, work_folder=tmp_path) == whole
+    assert journal.read_bytes().splitlines(keepends=True) == [first, *rest]
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_penalty_that_means_nothing_is_refused(pair: Pair, questions: Path, penalty: float) -> None:
+    for batch in (1, 2):
+        with pytest.raises(ParameterError, match="give a finite number above 0"):
+            answer_lines(pair, questions, 3, penalty, batch=batch)
+
+
+def test_no_line_at_all_is_refused(pair: Pair, questions: Path) -> None:
+    with pytest.raises(ParameterError, match="answers is 0"):
+        answer_lines(pair, questions, 3, 1.0, limit=0)
 
 
 @pytest.mark.parametrize("change", ["cut off", "other settings", "other question"])

@@ -46,8 +46,10 @@ def test_the_record_says_what_was_measured_and_comes_back_equal(
     assert set(record.conditions.hashes) == {
         "float_weights",
         "float_tokenizer",
+        "float_settings",
         "w8a8_weights",
         "w8a8_tokenizer",
+        "w8a8_settings",
     }
     write_record(tmp_path, record)
     assert read_record(tmp_path, PrecisionRecord, SCHEMA) == record

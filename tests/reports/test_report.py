@@ -6,16 +6,24 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
 from telechat_kit.cli.run_commands import enforce_limits
 from telechat_kit.comparison.run_data import read_run_data
-from telechat_kit.errors import DataError, ParameterError
-from telechat_kit.reports import consistency_note, read_run, write_report
+from telechat_kit.errors import DataError, KitError, ParameterError
+from telechat_kit.reports import consistency_note, plain_text, read_run, write_report
 from telechat_kit.reports.chinese import PHRASES, translate
 from telechat_kit.reports.index_page import index_rows, write_index
-from telechat_kit.reports.plain_text import markdown_summary, page_tables, write_tables
+from telechat_kit.reports.plain_text import (
+    csv_text,
+    markdown_summary,
+    markdown_text,
+    page_tables,
+    write_tables,
+)
+from telechat_kit.reports.tables import styled
 from telechat_kit.runs.profile import Profile
 
 
@@ -173,9 +181,77 @@ def test_text_that_a_model_wrote_is_no_formula_and_no_markdown(tmp_path: Path) -
     assert path.read_text() == "a|b\n'=1+1\n-2.5\n'-x\n"
     assert page_tables(page)[0].section == "T"
     text = markdown_summary(page, "report.html")
-    assert r"a \[b\](c)" in text
-    assert r"\<img\>" in text
+    assert r"a [b]\(c)" in text
+    assert r"\<img>" in text
     assert r"a\|b" in text
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
+        ("+1+cmd|' /C calc'!A1", "'+1+cmd|' /C calc'!A1"),
+        (" =1", "' =1"),
+        ("\t@SUM(1)", "'\t@SUM(1)"),
+        ("＝1+1", "'＝1+1"),
+        ("-0.12 [-0.20, 1e-3] %", "-0.12 [-0.20, 1e-3] %"),
+        ("+1.5", "+1.5"),
+        ("a=1", "a=1"),
+    ],
+)
+def test_a_cell_of_csv_is_no_formula_and_a_number_stays_one(cell: str, shown: str) -> None:
+    assert next(csv.reader([csv_text([[cell]])])) == [shown]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<script>a</script>", r"\<script>a\</script>"),
+        (r"\<img>", r"\\\<img>"),
+        ("![x](http://e.example)", r"!\[x]\(http://e.example)"),
+        ("a\x1b[31m\r\n`b`|", r"a [31m \`b\`\|"),
+        ("KL < 0.02, 95 % [0.1, 0.2]", "KL < 0.02, 95 % [0.1, 0.2]"),
+    ],
+)
+def test_text_in_markdown_is_shown_as_it_is(text: str, shown: str) -> None:
+    assert markdown_text(text) == shown
+
+
+def test_a_name_in_a_heading_of_a_table_is_no_element() -> None:
+    hostile = '<meta http-equiv=refresh content="0;url=http:evil.example">'
+    soup = BeautifulSoup(styled(pd.DataFrame([[hostile]], columns=[hostile])).to_html(), "html.parser")
+    assert soup.find("meta") is None
+    assert [cell.get_text() for cell in soup.find_all(["th", "td"])] == [hostile, hostile]
+
+
+def test_a_record_with_words_that_nobody_knows_is_shown_with_them(run: Path) -> None:
+    path = run / "quantize.json"
+    record = json.loads(path.read_text())
+    record["recipe"] |= {"calibration_format": "<b>new</b>", "act_method": 9}
+    path.write_text(json.dumps(record))
+    soup = BeautifulSoup(write_report(run).read_text(), "html.parser")
+    assert "<b>new</b>" in soup.get_text()
+    assert "static, unknown (9) range" in soup.get_text()
+
+
+def test_a_report_that_cannot_be_written_keeps_the_old_tables(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = sorted(path.name for path in (run / "tables").iterdir())
+
+    def full(*_: object) -> Path:
+        raise KitError("cannot write: no space")
+
+    monkeypatch.setattr(plain_text, "write_text", full)
+    with pytest.raises(KitError, match="no space"):
+        write_report(run)
+    assert sorted(path.name for path in (run / "tables").iterdir()) == old
+
+
+def test_tables_of_an_earlier_report_go_when_the_new_ones_are_there(tmp_path: Path) -> None:
+    (tmp_path / "09-old.csv").write_text("old")
+    (path,) = write_tables("<section><h2>T</h2><table><tr><td>1</td></tr></table></section>", tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_records_of_one_run_belong_together(tiny_run: Path) -> None:

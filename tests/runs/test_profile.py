@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.runs.profile import TYPES, all_parameters, declared_parameters, load_profile
+from telechat_kit.runs.parameters_cell import TYPES
+from telechat_kit.runs.profile import all_parameters, declared_parameters, default_values, load_profile
 from telechat_kit.runs.state import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,60 @@ def test_a_key_given_twice_is_refused_with_both_lines(write: Any) -> None:
     assert 'mine.yaml, line 3: "seed" stands in line 1 already' in message
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("level: " + "[" * 2000, "not valid YAML: nested too deep"),
+        ("level: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        ("seed: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("seed: 99999999999999999999", '"seed" is beyond 9,223,372,036,854,775,807'),
+        ('level: "\\ud83d"', '"level" holds a character that no text has'),
+        ('run_folder: "a\\0b"', '"run_folder" holds a character that no text has'),
+        ("repetition_penalty: .nan", '"repetition_penalty" must be float'),
+        ("level: !!python/object:os.system x", "not valid YAML: could not determine a constructor"),
+        ("run_folder: .", 'run_folder "." is the project folder or one above it'),
+        ("run_folder: ''", 'run_folder "" is the project folder or one above it'),
+        ("run_folder: /", 'run_folder "/" is the project folder or one above it'),
+        ("run_folder: results/../..", "is the project folder or one above it"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused_by_line(write: Any, line: str, message: str) -> None:
+    found = refusal(write(f"{line}\n"))
+    assert message in found
+    assert len(found) < 600
+
+
+def test_anchors_that_explode_do_so_nowhere_not_even_in_the_message(write: Any) -> None:
+    bomb = "&a [x, x, x, x, x, x, x, x, x]"
+    for old, new in zip("abcdefg", "bcdefgh", strict=True):
+        bomb = f"&{new} [{bomb}{f', *{old}' * 8}]"
+    message = refusal(write(f"level: {bomb}\n"))
+    assert '"level" must be str' in message
+    assert len(message) < 600
+
+
+def test_numbers_with_an_exponent_are_floats_and_names_keep_their_number_sign(write: Any) -> None:
+    path = write("repetition_penalty: 1e-3\n")
+    assert load_profile(path).values["repetition_penalty"] == 1e-3
+    values = load_profile(
+        path, [("repetition_penalty", "2E0"), ("run_folder", "out #1"), ("level", "'L0' # why")]
+    ).values
+    assert (values["repetition_penalty"], values["run_folder"], values["level"]) == (2.0, "out #1", "L0")
+
+
+def test_without_notebooks_in_sight_the_message_says_where_to_start(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("seed: 1\n")
+    for module in ("telechat_kit.runs.profile", "telechat_kit.files"):
+        monkeypatch.setattr(f"{module}.project_root", lambda: tmp_path)
+    for ask in (lambda: load_profile(path), lambda: default_values("01_setup")):
+        with pytest.raises(
+            ParameterError, match="start in the project folder, which holds notebooks/ and params/"
+        ):
+            ask()
+
+
 def test_an_unknown_profile_lists_the_profiles(tmp_path: Path) -> None:
     message = refusal(tmp_path / "no.yaml")
     assert f"profile {tmp_path / 'no.yaml'} does not exist. Profiles here: " in message
@@ -201,17 +256,16 @@ def test_every_parameter_has_a_type_a_default_and_a_help_text() -> None:
     for path in NOTEBOOKS:
         for name, entry in declared_parameters(path).items():
             where = f"{path.stem}: {name}"
-            assert entry["inferred_type_name"] in TYPES, where
-            assert entry["help"], where
-            default = eval(entry["default"])  # the notebook's own text
-            assert type(default).__name__ == entry["inferred_type_name"].split("[")[0], where
+            assert entry.type_name in TYPES, where
+            assert entry.help, where
+            assert type(entry.default).__name__ == entry.type_name.split("[")[0], where
 
 
 def test_a_parameter_means_the_same_in_every_notebook() -> None:
     seen: dict[str, tuple[str, str]] = {}
     for path in NOTEBOOKS:
         for name, entry in declared_parameters(path).items():
-            meaning = (entry["inferred_type_name"], entry["default"], entry["help"])
+            meaning = (entry.type_name, entry.written, entry.help)
             assert seen.setdefault(name, meaning) == meaning, f"{path.stem}: {name}"
 
 

@@ -44,7 +44,9 @@ def test_every_combination_is_a_run_with_folder_and_weights_of_its_own(sweep_fil
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "a sweep has profiles, parameters, results"),
+        ("[1]", "is no flat list of `key: value` lines"),
+        ("a: " + "[" * 3000, "not valid YAML: nested too deep"),
+        (SWEEP.replace("[3, 5]", "[[[1]]]"), r"parameters\.repeats\.0"),
         (SWEEP + "jobs: 3", "jobs: a sweep has"),
         (SWEEP.replace("[3, 5]", "3"), r"parameters\.repeats: "),
         (SWEEP.replace("[3, 5]", "[]"), "repeats is an empty list"),

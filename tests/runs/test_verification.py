@@ -46,6 +46,19 @@ def test_changed_and_lost_weights_are_told_apart(tiny_run: Path, tmp_path: Path)
     assert verdicts(moved / "tiny")["w8a8 weights"] == "not readable"
 
 
+def test_settings_of_a_checkpoint_are_checked_by_hash(
+    tiny_run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    moved = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    path = run / "setup.json"
+    path.write_text(path.read_text().replace(str(tiny_folder), str(moved)))
+    assert verdicts(run)["float settings"] == "same"
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps(config | {"n_head": 8}))  # its shapes are those of 4
+    assert verdicts(run)["float settings"] == "changed"
+
+
 def test_a_file_changed_after_the_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     state = {"parameters": {}, "steps": [{"name": "03_precision", "left": {"precision.json": "0" * 64}}]}
@@ -115,7 +128,9 @@ def test_data_from_elsewhere_is_packed_and_found_where_the_archive_has_it(
     parameters = {"text_path": str(lines), "jsonl_path": "params/data/questions.jsonl", "run_folder": "x"}
     (run / "run.json").write_text(json.dumps({"parameters": parameters, "steps": []}))
     (run / "params.yaml").write_text(yaml.safe_dump(parameters))
-    with zipfile.ZipFile(pack(run, tmp_path / "a.zip")) as archive:
+    with pytest.raises(DataError, match=r"mine\.txt, the text_path of the run, lies outside"):
+        pack(run, tmp_path / "a.zip")
+    with zipfile.ZipFile(pack(run, tmp_path / "a.zip", outside=True)) as archive:
         assert archive.read("data/text_path/mine.txt") == b"some text"
         assert "params/data/questions.jsonl" in archive.namelist()
         moved = parameters | {"text_path": "data/text_path/mine.txt"}
@@ -127,6 +142,51 @@ def test_data_from_elsewhere_is_packed_and_found_where_the_archive_has_it(
     lines.unlink()
     with pytest.raises(DataError, match=r"mine\.txt, the text_path of the run, is gone"):
         pack(run, tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "..", ".", "params/../../", "results/../.git"])
+def test_a_foreign_run_packs_nothing_that_it_only_names(tiny_run: Path, tmp_path: Path, path: str) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "run.json").write_text(json.dumps({"parameters": {"tasks_path": path}, "steps": []}))
+    with pytest.raises(DataError, match=r"the tasks_path of the run, (lies outside|is gone)"):
+        pack(run, tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_a_link_out_of_the_run_is_not_followed(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (tmp_path / "secret").write_text("secret")
+    (run / "table.csv").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=r"table\.csv, a link of the run, lies outside"):
+        pack(run, tmp_path / "a.zip")
+    with zipfile.ZipFile(pack(run, tmp_path / "a.zip", outside=True)) as archive:
+        assert archive.read("results/run/table.csv") == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", "[1]", "run.json is damaged"),
+        ("run.json", '{"steps": [1]}', r"run.json is damaged \(steps\.0"),
+        ("run.json", '{"steps": [{"name": "a", "status": "b", "parts": []}]}', r"steps\.0\.parts"),
+        ("run.json", '{"steps": [{"name": "a", "status": "b", "left": {"../x": "y"}}]}', r"steps\.0\.left"),
+        ("run.json", '{"parameters": {"level": {}}}', r"run.json is damaged \(parameters\.level"),
+        ("run.json", '"\\ud83d"', "half a character"),
+        ("samples.jsonl", '{"precision": 1}\n', r"samples.jsonl is damaged \(0\."),
+        ("samples.jsonl", "[1, 2]\n", "samples.jsonl is damaged"),
+        ("samples.jsonl", "\n\n{", "samples.jsonl, line 3 is not valid JSON"),
+        ("samples.jsonl", "[" * 100_000, "samples.jsonl, line 1: nested deeper"),
+        ("precision.json", "[]", "precision.json|records"),
+        ("setup.json", "null", "setup"),
+    ],
+)
+def test_a_damaged_run_is_refused_by_file(
+    tiny_run: Path, tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / file).write_text(content)
+    with pytest.raises(DataError, match=message):
+        verify(run, repeat=False)
 
 
 def test_a_pack_holds_all_but_the_weights_and_packs_to_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:

@@ -83,10 +83,10 @@ def _processor() -> str:
 
 def _cache_folder() -> Path:
     """The user's cache; where it cannot be written, a folder of this process."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "telechat-kit" / "kernels"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "telechat-kit" / "kernels"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home has no cache
         return Path(tempfile.mkdtemp(prefix="telechat-kit-"))
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="telechat-kit-"))

@@ -93,6 +93,10 @@ class Team:
         ids, past = args[0] if args else options.get("input_ids"), options.get("past_key_values")
         if ids is None:
             raise DeviceError(f"{', '.join(self.devices)}: a model on several devices takes token ids only.")
+        if options.get("position_ids") is not None or getattr(past, "is_compileable", False):
+            raise DeviceError(
+                f"{', '.join(self.devices)}: a model on several devices takes no position_ids and no static cache."
+            )
         if past is None and options.get("use_cache") is not False:
             past = DynamicCache()
             options = {**options, "past_key_values": past}

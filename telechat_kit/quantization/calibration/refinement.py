@@ -74,7 +74,7 @@ class InputMoments:
 def attention_watched(block: Block) -> Iterator[list[Tensor]]:
     """While active, the list takes in what attention adds to the residual stream, `[1, T, H]`, sample by sample."""
     mixed: list[Tensor] = []
-    hook = block.module.self_attention.register_forward_hook(lambda _, __, output: mixed.append(output))
+    hook = block.module.self_attention.register_forward_hook(lambda _, __, output: mixed.append(output[0]))
     try:
         yield mixed
     finally:

@@ -12,7 +12,8 @@ from torch import Tensor
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json
 from telechat_kit.model.checkpoint import config_folder, needed_model_path, read_w8a8
-from telechat_kit.model.folder import is_w8a8, read_config, weight_files, weights_format
+from telechat_kit.model.configuration import TelechatConfig
+from telechat_kit.model.folder import DYNAMIC, STATIC, is_w8a8, read_config, weight_files, weights_format
 from telechat_kit.model.int8_linears import decode_scale
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, stored_name
@@ -62,16 +63,24 @@ class _Pair:
     folder: Path
     shards: Shards
     weights: W8A8Weights
+    config: (
+        TelechatConfig  # of the quantized weights: their head may be untied, their feed-forward part wider
+    )
     names: list[str]  # of the linears, in the order of the network
 
     def stored(self, name: str) -> str:
-        return stored_name(name, self.shards.config)
+        return stored_name(name, self.config)
+
+    def is_dynamic(self, name: str) -> bool:
+        return self.stored(name) in self.weights.dynamic
 
     def packed(self, name: str) -> dict[str, Tensor]:
         """Tensors of the int8 linear `name`, with the scale of its weight."""
         parts = ("weight", "input_scale", "input_offset", "deq_scale", "weight_scale")
         found = {part: self.weights.tensors.get(f"{self.stored(name)}.{part}") for part in parts}
         packed = {part: tensor for part, tensor in found.items() if tensor is not None}
+        if self.is_dynamic(name):
+            return packed
         deq_scale = decode_scale(packed["deq_scale"])
         if not bool(deq_scale.isfinite().all() & (deq_scale != 0).all()):
             self.weights.refuse(f"{name}.deq_scale holds values that are 0 or not finite")
@@ -89,13 +98,16 @@ def check_given(float_folder: Path, quant_folder: Path) -> Checked:
     """
     pair = _read(float_folder, quant_folder)
     _check_float_readers(pair)
-    linears, deviations = [], []
+    linears, deviations, wider = [], [], 0
     for name in track(pair.names, "check of linears"):
         if pair.stored(name) in pair.weights.linears:
             packed = pair.packed(name)
-            weight = pair.shards.read([f"{name}.weight"], torch.device("cpu"))[f"{name}.weight"]
-            deviations.append(largest_deviation(weight, packed))
-            linears.append(_int8_record(name, packed))
+            if pair.shards.tensors[f"{name}.weight"].shape == packed["weight"].shape:
+                weight = pair.shards.read([f"{name}.weight"], torch.device("cpu"))[f"{name}.weight"]
+                deviations.append(largest_deviation(weight, packed))
+            else:
+                wider += 1
+            linears.append(_int8_record(name, packed, pair.is_dynamic(name)))
         else:
             linears.append(LinearRecord(name, "FLOAT", None, None, None, None, None))
     rounded = sum(deviation <= rounding_slack(pair.shards.dtype) for deviation in deviations)
@@ -106,7 +118,7 @@ def check_given(float_folder: Path, quant_folder: Path) -> Checked:
         bytes=sum(tensor.nbytes for tensor in pair.weights.tensors.values()),
         rounded=rounded,
         largest_deviation=max(deviations, default=0.0),
-        notes=list(_notes(rounded, len(deviations), quant_folder)),
+        notes=list(_notes(rounded, len(deviations), wider, quant_folder)),
     )
     return _with_recipe(quant_folder / RECIPE, Checked(given, linears, kept, None))
 
@@ -129,7 +141,24 @@ def _read(float_folder: Path, quant_folder: Path) -> _Pair:
     names = linear_names(model)
     weights = read_w8a8(quant_folder, float_folder, model)
     place(model, weights, shards.dtype)
-    return _Pair(quant_folder, shards, weights, names)
+    _require_one_model(shards, config, quant_folder)
+    return _Pair(quant_folder, shards, weights, config, names)
+
+
+def _require_one_model(shards: Shards, config: TelechatConfig, quant_folder: Path) -> None:
+    """Refuse weights of another shape; only the feed-forward part may be wider, where its channels were split."""
+    own = shards.config
+    for key in ("model_type", "vocab_size", "hidden_size", "n_layer", "n_head", "kv_heads"):
+        if getattr(own, key) != getattr(config, key):
+            raise CheckpointError(
+                f"{shards.folder} and {quant_folder} do not belong together: {key} is {getattr(own, key)} and "
+                f"{getattr(config, key)}. Give the float folder of these weights."
+            )
+    if config.ffn_hidden_size < own.ffn_hidden_size:
+        raise CheckpointError(
+            f"{shards.folder} and {quant_folder} do not belong together: ffn_hidden_size is {own.ffn_hidden_size} and "
+            f"{config.ffn_hidden_size}. Give the float folder of these weights."
+        )
 
 
 def _check_float_readers(pair: _Pair) -> None:
@@ -150,21 +179,29 @@ def _check_float_readers(pair: _Pair) -> None:
                 )
 
 
-def _int8_record(name: str, packed: dict[str, Tensor]) -> LinearRecord:
+def _int8_record(name: str, packed: dict[str, Tensor], dynamic: bool) -> LinearRecord:
+    dead = int((packed["weight"] == 0).all(dim=1).sum())
+    if dynamic:
+        return LinearRecord(name, DYNAMIC, None, None, None, None, None, dead_outputs=dead)
     scale, offset = packed["input_scale"].float().item(), int(packed["input_offset"].item())
     return LinearRecord(
         name=name,
-        kind="W8A8",
+        kind=STATIC,
         score=None,
         low=(-128 - offset) * scale,
         high=(127 - offset) * scale,
         input_scale=scale,
         input_offset=offset,
-        dead_outputs=int((packed["weight"] == 0).all(dim=1).sum()),
+        dead_outputs=dead,
     )
 
 
-def _notes(rounded: int, int8: int, quant_folder: Path) -> Iterator[str]:
+def _notes(rounded: int, int8: int, wider: int, quant_folder: Path) -> Iterator[str]:
+    if wider:
+        yield (
+            f"{wider} int8 weights have more channels than the float ones, as method best splits them, and were not "
+            "compared with them."
+        )
     if rounded < int8:
         yield (
             f"{int8 - rounded} of {int8} int8 weights are not the rounded weights of the float folder: that one is from "

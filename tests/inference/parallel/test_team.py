@@ -134,6 +134,12 @@ def test_a_process_can_be_in_one_team_only(tiny_folder: Path) -> None:
         load_model(tiny_folder, "cpu,cpu,cpu,cpu")
 
 
+def test_positions_of_one_s_own_are_refused(tiny_folder: Path) -> None:
+    model, ids = load_model(tiny_folder, TWO), torch.arange(8)[None]
+    with pytest.raises(DeviceError, match="takes no position_ids and no static cache"):
+        model(ids, position_ids=ids + 3)
+
+
 def test_embeddings_instead_of_ids_are_refused(tiny_folder: Path) -> None:
     model = load_model(tiny_folder, TWO)
     with pytest.raises(DeviceError, match="takes token ids only"):

@@ -71,6 +71,31 @@ def test_weights_without_a_recipe_are_described_by_their_tensors(own: Path, tmp_
     assert "not known" in quantization_tables.calibration(record).to_html()
 
 
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_weights_with_split_channels_and_an_untied_head_are_checked(
+    tiny_folder: Path, tmp_path: Path, activations: str
+) -> None:
+    recipe = Recipe("L0", anti_outlier="best", activations=activations)
+    quantize(
+        tiny_folder, tmp_path, recipe, Calibration(calibration_samples=4, calibration_tokens=48), device="cpu"
+    )
+    record = check_given_weights(tiny_folder, tmp_path, device="cpu")
+    assert record.recipe is not None
+    assert record.given is not None
+    assert {row.kind for row in record.linears} == {"W8A8" if activations == "static" else "W8A8_DYNAMIC"}
+    assert "12 int8 weights have more channels than the float ones" in record.given.notes[0]
+    (tmp_path / "quantize.json").unlink()
+    without = check_given_weights(tiny_folder, tmp_path, device="cpu")
+    assert [row.kind for row in without.linears] == [row.kind for row in record.linears]
+    if activations == "dynamic":
+        assert all(row.low is None and row.input_scale is None for row in without.linears)
+
+
+def test_float_weights_of_another_shape_do_not_belong_to_given_ones(pair: Path, grouped_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"do not belong together"):
+        check_given_weights(grouped_folder, pair.parent / "w8a8", device="cpu")
+
+
 def test_a_recipe_of_other_weights_is_left_out(own: Path) -> None:
     told = json.loads((own / "quantize.json").read_text())
     told["linears"][0]["input_offset"] = 99

@@ -1,0 +1,48 @@
+"""Heads for classification on the networks of the family, as transformers puts them on any: `AutoModelFor...` finds them."""
+
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+
+from telechat_kit.model.configuration import Telechat3Config
+from telechat_kit.model.network import TelechatPreTrainedModel
+
+
+class TelechatForSequenceClassification(GenericForSequenceClassification, TelechatPreTrainedModel):
+    """One answer for a text, from its last token that is no padding."""
+
+    base_model_prefix = "transformer"  # transformers' generic heads say "model"
+
+
+class TelechatForTokenClassification(GenericForTokenClassification, TelechatPreTrainedModel):
+    """One answer for each token."""
+
+    base_model_prefix = "transformer"  # transformers' generic heads say "model"
+
+
+class TelechatForQuestionAnswering(GenericForQuestionAnswering, TelechatPreTrainedModel):
+    """Where in a text an answer begins and ends."""
+
+    base_model_prefix = "transformer"  # transformers' generic heads say "model"
+
+
+class Telechat3PreTrainedModel(TelechatPreTrainedModel):
+    """What transformers needs to know of TeleChat3."""
+
+    config_class = Telechat3Config
+    base_model_prefix = "model"
+    _no_split_modules = ["Telechat3Block"]  # noqa: RUF012
+
+
+class Telechat3ForSequenceClassification(GenericForSequenceClassification, Telechat3PreTrainedModel):
+    """One answer for a text, from its last token that is no padding."""
+
+
+class Telechat3ForTokenClassification(GenericForTokenClassification, Telechat3PreTrainedModel):
+    """One answer for each token."""
+
+
+class Telechat3ForQuestionAnswering(GenericForQuestionAnswering, Telechat3PreTrainedModel):
+    """Where in a text an answer begins and ends."""

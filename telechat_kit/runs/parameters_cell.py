@@ -1,0 +1,147 @@
+"""The parameters cell of a notebook, read as Python reads it.
+
+papermill looks at each line with a regular expression: a default that holds "=" or "#" is then lost without a word,
+and with it the value that a profile gives. Here every line counts, or is named.
+"""
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.files import read_json, relative
+
+#: Annotations that a parameters cell may use
+TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list[int]": list[int],
+    "list[str]": list[str],
+}
+_TAG = "parameters"
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """`name: type = default  # help`: a parameter as its notebook declares it; `written` is the default's text."""
+
+    name: str
+    type_name: str
+    default: Any
+    written: str
+    help: str
+
+
+def has_type(value: Any, type_name: str) -> bool:
+    """Whether `value` is of a type of `TYPES`, as it stands: true is no int, "1" is none, and a float is finite."""
+    try:
+        TypeAdapter(TYPES[type_name], config=_STRICT).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def read_declarations(notebook: Path) -> dict[str, Declaration]:
+    """The parameters of a notebook by name, in their order; empty if no cell is tagged `parameters`.
+
+    Raises:
+        ParameterError: no such notebook, or a line of the cell that is no declaration; the line is named.
+    """
+    source = _source(notebook)
+    where = f"{relative(notebook)}, parameters cell"
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise ParameterError(
+            f"{where}, line {line}: no Python ({_what(error)}). Correct the line."
+        ) from error
+    found: dict[str, Declaration] = {}
+    for statement in statements:
+        for one in _declared(statement, source, where):
+            if one.name in found:
+                raise ParameterError(
+                    f'{where}, line {statement.lineno}: "{one.name}" is declared twice. Keep one of the lines.'
+                )
+            found[one.name] = one
+    return found
+
+
+def _source(notebook: Path) -> str:
+    """The text of the cell that is tagged; that of papermill's first choice if several are."""
+    try:
+        content = read_json(notebook, "Get it from the project again.")
+    except DataError as error:
+        raise ParameterError(str(error)) from error
+    cells = content.get("cells") if isinstance(content, dict) else None
+    for cell in cells if isinstance(cells, list) else ():
+        metadata = cell.get("metadata") if isinstance(cell, dict) else None
+        tags = metadata.get("tags") if isinstance(metadata, dict) else None
+        if isinstance(tags, list) and _TAG in tags:
+            source = cell.get("source", "")
+            return "".join(map(str, source)) if isinstance(source, list) else str(source)
+    return ""
+
+
+def _declared(statement: ast.stmt, source: str, where: str) -> Iterator[Declaration]:
+    """The declaration in one statement; none in an import or a text."""
+    place = f"{where}, line {statement.lineno}"
+    if isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
+        return
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return
+    if isinstance(statement, ast.AnnAssign):
+        target: ast.expr = statement.target
+        value, annotation = statement.value, ast.unparse(statement.annotation)
+    elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target, value, annotation = statement.targets[0], statement.value, ""
+    else:
+        raise _undeclared(place)
+    if not isinstance(target, ast.Name) or value is None:
+        raise _undeclared(place)
+    try:
+        default = ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ParameterError(
+            f'{place}: the default of "{target.id}" is no plain value ({_what(error)}). Give a text, a number, True, '
+            "False or a list of those."
+        ) from error
+    type_name = annotation.strip("'\"") or next((name for name in TYPES if has_type(default, name)), "")
+    if type_name not in TYPES:
+        raise ParameterError(
+            f'{place}: "{target.id}" is declared as "{type_name}". Types of parameters: {", ".join(TYPES)}.'
+        )
+    if not has_type(default, type_name):
+        raise ParameterError(f'{place}: the default of "{target.id}" is no {type_name}.')
+    written = ast.get_source_segment(source, value) or repr(default)
+    yield Declaration(target.id, type_name, default, written, _comment(source, statement))
+
+
+def _undeclared(place: str) -> ParameterError:
+    return ParameterError(
+        f"{place}: no parameter can be read from it. Write `name: type = default  # help`, and keep other code in "
+        "cells of its own."
+    )
+
+
+def _comment(source: str, statement: ast.stmt) -> str:
+    """The comment at the end of a statement."""
+    last = statement.end_lineno or statement.lineno
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and token.start[0] == last:
+            return token.string.lstrip("#").strip()
+    return ""
+
+
+def _what(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(text.split())[:100] or type(error).__name__
