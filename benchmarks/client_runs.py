@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,8 +68,11 @@ def run_transformers(request: Request) -> Reply:
         )[0, len(prompt) :].tolist()
         for prompt in request.prompts
     ]
-    with torch.inference_mode():
-        states = [model.model(torch.tensor([window])).last_hidden_state[0] for window in request.windows]
+    options: dict[str, Any] = {"output_hidden_states": True, "logits_to_keep": 1}
+    with (
+        torch.inference_mode()
+    ):  # through the head: compressed-tensors unpacks the weights at a call of the whole model
+        states = [model(torch.tensor([w]), **options).hidden_states[-1][0] for w in request.windows]
     return Reply(torch.tensor(ids), stacked(states), model.lm_head.weight.detach())
 
 
