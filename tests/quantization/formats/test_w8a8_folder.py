@@ -92,7 +92,7 @@ def quantized(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         tiny_folder,
         folder,
         Recipe(level="L2", anti_outlier="m2"),
-        Calibration(calibration_samples=4, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=48),
     )
     return folder
 
