@@ -14,7 +14,7 @@ import click
 
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks, measure_divergence
-from telechat_kit.quantization import Recipe, quantize
+from telechat_kit.quantization import Calibration, Recipe, quantize
 
 METHODS = ("none", "m1", "m2", "m3", "m4", "best")
 WAYS = (("L0", "static"), ("L5", "static"), ("L0", "dynamic"))
@@ -54,6 +54,7 @@ def _row(source: Path, method: str, used: str, level: str, activations: str) -> 
             source,
             folder,
             Recipe(level=level, anti_outlier=method, ingredients=used, activations=activations),
+            Calibration("pydoc_data.topics"),
         )
         pair = Pair(source, folder)
         found = measure_divergence(pair, evaluation_blocks(pair, "pydoc_data.topics", 512, 16, 0))

@@ -29,7 +29,7 @@ def main(
         checkpoint_path.resolve(),
         quant_path.resolve(),
         Recipe(level=level, anti_outlier=anti_outlier),
-        Calibration(calibration_samples=samples, calibration_tokens=tokens),
+        Calibration("pydoc_data.topics", calibration_samples=samples, calibration_tokens=tokens),
         device="cpu",
     )
     blocks, hidden = shards.config.n_layer, shards.config.hidden_size

@@ -101,8 +101,19 @@ def _by_kind(source: str, halves: Mapping[str, str]) -> dict[str, Text]:
 
 
 def text_names(source: str) -> list[str]:
-    """The names that commas part in `source`; a file whose name has commas is one."""
-    return [source] if resolve(source).is_file() else [name.strip() for name in source.split(",")]
+    """The names that commas part in `source`; a file or folder whose name has commas is one."""
+    return [source] if resolve(source).exists() else [name.strip() for name in source.split(",")]
+
+
+def text_files(source: str) -> list[Path]:
+    """The files that the texts named by `source` are read from; none for the documentation topics."""
+    files: list[Path] = []
+    for name in text_names(source):
+        if name in (KIT_TEXTS, SEALED_TEXTS):
+            files += sorted(resolve(_KIT_FOLDER).rglob("*.jsonl"))
+        elif name and name != PYDOC_TOPICS:
+            files.append(resolve(name))
+    return files
 
 
 def kit_texts(half: str) -> dict[str, Text]:

@@ -45,7 +45,7 @@ def grouped_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 def grouped_w8a8_folder(grouped_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """W8A8 form of `grouped_folder` by method best, all linears int8."""
     folder = tmp_path_factory.mktemp("grouped") / f"{grouped_folder.name}-w8a8"
-    few = Calibration(calibration_samples=8, calibration_tokens=64)
+    few = Calibration("pydoc_data.topics", calibration_samples=8, calibration_tokens=64)
     quantize(grouped_folder, folder, Recipe("L0", anti_outlier="best"), few, device="cpu")
     return folder
 
@@ -58,7 +58,7 @@ def tiny_w8a8_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
         tiny_folder,
         folder,
         Recipe(level="L0", anti_outlier="m2"),
-        Calibration(calibration_samples=4, calibration_tokens=64),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=64),
         device="cpu",
     )
     return folder
@@ -81,7 +81,7 @@ def tiny_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         tiny_folder,
         weights,
         Recipe(level="L2", anti_outlier="m1"),
-        Calibration(calibration_samples=4, calibration_tokens=64),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=64),
         device="cpu",
     )
     questions = folder.parent / "questions.jsonl"

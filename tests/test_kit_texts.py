@@ -16,6 +16,7 @@ from telechat_kit.texts import (
     joined_ids,
     kit_texts,
     load_text,
+    text_files,
     token_blocks,
 )
 
@@ -118,3 +119,14 @@ def test_too_few_samples_or_too_short_a_kind_are_refused_by_name(tmp_path: Path)
         mixture(f"{KIT_TEXTS}, {short}", 5)
     with pytest.raises(ParameterError, match="twice"):
         mixture(f"{PYDOC_TOPICS}, {PYDOC_TOPICS}", 5)
+
+
+def test_the_files_that_a_name_stands_for_are_known(tmp_path: Path) -> None:
+    own = tmp_path / "a,b.txt"
+    own.write_text("text")
+    assert text_files(PYDOC_TOPICS) == []
+    assert text_files(str(own)) == [own]
+    found = text_files(f"{KIT_TEXTS}, {PYDOC_TOPICS}, params/data/questions.jsonl")
+    assert found[-1].name == "questions.jsonl"
+    assert {path.stem for path in found[:-1]} == {"chat", "code", "docs", "en", "zh"}
+    assert all(path.is_file() for path in found)

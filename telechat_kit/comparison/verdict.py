@@ -64,6 +64,8 @@ class Verdict:
     speed: SpeedGain | None = None
     engine: SpeedGain | None = None  # float in the engine over transformers' own loop; None: not timed
     device: str = ""
+    #: what is not told, because its record is of other W8A8 weights than the precision record
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def worst(self) -> TextLoss:
@@ -76,7 +78,14 @@ def verdict(
     quantized: QuantizeRecord | None = None,
     performance: PerformanceRecord | None = None,
 ) -> Verdict:
-    """The verdict on what is there: 03_precision alone, or the whole run."""
+    """The verdict on what is there: 03_precision alone, or the whole run. Records of other weights say nothing of it."""
+    left_out = []
+    if quantized is not None and _other_weights(precision, quantized):
+        quantized = None
+        left_out.append("level and size")
+    if performance is not None and _other_weights(precision, performance):
+        performance = None
+        left_out.append("speed")
     return Verdict(
         losses=losses(precision, quantized),
         answers_equal=sum(a.float_differs is None and a.w8a8_differs is None for a in precision.answers),
@@ -87,7 +96,16 @@ def verdict(
         speed=speed_gain(performance) if performance else None,
         engine=engine_gain(performance) if performance else None,
         device=(performance or precision).conditions.device_name,
+        left_out=left_out,
     )
+
+
+def _other_weights(precision: PrecisionRecord, record: QuantizeRecord | PerformanceRecord) -> bool:
+    found = (
+        precision.conditions.hashes.get("w8a8_weights"),
+        record.conditions.hashes.get("w8a8_weights"),
+    )
+    return all(found) and found[0] != found[1]
 
 
 def losses(precision: PrecisionRecord, quantized: QuantizeRecord | None = None) -> list[TextLoss]:
@@ -182,6 +200,10 @@ def said(found: Verdict) -> list[str]:
         lines.append(speed_said(found.speed, found.device))
     if found.engine is not None:
         lines.append(engine_said(found.engine))
+    if found.left_out:
+        lines.append(
+            f"Not told, because the record is of other W8A8 weights: {' and '.join(found.left_out)}."
+        )
     return lines
 
 

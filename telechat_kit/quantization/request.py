@@ -54,8 +54,8 @@ class Calibration:
     """On which samples ranges, outliers and sensitivities are found.
 
     Attributes:
-        calibration_path: text, .jsonl file or pydoc_data.topics; empty: the lines of jsonl_path. Also "kit", the kit's own
-            texts of four kinds in equal shares, alone or with others behind commas.
+        calibration_path: texts with commas: kit, pydoc_data.topics, text or .jsonl files; empty: the lines of jsonl_path.
+            Each gives as many samples; "kit" are the kit's own in Chinese, English, code and chat.
         jsonl_path: {"input": ...} lines.
         calibration_format: samples: blocks of the joined text, lines of a .jsonl file, or those as chat prompts.
             One of "blocks", "lines" and "chat".
@@ -66,12 +66,12 @@ class Calibration:
         seed: draws calibration samples and evaluation sequences. Random tokens of `best` as well.
 
     Example:
-        >>> calibration = Calibration(calibration_samples=2, calibration_tokens=32)
+        >>> calibration = Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=32)
         >>> calibration.source
         'pydoc_data.topics'
     """
 
-    calibration_path: str | Path = "pydoc_data.topics"
+    calibration_path: str | Path = "kit, pydoc_data.topics"
     jsonl_path: str | Path = "params/data/questions.jsonl"
     calibration_format: str = "blocks"
     calibration_lines: str = "seed"

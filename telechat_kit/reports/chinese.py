@@ -36,6 +36,17 @@ PHRASES = {
     "The weight files take {} of the size of float.": "权重文件大小为浮点的 {}。",
     "W8A8 generates {} times the tokens per second of float on {} ({} cases).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 个用例）。",
     "W8A8 generates {} times the tokens per second of float on {} ({} cases; {}).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 个用例；{}）。",
+    "W8A8 generates {} times the tokens per second of float on {} ({} threads) ({} cases).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 线程；{} 个用例）。",
+    "W8A8 generates {} times the tokens per second of float on {} ({} threads) ({} cases; {}).": "W8A8 每秒生成的词元数为浮点的 {} 倍，设备：{}（{} 线程；{} 个用例；{}）。",
+    "{} left out, their runs vary too much": "另有 {} 个因各次运行相差过大未计入",
+    "{} left out, their runs vary too much; {}": "另有 {} 个因各次运行相差过大未计入；{}",
+    "both in the {}": "均由{}执行",
+    "float in the {}, W8A8 in the {}: a part of it is the engine's, not int8's": "浮点由{}执行，W8A8 由{}执行：其中一部分来自引擎而非 int8",
+    "torch modules": "torch 模块",
+    "Not told, because the record is of other W8A8 weights: {}.": "以下未给出，因其记录属于其他 W8A8 权重：{}。",
+    "level and size": "级别与大小",
+    "level and size and speed": "级别、大小与速度",
+    "speed": "速度",
     "No difference of speed is shown on {}: tokens per second {} times those of float ({}).": "在 {} 上未显示出速度差异：每秒词元数为浮点的 {} 倍（{}）。",
     "How much faster W8A8 generates on {} is not shown: the runs of all {} cases vary too much.": "W8A8 在 {} 上快多少未能显示：全部 {} 个用例的各次运行相差过大。",
     "The {} by itself brings {} times the tokens per second of transformers' generate() on the same float weights ({} cases).": "{} 本身每秒生成的词元数为 transformers 的 generate() 在相同浮点权重上的 {} 倍（{} 个用例）。",
@@ -254,7 +265,7 @@ def translate(text: str) -> str:
     for pattern, phrase in _patterns():
         found = pattern.fullmatch(text)
         if found:
-            return phrase.format(*(PHRASES.get(value, value) for value in found.groups()))
+            return phrase.format(*map(translate, found.groups()))
     return text
 
 
@@ -277,8 +288,10 @@ def translate_page(page: str) -> str:
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
+    """Those with most fixed text first: what fits a long one may fit a short one too."""
     found = []
-    for english, chinese in PHRASES.items():
+    fixed_first = sorted(PHRASES.items(), key=lambda item: -len(item[0].replace("{}", "")))
+    for english, chinese in fixed_first:
         if "{}" in english:
             pattern = "(.+?)".join(re.escape(part) for part in english.split("{}"))
             found.append((re.compile(pattern), chinese))

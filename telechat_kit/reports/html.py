@@ -1,6 +1,7 @@
 """The look of every page: layout and style without network or script, tables that fit a narrow screen."""
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def page_css() -> str:
 def page_values(**values: Any) -> dict[str, Any]:
     shared = {"css": Markup(page_css()), "version": telechat_kit.__version__, "links": (), "here": None}
     return shared | values
+
+
+def plain_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup:
+    """A table whose texts are escaped, unless they are `Markup`: a link, say."""
+    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in headings)
+    lines = [Markup("").join(Markup("<td>{}</td>").format(text) for text in row) for row in rows]
+    body = Markup("").join(Markup("<tr>{}</tr>").format(line) for line in lines)
+    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, body)
 
 
 def dress_tables(html: str) -> Markup:

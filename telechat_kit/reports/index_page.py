@@ -1,62 +1,44 @@
-"""`index.html` over a folder of runs: one row a run, its state, its headline, a link to its report."""
+"""`index.html` over a folder of runs: how far each came, where its page is, and its figures beside what compares."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from telechat_kit.comparison.changes import Figure, figures
-from telechat_kit.comparison.run_data import RunData, read_run_data
+from telechat_kit.comparison.comparable import float_weights, why_not
+from telechat_kit.comparison.folder_states import COMPLETE, FolderState, folder_state, run_folders
+from telechat_kit.comparison.limits import judge_limits, worst_state
+from telechat_kit.comparison.rules import DEFAULT_LIMITS
+from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import relative, write_text
 from telechat_kit.reports.comparison_page import figure_text
-from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.html import dress_tables, plain_table, render_page
 from telechat_kit.reports.page import Section
 
-#: Figures of the table, by name
-SHOWN = ("perplexity_ratio", "kl_mean", "top1_agreement", "tokens_per_second", "tokens_per_second_float")
-_HEADINGS = (
-    "run",
-    "model",
-    "level",
-    "device",
-    "state",
-    "perplexity, W8A8 / float",
-    "mean KL, nats",
-    "same token",
-    "W8A8, tokens/s",
-    "float, tokens/s",
+#: Figures of the table by name, and what heads their columns
+_SHOWN = {
+    "perplexity_ratio": "perplexity, W8A8 / float",
+    "kl_mean": "mean KL, nats",
+    "top1_agreement": "same token",
+    "tokens_per_second": "W8A8, tokens/s",
+    "tokens_per_second_float": "float, tokens/s",
+}
+#: Parameters that every run must have its own of
+_OWN = {"run_folder", "quant_path"}
+_TEXT = (
+    "The newest run comes first. Figures stand in one column where they compare with those of the newest run that has "
+    "them; where they do not, the reason stands in their place. May be shipped: whether the limits of the profile are kept."
 )
 
 
-@dataclass(frozen=True)
-class IndexRow:
-    """A run folder: where its page is, and what can be said of it."""
-
-    folder: Path
-    state: str
-    run: RunData | None
-
-
-def index_rows(results: Path) -> list[IndexRow]:
-    """The run folders below `results`, by name; a damaged one is a row that says so."""
-    folders = sorted({path.parent for name in ("run.json", "setup.json") for path in results.rglob(name)})
-    return [_row(folder) for folder in folders if not any(part.startswith(".") for part in folder.parts)]
-
-
-def _row(folder: Path) -> IndexRow:
-    try:
-        run = read_run_data(folder)
-    except KitError as error:
-        return IndexRow(folder, str(error), None)
-    stopped = [f"{step['name']} {step['status']}" for step in _steps(run) if step["status"] != "completed"]
-    return IndexRow(folder, ", ".join(stopped) or "completed", run)
-
-
-def _steps(run: RunData) -> list[dict[str, str]]:
-    steps = run.state.get("steps", [])
-    return [step for step in steps if isinstance(step, dict) and {"name", "status"} <= set(step)]
+def index_rows(results: Path) -> list[FolderState]:
+    """The run folders below `results`, the newest first; one that tells no time comes last."""
+    rows = [folder_state(folder) for folder in run_folders(results)]
+    return sorted(rows, key=lambda row: row.started, reverse=True)
 
 
 def write_index(results: Path) -> Path:
@@ -68,32 +50,102 @@ def write_index(results: Path) -> Path:
     rows = index_rows(results)
     if not rows:
         raise DataError(f"{results} holds no runs. `telechat-kit run` makes them there.")
-    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in _HEADINGS)
-    body = Markup("").join(_cells(row, results) for row in rows)
-    table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, body)
-    text = "Speeds compare only where model, device and cases are the same: `telechat-kit compare` says so."
+    sections = [
+        Section(title, _TEXT if not number else "", [_table(part, results)])
+        for number, (title, part) in enumerate(_by_model(rows).items())
+    ]
+    counts = {kind: sum(row.kind == kind for row in rows) for kind in dict.fromkeys(row.kind for row in rows)}
     page = render_page(
         "report.html.j2",
         title=f"Runs in {relative(results)}",
-        verdict=f"{len(rows)} runs, {sum(row.state == 'completed' for row in rows)} of them complete.",
-        sections=[Section("Runs", text, [dress_tables(str(table))])],
+        verdict=f"{len(rows)} runs: {', '.join(f'{count} {kind}' for kind, count in counts.items())}.",
+        sections=sections,
     )
     return write_text(results / "index.html", page)
 
 
-def _cells(row: IndexRow, results: Path) -> Markup:
+def _by_model(rows: Sequence[FolderState]) -> dict[str, list[FolderState]]:
+    """The rows of each model, told apart by the hash of its weights; those that tell none at the end."""
+    groups: dict[str, list[FolderState]] = {}
+    for row in rows:
+        groups.setdefault(float_weights(row.run) if row.run else "", []).append(row)
+    named = {_model(part): part for key, part in groups.items() if key}
+    return named | ({"Model not told": groups[""]} if "" in groups else {})
+
+
+def _model(rows: Sequence[FolderState]) -> str:
+    """Name of the model and the beginning of its weights' hash."""
+    runs = [row.run for row in rows if row.run]
+    setup = next((run.setup for run in runs if run.setup), None)
+    name = (setup.origin.get("name") or Path(setup.checkpoint_path).name) if setup else "a model"
+    return f"{name} ({float_weights(runs[0])[:8]})"
+
+
+def _table(rows: Sequence[FolderState], results: Path) -> Markup:
+    varied = varied_parameters([row.run.parameters if row.run else {} for row in rows])
+    found = [_figures(row) for row in rows]
+    bases = {name: next((i for i, own in enumerate(found) if name in own), 0) for name in _SHOWN}
+    headings = ["run", "state", "started (UTC)", "may be shipped", "device", *varied, *_SHOWN.values()]
+    lines = []
+    for number, row in enumerate(rows):
+        parameters = row.run.parameters if row.run else {}
+        cells = [*_about(row, results), *(_value(parameters.get(name)) for name in varied)]
+        cells += [
+            _cell(name, (row.run, found[number]), rows[bases[name]].run) if row.run else "–"
+            for name in _SHOWN
+        ]
+        lines.append(cells)
+    return dress_tables(str(plain_table(headings, lines)))
+
+
+def varied_parameters(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parameters in which runs differ, but for those that each must have its own of."""
+    told = [run for run in runs if run]
+    names = dict.fromkeys(name for run in told for name in run)
+    return [
+        name for name in names if name not in _OWN and any(run.get(name) != told[0].get(name) for run in told)
+    ]
+
+
+def _figures(row: FolderState) -> dict[str, Figure]:
+    try:
+        return figures(row.run) if row.run else {}
+    except KitError:
+        return {}
+
+
+def _cell(name: str, own: tuple[RunData, dict[str, Figure]], base: RunData | None) -> str:
+    """A figure, or why it does not stand beside the others of its column."""
+    run, found = own
+    if name not in found:
+        return "–"
+    reason = why_not(name, base, run) if base else ""
+    return reason or figure_text(found[name])
+
+
+def _about(row: FolderState, results: Path) -> Iterator[str]:
+    """Run with its page, state, date, limits, device."""
     name = row.folder.relative_to(results).as_posix()
-    report = row.folder / "report.html"
-    link = Markup('<a href="{}/report.html">{}</a>').format(quote(name), name) if report.is_file() else name
-    found: dict[str, Figure] = figures(row.run) if row.run else {}
-    texts = [link, *_about(row.run), row.state, *(figure_text(found.get(key)) for key in SHOWN)]
-    return Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(text) for text in texts))
+    place = f"{name}/{row.page}" if name != "." else row.page
+    yield Markup('<a href="{}">{}</a>').format(quote(place), name) if row.page else name
+    yield f"{row.kind}, {row.detail}" if row.detail else row.kind
+    yield row.started or "–"
+    yield _limits(row)
+    conditions = row.run.setup.conditions if row.run and row.run.setup else None
+    yield conditions.device_name if conditions else "–"
 
 
-def _about(run: RunData | None) -> tuple[str, str, str]:
-    if run is None or run.setup is None:
-        return "–", "–", "–"
-    model = run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name
-    recipe = run.quantize.recipe if run.quantize else None
-    level = recipe.level if recipe else "–"
-    return str(model), level, run.setup.conditions.device_name
+def _limits(row: FolderState) -> str:
+    """Whether the limits of the profile are kept; only a complete run is judged."""
+    if row.run is None or row.kind != COMPLETE:
+        return "–"
+    try:
+        return worst_state(judge_limits(row.run, row.run.parameters.get("limits", DEFAULT_LIMITS)))
+    except KitError as error:
+        return str(error)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from telechat_kit.comparison.limits import FAIL, LOOK, PASS, Light, answer, judge_limits
 from telechat_kit.comparison.run_data import read_run_data
+from telechat_kit.reports.html import plain_table
 from telechat_kit.reports.precision_tables import Page
 
 HOW_TO_READ = (
@@ -35,14 +36,13 @@ def table(lights: Sequence[Light]) -> Markup:
     """One row a limit; nothing where there is none."""
     if not lights:
         return Markup("")
-    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in _HEADINGS)
-    body = Markup("").join(
-        Markup(
-            '<tr><td>{}</td><td class="light {}">{} <span>{}</span></td><td>{}</td><td>{}</td></tr>'
-        ).format(light.asked, light.state, _MARKS[light.state], light.state, light.figure, light.where)
-        for light in lights
-    )
-    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, body)
+    rows = [(light.asked, _shown(light), light.figure, light.where) for light in lights]
+    return plain_table(_HEADINGS, rows)
+
+
+def _shown(light: Light) -> Markup:
+    mark = _MARKS[light.state]
+    return Markup('<span class="light {}">{} <span>{}</span></span>').format(light.state, mark, light.state)
 
 
 def listed(lights: Sequence[Light]) -> str:

@@ -1,128 +1,259 @@
-"""The result of a sweep: one row a run, loss against speed, and the runs that no other one beats in both."""
+"""The result of a sweep: one row a run, loss against speed, and which runs are shown to be beaten by another."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import matplotlib as mpl
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
-from telechat_kit.comparison.changes import Figure, figures
-from telechat_kit.comparison.run_data import read_run_data
-from telechat_kit.errors import DataError
+from telechat_kit.comparison.changes import Change, Figure, Withheld, change, figures
+from telechat_kit.comparison.folder_states import FolderState, folder_state
+from telechat_kit.comparison.run_data import RunData
+from telechat_kit.errors import KitError
 from telechat_kit.files import write_text
-from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish
+from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars, finish
 from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
-from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.html import dress_tables, plain_table, render_page
+from telechat_kit.reports.index_page import varied_parameters
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import markdown_text
-from telechat_kit.reports.tables import styled
 
 LOSS, SPEED = "kl_mean", "tokens_per_second"
-_COLUMNS = ("perplexity_ratio", LOSS, "top1_agreement", SPEED, "w8a8_bytes")
+_HEADINGS = {
+    "perplexity_ratio": "perplexity ratio",
+    LOSS: "mean KL, nats",
+    "top1_agreement": "same token",
+    SPEED: "W8A8, tokens/s",
+    "w8a8_bytes": "W8A8 bytes",
+}
+_HOW_TO_READ = (
+    "A run beats another if their paired intervals show it better in loss or speed, and not worse in the other. What is "
+    "beaten by none is not shown to be best: it may only not be told apart."
+)
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One run of a sweep; without figures if it did not get that far."""
+    """One run of a sweep, its figures as far as it got, and the runs that are shown to beat it."""
 
     label: str
+    state: FolderState
     figures: dict[str, Figure]
-    best: bool = False
+    beaten_by: list[str] = field(default_factory=list)
+
+    def point(self, loss: str) -> tuple[Figure, Figure] | None:
+        """Loss and speed."""
+        if loss not in self.figures or SPEED not in self.figures:
+            return None
+        return self.figures[loss], self.figures[SPEED]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The runs of a sweep in their order.
+
+    Attributes:
+        loss: name of the figure that stands for the loss: mean KL on the text that costs most over all runs.
+        apart: pairs of runs that do not compare, with the reason.
+        told: pairs of runs of which one is shown to beat the other.
+    """
+
+    rows: list[SweepRow]
+    loss: str
+    apart: dict[tuple[str, str], str]
+    told: int
 
     @property
-    def point(self) -> tuple[float, float] | None:
-        """Loss and speed."""
-        if LOSS not in self.figures or SPEED not in self.figures:
-            return None
-        return self.figures[LOSS].estimate.value, self.figures[SPEED].estimate.value
+    def finished(self) -> list[SweepRow]:
+        """The runs that have loss and speed."""
+        return [row for row in self.rows if row.point(self.loss) is not None]
+
+    @property
+    def unbeaten(self) -> list[SweepRow]:
+        """Those of them that none is shown to beat."""
+        return [row for row in self.finished if not row.beaten_by]
+
+    @property
+    def title(self) -> str:
+        """What the sweep shows, in a sentence."""
+        count = len(self.finished)
+        if not self.told:
+            return f"None of {count} runs is shown to be better than another"
+        return f"{len(self.unbeaten)} of {count} runs are beaten by none in loss and speed, as far as the intervals show"
 
 
-def sweep_rows(folders: dict[str, Path]) -> list[SweepRow]:
-    """The runs of a sweep in their order; `best` for those on the Pareto front of loss and speed."""
-    rows = [SweepRow(label, _figures(folder)) for label, folder in folders.items()]
-    points = [row.point for row in rows if row.point is not None]
-    return [
-        SweepRow(row.label, row.figures, row.point is not None and _unbeaten(row.point, points))
-        for row in rows
-    ]
+def sweep_result(folders: Mapping[str, Path]) -> SweepResult:
+    """The runs of a sweep, each against each."""
+    states = {label: folder_state(folder) for label, folder in folders.items()}
+    found = {label: _figures(state) for label, state in states.items()}
+    loss = worst_loss(list(found.values()))
+    beaten: dict[str, list[str]] = {label: [] for label in folders}
+    apart, told = {}, 0
+    for first in folders:
+        for second in folders:
+            if first == second or not all(
+                name in found[label] for name in (loss, SPEED) for label in (first, second)
+            ):
+                continue
+            better = _beats(states[first], states[second], found[first], found[second], loss)
+            if isinstance(better, str):
+                apart[first, second] = better
+            elif better:
+                beaten[second].append(first)
+                told += 1
+    rows = [SweepRow(label, states[label], found[label], beaten[label]) for label in folders]
+    return SweepResult(rows, loss, apart, told)
 
 
-def _figures(folder: Path) -> dict[str, Figure]:
+def worst_loss(runs: Sequence[Mapping[str, Figure]]) -> str:
+    """The mean KL, of those that all finished runs have, that is largest over them."""
+    finished = [run for run in runs if LOSS in run and SPEED in run]
+    names = [name for name in (finished[0] if finished else {}) if name.split("[")[0] == LOSS]
+    common = [name for name in names if all(name in run for run in finished)]
+    return max(common, key=lambda name: sum(run[name].estimate.value for run in finished), default=LOSS)
+
+
+def _figures(state: FolderState) -> dict[str, Figure]:
     try:
-        return figures(read_run_data(folder))
-    except DataError:
+        return figures(state.run) if state.run else {}
+    except KitError:
         return {}
 
 
-def _unbeaten(point: tuple[float, float], points: list[tuple[float, float]]) -> bool:
-    loss, speed = point
-    return not any(a <= loss and b >= speed and (a, b) != point for a, b in points)
+def _beats(
+    first: FolderState, second: FolderState, own: Mapping[str, Figure], other: Mapping[str, Figure], loss: str
+) -> bool | str:
+    """Whether the first run is shown to beat the second; or why the two do not compare."""
+    assert first.run is not None
+    assert second.run is not None
+    runs: tuple[RunData, RunData] = (second.run, first.run)
+    lost, gained = (change(name, other[name], own[name], runs) for name in (loss, SPEED))
+    for found in (lost, gained):
+        if isinstance(found, Withheld):
+            return found.reason
+    assert isinstance(lost, Change)
+    assert isinstance(gained, Change)
+    less, worse = lost.seen and lost.ratio.high < 1, lost.seen and lost.ratio.low > 1
+    more, slower = gained.seen and gained.ratio.low > 1, gained.seen and gained.ratio.high < 1
+    return (less and not slower) or (more and not worse)
 
 
-def sweep_frame(rows: list[SweepRow]) -> pd.DataFrame:
-    """One row a run, figures with their intervals."""
-    shown = [
+def sweep_frame(result: SweepResult) -> pd.DataFrame:
+    """One row a run: its parameters where runs differ, state, figures with their intervals, and who beats it."""
+    parameters = [row.state.run.parameters if row.state.run else {} for row in result.rows]
+    varied, shown = varied_parameters(parameters), _shown(result)
+    rows = [
         (
             row.label,
-            *(figure_text(row.figures.get(name)) for name in _COLUMNS),
-            "best trade" if row.best else "",
+            *(_text(given.get(name)) for name in varied),
+            f"{row.state.kind}, {row.state.detail}" if row.state.detail else row.state.kind,
+            *(figure_text(row.figures.get(name)) for name in shown),
+            ", ".join(row.beaten_by) or ("none" if row in result.finished else "–"),
         )
-        for row in rows
+        for row, given in zip(result.rows, parameters, strict=True)
     ]
-    names = ["run", "perplexity ratio", "mean KL, nats", "same token", "W8A8, tokens/s", "W8A8 bytes", ""]
-    return pd.DataFrame(shown, columns=names)
+    return pd.DataFrame(rows, columns=["run", *varied, "state", *shown.values(), "beaten by"])
+
+
+def sweep_data(result: SweepResult) -> pd.DataFrame:
+    """The same as numbers for programs: value and both ends of the interval of each figure."""
+    rows = []
+    for row in result.rows:
+        given = row.state.run.parameters if row.state.run else {}
+        cells: dict[str, Any] = {"run": row.label, "state": row.state.kind, "started": row.state.started}
+        cells |= {name: _text(value) for name, value in given.items()}
+        for name in _shown(result):
+            if name in row.figures:
+                found = row.figures[name].estimate
+                cells |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows.append(cells | {"beaten_by": " ".join(row.beaten_by)})
+    return pd.DataFrame(rows)
+
+
+def _shown(result: SweepResult) -> dict[str, str]:
+    """The figures of the table and what heads them; that of the worst text where it is not `text_path`'s."""
+    if result.loss == LOSS:
+        return _HEADINGS
+    label = next(
+        (row.figures[result.loss].label for row in result.rows if result.loss in row.figures), result.loss
+    )
+    return {result.loss: f"{label}, nats", **_HEADINGS}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
 
 
 @mpl.rc_context(STYLE)
-def trade_chart(rows: list[SweepRow]) -> Chart:
-    """Loss against speed, a point a run; the front drawn through."""
+def trade_chart(result: SweepResult) -> Chart:
+    """Loss against speed with their intervals, a point a run; those that are beaten by none in color."""
     canvas = Canvas(figsize=(8.6, 4.4), layout="constrained")
     axes = canvas.add_subplot()
-    front = sorted(row.point for row in rows if row.best and row.point)
-    axes.step(
-        [loss for loss, _ in front], [speed for _, speed in front], where="post", color=COLORS["w8a8"], lw=1.2
-    )
-    for row in rows:
-        if row.point is None:
-            continue
-        color = COLORS["w8a8"] if row.best else COLORS["published"]
-        (mark,) = axes.plot(*row.point, "o" if row.best else "s", ms=7, color=color)
-        hover(mark, f"{row.label}: KL {row.point[0]:.4g} nats, {row.point[1]:,.4g} tokens/s")
-        point_labels(axes, [row.point], [row.label], fontsize=8)
-    axes.set_xscale("log")
+    for row in result.finished:
+        loss, speed = (figure.estimate for figure in row.point(result.loss) or ())
+        color = COLORS["published"] if row.beaten_by else COLORS["w8a8"]
+        axes.errorbar(
+            loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", ecolor=color, capsize=3
+        )
+        (mark,) = axes.plot(loss.value, speed.value, "s" if row.beaten_by else "o", ms=7, color=color)
+        hover(mark, f"{row.label}: KL {loss} nats, {speed} tokens/s")
+        point_labels(axes, [(loss.value, speed.value)], [row.label], fontsize=8)
     axes.margins(x=0.25, y=0.15)
-    title = f"{len(front)} of {len(rows)} runs are beaten by none in loss and speed at once"
-    labels = ", ".join(row.label for row in rows if row.best)
-    return finish(
-        canvas, axes, title, "mean KL from float, nats per token (lower is better)", "W8A8, tokens/s", labels
-    )
+    x = f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval"
+    labels = ", ".join(row.label for row in result.unbeaten)
+    return finish(canvas, axes, result.title, x, "W8A8, tokens/s, 95 % interval", labels)
 
 
-def write_sweep(folders: dict[str, Path], results: Path) -> Path:
+def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
     """Write `sweep.html`, `sweep.md` and `sweep.csv` into `results`."""
-    rows = sweep_rows(folders)
-    frame, missing = sweep_frame(rows), [row.label for row in rows if row.point is None]
-    note = f"Not finished: {', '.join(missing)}." if missing else "All runs are finished."
-    shown = [dress_tables(styled(frame).to_html())]
-    chart = [trade_chart(rows).html()] if len(missing) < len(rows) else []
+    result = sweep_result(folders)
+    frame = sweep_frame(result)
+    notes = _notes(result)
+    chart = [trade_chart(result).html()] if result.finished else []
     page = render_page(
         "report.html.j2",
         title=f"Sweep: {results.name}",
-        verdict=f"{len(rows)} runs. {note}",
+        verdict=[f"{len(result.rows)} runs. {notes[0]}", *notes[1:]],
         sections=[
-            Section(
-                "Loss against speed",
-                "The front: no other run has less loss and more speed.",
-                [*chart, *shown],
-            )
+            Section("Loss against speed", _HOW_TO_READ, [*chart, dress_tables(_html(frame, result, results))])
         ],
     )
-    write_text(results / "sweep.csv", frame_csv(frame))
-    title = markdown_text(results.name)
-    write_text(
-        results / "sweep.md", f"## Sweep: {title}\n\n{markdown_text(note)}\n\n{markdown_table(frame)}\n"
-    )
+    write_text(results / "sweep.csv", frame_csv(sweep_data(result)))
+    title = f"## Sweep: {markdown_text(results.name)}"
+    text = "\n\n".join([title, *map(markdown_text, notes), markdown_table(frame), _HOW_TO_READ])
+    write_text(results / "sweep.md", f"{text}\n")
     return write_text(results / "sweep.html", page)
+
+
+def _notes(result: SweepResult) -> list[str]:
+    """What is not finished, what the sweep shows, and what does not compare."""
+    missing = [row.label for row in result.rows if row not in result.finished]
+    notes = [f"Not finished: {', '.join(missing)}." if missing else "All runs are finished."]
+    if result.finished:
+        notes.append(f"{result.title}.")
+    if result.apart:
+        reasons = ", ".join(dict.fromkeys(result.apart.values()))
+        notes.append(f"{len(result.apart) // 2} of the pairs of runs do not compare: {reasons}.")
+    return notes
+
+
+def _html(frame: pd.DataFrame, result: SweepResult, results: Path) -> str:
+    """The table, each run a link to its page."""
+    texts = zip(result.rows, frame.to_numpy().tolist(), strict=True)
+    return str(plain_table(frame.columns, [[_link(row, results), *cells[1:]] for row, cells in texts]))
+
+
+def _link(row: SweepRow, results: Path) -> str:
+    if not row.state.page or not row.state.folder.is_relative_to(results):
+        return row.label
+    place = f"{row.state.folder.relative_to(results).as_posix()}/{row.state.page}"
+    return Markup('<a href="{}">{}</a>').format(quote(place), row.label)

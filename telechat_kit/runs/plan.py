@@ -9,7 +9,10 @@ from telechat_kit.files import resolve
 from telechat_kit.provenance import code_hash, combined_hash, file_hash, machine
 from telechat_kit.runs.profile import Profile, default_values, notebook_path
 from telechat_kit.runs.state import STEPS, RunState, Step, StepState
+from telechat_kit.texts import text_files
 
+#: Parameters that name texts, with commas or by the kit's name for its own
+_TEXTS = ("calibration_path", "text_path", "kinds_path", "languages_path")
 RUN, PERHAPS, KEEP, LEAVE = "run", "perhaps", "keep", "leave"
 
 
@@ -122,8 +125,9 @@ def content_parts(step: Step, profile: Profile, folder: Path) -> dict[str, str]:
     parts |= {f"parameter {key}": repr(values[key]) for key in sorted(values)}
     for key in (*step.reads, *step.makes):
         if values.get(key):
-            path = resolve(values[key])
-            parts[f"content of {key} {path.name}"] = _content(path)
+            paths = text_files(values[key]) if key in _TEXTS else [resolve(values[key])]
+            name = values[key] if len(paths) != 1 else paths[0].name
+            parts[f"content of {key} {name}"] = _content(*paths)
     return parts | {f"record {name}": _content(folder / name) for name in step.needs}
 
 
@@ -137,6 +141,11 @@ def content_key(step: Step, profile: Profile, folder: Path) -> str:
     return combined_key(content_parts(step, profile, folder))
 
 
-def _content(path: Path) -> str:
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+def _content(*paths: Path) -> str:
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        if file.is_file()
+    ]
     return combined_hash(f"{file.name} {file_hash(file)}" for file in files if file.is_file())

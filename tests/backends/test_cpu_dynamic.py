@@ -99,7 +99,7 @@ def test_a_whole_dynamic_model_equals_one_of_reference_linears(tiny_folder: Path
         tiny_folder,
         tmp_path / "w8a8",
         Recipe(level="L0", anti_outlier="m1", activations="dynamic"),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     model, reference = (load_model(tmp_path / "w8a8", device="cpu") for _ in range(2))
     replaced = [name for name, module in reference.named_modules() if isinstance(module, DynamicW8A8Linear)]

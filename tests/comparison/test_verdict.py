@@ -25,6 +25,7 @@ from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import CaseResult
 from telechat_kit.precision import SCHEMA as PRECISION
 from telechat_kit.precision import Group, KindLoss, PrecisionRecord
+from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
@@ -212,3 +213,24 @@ def test_answers_that_differ_are_counted(precision: PrecisionRecord) -> None:
     answers[0] = replace(answers[0], float_differs=" Paris", w8a8_differs=" France")
     found = said(verdict(replace(precision, answers=answers)))
     assert f"{len(answers) - 1} of {len(answers)} answers are the same to the last token." in found
+
+
+def test_records_of_other_weights_are_not_joined_in_one_verdict(
+    precision: PrecisionRecord, quantized: QuantizeRecord, performance: PerformanceRecord
+) -> None:
+    def of_others(record: QuantizeRecord | PerformanceRecord) -> Conditions:
+        hashes = record.conditions.hashes | {"w8a8_weights": "0" * 64}
+        return replace(record.conditions, hashes=hashes)
+
+    whole = verdict(precision, quantized, performance)
+    assert whole.left_out == []
+    apart = verdict(
+        precision,
+        replace(quantized, conditions=of_others(quantized)),
+        replace(performance, conditions=of_others(performance)),
+    )
+    assert (apart.level, apart.size_ratio, apart.speed) == (None, None, None)
+    assert (
+        said(apart)[-1] == "Not told, because the record is of other W8A8 weights: level and size and speed."
+    )
+    assert not any("weight files" in line or "tokens per second" in line for line in said(apart))

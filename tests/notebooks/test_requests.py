@@ -138,6 +138,6 @@ def test_a_parameter_in_the_wrong_place_is_seen(cell: str) -> None:
 
 
 def test_a_calibration_without_a_text_of_its_own_reads_the_questions() -> None:
-    assert Calibration().source == "pydoc_data.topics"
+    assert Calibration().source == "kit, pydoc_data.topics"
     assert Calibration("", "lines.jsonl").source == "lines.jsonl"
     assert Calibration(Path("text.txt"), "lines.jsonl").source == "text.txt"

@@ -31,7 +31,7 @@ def smoothed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pai
         tiny_folder,
         folder,
         Recipe(level="L2", anti_outlier="best"),
-        Calibration(calibration_samples=4, calibration_tokens=64),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=64),
         device="cpu",
     )
     return Pair(tiny_folder, folder, "cpu")

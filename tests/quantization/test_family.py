@@ -22,7 +22,7 @@ from telechat_kit.quantization.formats.conversion import FORMATS
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40)[None] * 5 % 251 + 6
-FEW = Calibration(calibration_samples=4, calibration_tokens=48)
+FEW = Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=48)
 
 
 @torch.inference_mode()

@@ -105,7 +105,7 @@ def quantized(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         tiny_folder,
         folder,
         Recipe(level="L2", anti_outlier="m1"),
-        Calibration(calibration_samples=4, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=48),
     )
     return folder
 
@@ -158,7 +158,7 @@ def test_other_methods_stay_near_the_float_model(
         tiny_folder,
         tmp_path / "w8a8",
         Recipe(level="L2", anti_outlier=method),
-        Calibration(calibration_samples=samples, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=samples, calibration_tokens=48),
     )
     ids = torch.arange(6, 70)[None]
     with torch.inference_mode():
@@ -190,7 +190,7 @@ def test_equal_inputs_give_equal_bytes(quantized: Path, tiny_folder: Path, tmp_p
         tiny_folder,
         again,
         Recipe(level="L2", anti_outlier="m1"),
-        Calibration(calibration_samples=4, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=48),
     )
     for path in quantized.iterdir():
         assert (
@@ -229,7 +229,10 @@ def test_a_bad_recipe_is_named_and_leaves_nothing(
 ) -> None:
     with pytest.raises(error, match=message):
         quantize(
-            tiny_folder, tmp_path / "w8a8", recipe, Calibration(calibration_samples=2, calibration_tokens=48)
+            tiny_folder,
+            tmp_path / "w8a8",
+            recipe,
+            Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -241,7 +244,7 @@ def test_too_little_text_or_no_checkpoint_is_named_and_leaves_nothing(
         quantize(
             tiny_folder,
             tmp_path / "w8a8",
-            calibration=Calibration(calibration_samples=10**6, calibration_tokens=48),
+            calibration=Calibration("pydoc_data.topics", calibration_samples=10**6, calibration_tokens=48),
         )
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         quantize("nowhere", tmp_path / "w8a8")
@@ -254,7 +257,7 @@ def test_a_quantized_folder_is_refused_as_float(quantized: Path, tmp_path: Path)
             quantized,
             tmp_path / "w8a8",
             Recipe(anti_outlier="m1"),
-            Calibration(calibration_samples=2, calibration_tokens=48),
+            Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
         )
 
 
@@ -266,7 +269,7 @@ def test_a_folder_with_other_files_is_not_overwritten(tiny_folder: Path, tmp_pat
             tiny_folder,
             tmp_path,
             Recipe(anti_outlier="m1"),
-            Calibration(calibration_samples=2, calibration_tokens=48),
+            Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
         )
     assert precious.read_text() == "years of work"
 

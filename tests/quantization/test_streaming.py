@@ -23,7 +23,7 @@ from telechat_kit.quantization.partial import partial_folder
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 RECIPE = Recipe("L3", anti_outlier="m2")
 AUTO = Recipe("auto", "3 linears", budget_samples=2, anti_outlier="m1")
-CALIBRATION = Calibration(calibration_samples=6, calibration_tokens=48)
+CALIBRATION = Calibration("pydoc_data.topics", calibration_samples=6, calibration_tokens=48)
 
 #: Quantizes argv[1] into argv[2] with the recipe and the calibration of argv[4], tells every file that is finished,
 #: and dies just before argv[3] is
@@ -166,7 +166,7 @@ def test_an_existing_w8a8_folder_stays_until_the_new_one_is_whole(
         source,
         target,
         Recipe(level="L0", anti_outlier="m1"),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     before = contents(target)
     interrupt(source, target)
@@ -203,7 +203,7 @@ def test_16_bit_bin_shards_keep_their_dtype_in_the_float_parts(
         source,
         target,
         Recipe(level="L2", anti_outlier="m1"),
-        Calibration(calibration_samples=4, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=48),
     )
     tensors, kinds = (
         load_file(target / WEIGHTS),
@@ -252,7 +252,7 @@ def test_weights_that_are_not_finite_are_named_before_any_work(
             source,
             tmp_path / "w8a8",
             Recipe(anti_outlier="m1"),
-            Calibration(calibration_samples=2, calibration_tokens=48),
+            Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
         )
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -303,7 +303,7 @@ def test_dead_channels_are_recorded_and_not_smoothed(
         with_dead_channels,
         target,
         Recipe(level="L0", anti_outlier=method),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     dead = {row.name: (row.dead_inputs, row.dead_outputs) for row in record.linears}
     assert {name.removeprefix("transformer.h."): count for name, count in dead.items() if any(count)} == {

@@ -21,7 +21,7 @@ def record(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quant
         tiny_folder,
         folder,
         Recipe(level="L2", anti_outlier="m1"),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     rows = [replace(row, output_snr_db=30.0 if row.kind == "W8A8" else None) for row in made.linears]
     worst = next(

@@ -1,8 +1,10 @@
 """What the notebook shows of a quantization, static or dynamic."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.records import read_record, write_record
@@ -18,7 +20,7 @@ def record(
         tiny_folder,
         folder,
         Recipe(level="L2", anti_outlier="m1", activations=request.param),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
 
 
@@ -37,3 +39,14 @@ def test_the_record_is_read_back_and_one_without_activations_is_static(
     path = tmp_path / "quantize.json"
     path.write_text(path.read_text().replace('"activations"', '"unknown"'))
     assert read_record(tmp_path, QuantizeRecord, record.schema).recipe.activations == "static"
+
+
+def test_the_share_of_each_kind_of_text_is_said(record: QuantizeRecord) -> None:
+    assert record.recipe is not None
+    assert "kind zh" not in quantization_tables.calibration(record).to_html()
+    kinds = [{"kind": "zh", "tokens": 72}, {"kind": "code", "tokens": 24}]
+    shares = replace(record, recipe=replace(record.recipe, calibration_kinds=kinds))
+    soup = BeautifulSoup(quantization_tables.calibration(shares).to_html(), "html.parser")
+    cells = [[cell.get_text() for cell in row.find_all("td")] for row in soup.find_all("tr")[1:]]
+    told = {row[0]: row[1] for row in cells}
+    assert (told["kind zh"], told["kind code"]) == ("72 tokens, 75%", "24 tokens, 25%")

@@ -6,7 +6,7 @@ import pytest
 from small_project import PARAMETERS, run, started
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.runs.plan import Selection, find_step, plan
+from telechat_kit.runs.plan import Selection, content_parts, find_step, plan
 from telechat_kit.runs.profile import load_profile
 from telechat_kit.runs.state import load_state
 
@@ -97,3 +97,21 @@ def test_one_step_alone_runs_in_an_empty_folder(project: Path) -> None:
     state = load_state(project / "other")
     assert state is not None
     assert [step.status for step in state.steps] == ["completed", *["skipped"] * 4]
+
+
+def test_a_changed_text_of_the_kit_is_noticed(project: Path) -> None:
+    """`kit` names no file by itself, so its content has to be looked for."""
+    texts = project / "params" / "data" / "texts" / "calibration"
+    texts.mkdir(parents=True)
+    (texts / "zh.jsonl").write_text('{"input": "甲"}\n')
+    profile = load_profile(
+        project / "params" / "small.yaml", [("calibration_path", "kit, params/data/lines.txt")]
+    )
+    step = find_step("02")
+    before = content_parts(step, profile, project / "out")
+    assert content_parts(step, profile, project / "out") == before
+    (texts / "zh.jsonl").write_text('{"input": "乙"}\n')
+    after = content_parts(step, profile, project / "out")
+    assert [name for name in after if after[name] != before[name]] == [
+        "content of calibration_path kit, params/data/lines.txt"
+    ]

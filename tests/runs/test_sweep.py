@@ -1,14 +1,19 @@
 """Sweeps: which runs a file means, that each has a place of its own, and the page of loss against speed."""
 
+import csv
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
+from telechat_kit.comparison.changes import figures
+from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import ParameterError
-from telechat_kit.reports.sweep_page import sweep_rows, write_sweep
-from telechat_kit.runs.state import load_state
+from telechat_kit.reports.sweep_page import sweep_result, worst_loss, write_sweep
+from telechat_kit.runs.state import SCHEMA, RunState, load_state
 from telechat_kit.runs.sweep import folders, load_sweep, run_sweep, sweep_jobs
 
 SWEEP = """
@@ -80,21 +85,108 @@ def test_without_ray_its_option_says_what_to_install(
         run_sweep(load_sweep(sweep_file), ray=True)
 
 
-def test_the_front_holds_what_no_other_run_beats_in_both(tiny_run: Path, tmp_path: Path) -> None:
-    places = {}
-    for name in ("one", "same"):
-        places[name] = Path(shutil.copytree(tiny_run, tmp_path / name))
-    rows = sweep_rows({**places, "gone": tmp_path / "gone"})
-    assert [found.best for found in rows] == [True, True, False]
-    assert rows[2].point is None
+def like(run: Path, target: Path, kl: float, speed: float, wobble: float = 0.001) -> Path:
+    """A copy of a run whose KL on every text and whose W8A8 speed are multiplied, its repeats apart by `wobble`."""
+    shutil.copytree(run, target)
+    record = json.loads((target / "precision.json").read_text())
+    for found in (record["divergence"], *(kind["figures"] for kind in record["kinds"])):
+        found["kl_mean"] = {key: value * kl for key, value in found["kl_mean"].items()} | {"coverage": 0.95}
+        for row in found["by_sequence"]:
+            row[2] *= kl
+    (target / "precision.json").write_text(json.dumps(record))
+    rows = [json.loads(line) for line in (target / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["seconds"] = (1 + wobble * row["repeat"]) / (speed if row["precision"] == "w8a8" else 1)
+    (target / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    timed = json.loads((target / "performance.json").read_text())
+    for case in timed["cases"]:
+        tokens = case["output_tokens"] * (speed if case["precision"] == "w8a8" else 1)
+        ends = {"low": tokens / (1 + 2 * wobble), "high": tokens}
+        case["tokens_per_second"] = {"value": tokens / (1 + wobble), "coverage": 0.75, **ends}
+    (target / "performance.json").write_text(json.dumps(timed))
+    return target
 
 
-def test_the_page_shows_every_run_and_names_the_unfinished(tiny_run: Path, tmp_path: Path) -> None:
-    page = write_sweep({"done": tiny_run, "gone": tmp_path / "gone"}, tmp_path / "sweep")
-    assert "Not finished: gone." in page.read_text()
-    assert "<figure><svg" in page.read_text()
-    assert (page.parent / "sweep.csv").read_text().count("\n") == 3
-    assert "| done" in (page.parent / "sweep.md").read_text()
+def test_a_run_is_beaten_only_beyond_the_intervals(tiny_run: Path, tmp_path: Path) -> None:
+    folders = {
+        name: like(tiny_run, tmp_path / name, *how)
+        for name, how in {
+            "base": (1.0, 1.0),
+            "same": (1.0, 1.0005),  # faster by less than its repeats differ
+            "better": (0.5, 2.0),
+            "trade": (0.25, 1.0),
+        }.items()
+    }
+    result = sweep_result({**folders, "gone": tmp_path / "gone"})
+    beaten = {row.label: row.beaten_by for row in result.rows}
+    assert beaten == {
+        "base": ["better", "trade"],
+        "same": ["better", "trade"],
+        "better": [],
+        "trade": [],
+        "gone": [],
+    }
+    assert [row.label for row in result.unbeaten] == ["better", "trade"]
+    assert result.title.startswith("2 of 4 runs are beaten by none")
+
+
+def test_runs_that_cannot_be_told_apart_are_not_called_best(tiny_run: Path, tmp_path: Path) -> None:
+    folders = {name: like(tiny_run, tmp_path / name, 1.0, 1.0, 0.3) for name in ("one", "two")}
+    assert sweep_result(folders).title == "None of 2 runs is shown to be better than another"
+    page = write_sweep(folders, tmp_path / "sweep").read_text()
+    assert "is shown to be better than another" in page
+    assert "<figure><svg" in page
+    assert "best trade" not in page
+
+
+def test_runs_of_other_models_are_not_set_against_each_other(tiny_run: Path, tmp_path: Path) -> None:
+    one, two = like(tiny_run, tmp_path / "one", 1.0, 1.0), like(tiny_run, tmp_path / "two", 0.1, 9.0)
+    record = json.loads((two / "precision.json").read_text())
+    record["conditions"]["hashes"]["float_weights"] = "f" * 64
+    (two / "precision.json").write_text(json.dumps(record))
+    result = sweep_result({"one": one, "two": two})
+    assert [row.beaten_by for row in result.rows] == [[], []]
+    assert set(result.apart.values()) == {"other model"}
+    page = write_sweep({"one": one, "two": two}, tmp_path / "sweep")
+    assert "1 of the pairs of runs do not compare: other model." in page.read_text()
+
+
+def test_the_loss_is_that_of_the_text_that_costs_most(tiny_run: Path) -> None:
+    found = figures(read_run_data(tiny_run))
+    means = {name: row.estimate.value for name, row in found.items() if name.startswith("kl_mean")}
+    assert len(means) == 6
+    assert worst_loss([found, found]) == max(means, key=lambda name: means[name])
+    own_text_only = {name: row for name, row in found.items() if "[" not in name}
+    assert worst_loss([found, own_text_only]) == "kl_mean"
+
+
+def test_the_page_shows_state_parameters_and_a_link_for_each_run(tiny_run: Path, tmp_path: Path) -> None:
+    results = tmp_path / "sweep"
+    for name, level in (("a", "L0"), ("=b", "L2")):
+        folder = Path(shutil.copytree(tiny_run, results / name))
+        state = RunState(SCHEMA, "params/tiny.yaml", {"level": level, "seed": 0}, {})
+        for step in state.steps:
+            step.status, step.key = "completed", "0"
+        state.save(folder)
+    page = write_sweep({"a": results / "a", "=b": results / "=b", "gone": results / "gone"}, results)
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert "Not finished: gone." in soup.get_text()
+    rows = [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in soup.find_all("tr")]
+    assert rows[0][:3] == ["run", "level", "state"]
+    assert [row[:3] for row in rows[1:]] == [
+        ["a", "L0", "complete"],
+        ["=b", "L2", "complete"],
+        [
+            "gone",
+            "–",
+            "not begun",
+        ],
+    ]
+    assert [str(a["href"]) for a in soup.select("td a")] == ["a/report.html", "%3Db/report.html"]
+    data = list(csv.DictReader((results / "sweep.csv").read_text().splitlines()))
+    assert [row["run"] for row in data] == ["a", "'=b", "gone"]
+    assert float(data[0]["kl_mean_low"]) <= float(data[0]["kl_mean"]) <= float(data[0]["kl_mean_high"])
+    assert "| a " in (results / "sweep.md").read_text()
 
 
 def test_the_sweeps_that_come_with_the_kit_mean_six_runs_each() -> None:

@@ -85,7 +85,7 @@ def run_small_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "float")
     static, sample = (
         Recipe("L0", anti_outlier="m1"),
-        Calibration(calibration_samples=1, calibration_tokens=16),
+        Calibration("pydoc_data.topics", calibration_samples=1, calibration_tokens=16),
     )
     quantize(folder / "float", folder / "w8a8", static, sample, device="npu:0")
     quantize(

@@ -13,6 +13,10 @@ def dynamic_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("quantized") / "dynamic"
     recipe = Recipe("L0", anti_outlier="m2", activations="dynamic")
     quantize(
-        tiny_folder, folder, recipe, Calibration(calibration_samples=2, calibration_tokens=32), device="cpu"
+        tiny_folder,
+        folder,
+        recipe,
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=32),
+        device="cpu",
     )
     return folder

@@ -165,7 +165,7 @@ def test_groups_of_heads_are_split_evenly_or_held_by_both(
 ) -> None:
     """8 heads of keys and values are 4 for each; of 3, both processes need the middle one."""
     source = write_random(tmp_path / "float", grouped_config(form, heads, kv_heads))
-    few = Calibration(calibration_samples=2, calibration_tokens=32)
+    few = Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=32)
     quantize(source, tmp_path / "w8a8", Recipe("L0", anti_outlier="m1"), few, device="cpu")
     ids = torch.tensor([PROMPT])
     for folder in (source, tmp_path / "w8a8"):

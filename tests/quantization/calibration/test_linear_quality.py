@@ -105,7 +105,7 @@ def test_figures_stand_in_the_record(tiny_folder: Path, tmp_path: Path) -> None:
         tiny_folder,
         tmp_path / "w8a8",
         Recipe(level="L1", anti_outlier="m1"),
-        Calibration(calibration_samples=3, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=3, calibration_tokens=48),
     )
     for linear in record.linears:
         assert linear.input_absmax > 0

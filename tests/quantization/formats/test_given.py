@@ -27,7 +27,7 @@ def pair(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_folder,
         folder / "w8a8",
         Recipe(level="L2", anti_outlier="m2"),
-        Calibration(calibration_samples=4, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=48),
     )
     export(folder / "w8a8", folder / "npy", "numpy", model_path=tiny_folder)
     return folder / "npy"

@@ -27,7 +27,7 @@ DATA = Path(__file__).parents[2] / "data"
 #: Golden float models and the trained length of each; their tables are rounded to float16 unless told otherwise
 GOLDEN = {"model/7b-small": 8192, "model/12b-small": 8192, "model-telechat2/115b-small": 8192}
 IDS = torch.arange(4, 44)[None]
-FEW = Calibration(calibration_samples=4, calibration_tokens=64)
+FEW = Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=64)
 
 
 def logits(model: torch.nn.Module, ids: Tensor = IDS) -> Tensor:

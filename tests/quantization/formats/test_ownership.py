@@ -17,7 +17,7 @@ from telechat_kit.quantization import Calibration, Recipe, export, quantize
 
 
 def quantized(source: Path, target: Path, **options: Any) -> None:
-    calibration = Calibration(calibration_samples=1, calibration_tokens=16)
+    calibration = Calibration("pydoc_data.topics", calibration_samples=1, calibration_tokens=16)
     quantize(source, target, Recipe("L0", anti_outlier="none"), calibration, device="cpu", **options)
 
 

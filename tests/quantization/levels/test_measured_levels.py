@@ -29,7 +29,7 @@ SAMPLES, TOKENS = 3, 48
 def auto(source: Path, target: Path, budget: str, **changes: Any) -> QuantizeRecord:
     """Quantize at level auto; measure on two of three samples."""
     recipe = Recipe("auto", budget, budget_samples=2, anti_outlier="none")
-    calibration = Calibration(calibration_samples=SAMPLES, calibration_tokens=TOKENS)
+    calibration = Calibration("pydoc_data.topics", calibration_samples=SAMPLES, calibration_tokens=TOKENS)
     return quantize(source, target, replace(recipe, **changes), calibration)
 
 
@@ -95,7 +95,7 @@ def test_measured_kl_is_that_of_the_models(
         tiny_folder,
         tmp_path / "l0",
         Recipe(level="L0", anti_outlier="none"),
-        Calibration(calibration_samples=SAMPLES, calibration_tokens=TOKENS),
+        Calibration("pydoc_data.topics", calibration_samples=SAMPLES, calibration_tokens=TOKENS),
     )
     assert found.kl_int8 == pytest.approx(kl(reference, load_model(tmp_path / "l0"), ids), rel=1e-3)
     for candidate in (found.candidates[0], found.candidates[-1]):
@@ -137,7 +137,7 @@ def test_measuring_chooses_better_than_the_ranking(
         tiny_folder,
         tmp_path / "l5",
         Recipe(level="L5", anti_outlier="none", group_fallback=False),
-        Calibration(calibration_samples=SAMPLES, calibration_tokens=TOKENS),
+        Calibration("pydoc_data.topics", calibration_samples=SAMPLES, calibration_tokens=TOKENS),
     )
     ids, reference = calibration_ids(tiny_folder, 2), load_model(tiny_folder)
     assert kl(reference, load_model(five[1]), ids) < kl(reference, load_model(tmp_path / "l5"), ids)
@@ -225,7 +225,7 @@ def test_other_levels_do_not_look_at_the_budget(tiny_folder: Path, tmp_path: Pat
             tiny_folder,
             tmp_path / name,
             Recipe(level="L1", anti_outlier="m1", budget=budget),
-            Calibration(calibration_samples=2, calibration_tokens=48),
+            Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
         )
         for name, budget in (("a", "5 linears"), ("b", "anything"))
     )

@@ -55,7 +55,7 @@ def best(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_folder,
         folder,
         Recipe(level="L1", anti_outlier="best"),
-        Calibration(calibration_samples=32, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=32, calibration_tokens=48),
         device="cpu",
     )
     return folder
@@ -106,7 +106,7 @@ def test_ranges_hold_random_tokens_as_well(tiny_folder: Path, tmp_path: Path) ->
     text.write_text("the same words again and again\n" * 60, encoding="utf-8")
     widths = []
     for ingredients in ("none", "random_tokens"):
-        record = quantize(tiny_folder, tmp_path / ingredients, Recipe(level="L0", anti_outlier="best", ingredients=ingredients), Calibration(calibration_samples=2, calibration_tokens=48, calibration_path=str(text)), device="cpu")  # fmt: skip
+        record = quantize(tiny_folder, tmp_path / ingredients, Recipe(level="L0", anti_outlier="best", ingredients=ingredients), Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48, calibration_path=str(text)), device="cpu")  # fmt: skip
         unscaled = [linear for linear in record.linears if linear.name.endswith(("dense", "down_proj"))]
         widths.append(torch.tensor([(linear.high or 0.0) - (linear.low or 0.0) for linear in unscaled]))
     assert bool((widths[1] > 1.01 * widths[0]).all())
@@ -117,7 +117,7 @@ def test_the_noisiest_linears_stay_in_float(tiny_folder: Path, tmp_path: Path) -
         tiny_folder,
         tmp_path / "l0",
         Recipe(level="L0", anti_outlier="best"),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     exits = [linear for linear in all_int8.linears if linear.name.endswith(("dense", "down_proj"))]
     noisiest = max(exits, key=lambda linear: linear.residual_noise or 0.0).name
@@ -125,7 +125,7 @@ def test_the_noisiest_linears_stay_in_float(tiny_folder: Path, tmp_path: Path) -
         tiny_folder,
         tmp_path / "l1",
         Recipe(level="L1", anti_outlier="best"),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     assert record.float_linears[0].name == noisiest
     assert "rank 1 of 24 by int8 noise in the residual stream" in record.float_linears[0].reason
@@ -214,7 +214,7 @@ def test_every_format_holds_it(best: Path, tmp_path: Path, form: str) -> None:
 
 
 def test_it_takes_dynamic_activations(tiny_folder: Path, tmp_path: Path) -> None:
-    record = quantize(tiny_folder, tmp_path / "w8a8", Recipe(level="L0", anti_outlier="best", activations="dynamic"), Calibration(calibration_samples=16, calibration_tokens=48), device="cpu")  # fmt: skip
+    record = quantize(tiny_folder, tmp_path / "w8a8", Recipe(level="L0", anti_outlier="best", activations="dynamic"), Calibration("pydoc_data.topics", calibration_samples=16, calibration_tokens=48), device="cpu")  # fmt: skip
     assert {linear.kind for linear in record.linears} == {"W8A8_DYNAMIC"}
     exact = logits(tiny_folder)
     assert (logits(tmp_path / "w8a8") - exact).norm() < 0.1 * exact.norm()
@@ -225,7 +225,7 @@ def test_without_ingredients_only_norms_are_smoothed(tiny_folder: Path, tmp_path
         tiny_folder,
         tmp_path / "a",
         Recipe(anti_outlier="best", ingredients="none"),
-        Calibration(calibration_samples=2, calibration_tokens=48),
+        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
     )
     assert (record.recipe.ingredients, record.recipe.split_channels) == ([], 0)
     with pytest.raises(ParameterError, match='ingredient "salt" is unknown'):
@@ -233,5 +233,5 @@ def test_without_ingredients_only_norms_are_smoothed(tiny_folder: Path, tmp_path
             tiny_folder,
             tmp_path / "b",
             Recipe(anti_outlier="best", ingredients="bias, salt"),
-            Calibration(calibration_samples=2, calibration_tokens=48),
+            Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48),
         )

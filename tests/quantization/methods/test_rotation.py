@@ -26,7 +26,7 @@ from telechat_kit.quantization.recipe import parse_ingredients
 
 CPU = torch.device("cpu")
 #: Enough samples for a tiny model
-FEW = Calibration(calibration_samples=4, calibration_tokens=64)
+FEW = Calibration("pydoc_data.topics", calibration_samples=4, calibration_tokens=64)
 IDS = torch.randint(160, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -224,7 +224,7 @@ def test_all_turns_dynamic_checkpoints_where_the_network_allows(tmp_path: Path, 
         for path in tiny_folder.glob("tokenizer*"):
             shutil.copy(path, folder)
         recipe = Recipe("L0", activations="dynamic", ingredients=name)
-        calibration = Calibration(calibration_samples=2, calibration_tokens=48)
+        calibration = Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48)
         if name == "all":
             record = quantize(folder, tmp_path / "w8a8", recipe, calibration)
             assert record.recipe is not None
