@@ -7,14 +7,16 @@ with the head, which all forms of a model have alike, they are its log-probabili
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from vllm_states import keep_states, kept_states
+from vllm_states import STATES_FILE, keep_states, write_states
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def run_transformers(request: Request) -> Reply:
         )[0, len(prompt) :].tolist()
         for prompt in request.prompts
     ]
-    with torch.inference_mode():
-        states = [model.model(torch.tensor([window])).last_hidden_state[0] for window in request.windows]
+    options: dict[str, Any] = {"output_hidden_states": True, "logits_to_keep": 1}
+    with (
+        torch.inference_mode()
+    ):  # through the head: compressed-tensors unpacks the weights at a call of the whole model
+        states = [model(torch.tensor([w]), **options).hidden_states[-1][0] for w in request.windows]
     return Reply(torch.tensor(ids), stacked(states), model.lm_head.weight.detach())
 
 
@@ -79,6 +84,7 @@ def run_vllm(request: Request) -> Reply:
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # functions go to its worker
         "VLLM_LOGGING_LEVEL": "ERROR",
         "PYTHONPATH": str(Path(__file__).parent),
+        STATES_FILE: str(Path(tempfile.gettempdir(), f"telechat-kit-states-{os.getpid()}.safetensors")),
     }
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
@@ -98,11 +104,13 @@ def run_vllm(request: Request) -> Reply:
         return list(output.outputs[0].token_ids)
 
     ids = [greedy(prompt, request.tokens) for prompt in request.prompts]
+    if not request.windows:
+        return Reply(torch.tensor(ids), torch.empty(0), torch.empty(0))
     engine.apply_model(keep_states)
     for window in request.windows:
         greedy(window, 1)
-    states, head = engine.apply_model(kept_states)[0]
-    return Reply(torch.tensor(ids), stacked(states), head)
+    engine.apply_model(write_states)
+    return Reply(torch.tensor(ids), **load_file(os.environ[STATES_FILE]))
 
 
 def stacked(states: list[Tensor]) -> Tensor:

@@ -1,8 +1,13 @@
 """What `client_runs` sends into vLLM's worker, which imports it by name: keeping the output of the final norm."""
 
+import os
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+STATES_FILE = "TELECHAT_KIT_STATES"
 
 
 def keep_states(model: nn.Module) -> None:
@@ -15,6 +20,13 @@ def keep_states(model: nn.Module) -> None:
     model.model.norm.register_forward_hook(keep)
 
 
-def kept_states(model: nn.Module) -> tuple[list[Tensor], Tensor]:
-    """The states of all requests so far, `[length, hidden]` each, and the head."""
-    return model.kept, model.lm_head.weight.detach().clone()
+def write_states(model: nn.Module) -> None:
+    """Write the states of all requests so far, `[windows, length, hidden]`, and the head to the file of `STATES_FILE`.
+
+    vLLM brings no tensors back from its worker.
+    """
+    tensors = {"head": model.lm_head.weight.detach(), "states": torch.stack(model.kept)}
+    save_file(
+        {name: tensor.float().contiguous().clone() for name, tensor in tensors.items()},
+        os.environ[STATES_FILE],
+    )

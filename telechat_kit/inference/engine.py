@@ -30,6 +30,7 @@ from telechat_kit.backends.cpu_kernels.library import (
 )
 from telechat_kit.backends.cpu_kernels.operators import dynamic_record, float_record, kernels, linear_record
 from telechat_kit.backends.cpu_kernels.screen import screen_of
+from telechat_kit.errors import CheckpointError
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
 from telechat_kit.model.telechat3 import Telechat3Attention
@@ -290,10 +291,10 @@ class EngineBatch:
                     f"{self.lengths[row]} + {len(new)} positions do not fit into {self.capacities[row]}"
                 )
         if not any(self.lengths[row] for row in ids):
-            return self._prefill(ids, full)
+            return _ids(self._prefill(ids, full))
         steps = max(map(len, ids.values()))
         assert all(len(new) == steps for new in ids.values())
-        return [self._step({row: new[i] for row, new in ids.items()}, full) for i in range(steps)][-1]
+        return [_ids(self._step({row: new[i] for row, new in ids.items()}, full)) for i in range(steps)][-1]
 
     def _prefill(self, ids: Mapping[int, Sequence[int]], full: bool, states: int = 0) -> list[int]:
         rows = [(row, position) for row, new in ids.items() for position in range(len(new))]
@@ -399,3 +400,13 @@ def _rows(
     return _Rows(
         Batch(len(sequences), len(rows), caches, *addresses), (caches, ids, sequence, position, last)
     )
+
+
+def _ids(found: list[int]) -> list[int]:
+    """The ids that the kernels chose; where no logit is a number there is none."""
+    if min(found) < 0:
+        raise CheckpointError(
+            "no logit of the model is a number: its weights hold NaN or its activations overflow. "
+            "Get the checkpoint again, or quantize again with another anti_outlier."
+        )
+    return found

@@ -5,11 +5,13 @@ from pathlib import Path
 import torch
 
 from telechat_kit.backends import backend_for, resolve_device, split_devices
+from telechat_kit.errors import CheckpointError
 from telechat_kit.files import absolute
 from telechat_kit.inference.memory import explained, require_room
 from telechat_kit.inference.parallel import team_of
 from telechat_kit.model.checkpoint import build_float, build_float_part, build_w8a8, config_folder
 from telechat_kit.model.folder import is_w8a8, read_config
+from telechat_kit.model.hashes import require_recorded_weights
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.sharding import WHOLE, Shard, join
 from telechat_kit.model.w8a8 import prepare
@@ -21,6 +23,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     *,
     model_path: str | Path | None = None,
+    check_hash: bool = False,
 ) -> TelechatForCausalLM:
     """The TeleChat model of a float or W8A8 checkpoint folder, in eval mode on `device`.
 
@@ -33,9 +36,12 @@ def load_model(
             checkpoint's own if the device has it. Int8 weights stay int8.
         model_path: the float folder after outlier suppression that belongs to `.npy` dictionaries (scenario
             two); for other quantized folders, where to find config.json if they have none.
+        check_hash: compare the weight files with the hashes that `quantize.json` or `export.json` beside them
+            holds, which reads all of them once more. Runs always do.
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, damaged or of another architecture.
+        CheckpointError: the folder is missing, incomplete, damaged or of another architecture; with `check_hash`
+            the weights are others than were written, or nothing beside them tells.
         DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
 
     Example:
@@ -44,6 +50,11 @@ def load_model(
         4
     """
     folder, beside = absolute(folder), None if model_path is None else absolute(model_path)
+    if check_hash and not require_recorded_weights(folder):
+        raise CheckpointError(
+            f"{folder}: no quantize.json or export.json there holds hashes of the weights, so they cannot be checked. "
+            "Quantize again with this kit, or leave check_hash out."
+        )
     if len(devices := split_devices(device)) > 1:
         return team_of(devices).load(load_part, join_parts, folder, beside, dtype)
     model = load_part(folder, beside, dtype, device)

@@ -18,7 +18,7 @@ from telechat_kit.inference.memory import needs
 from telechat_kit.model.checkpoint import config_folder, needed_model_path
 from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import read_config, weight_files
-from telechat_kit.model.hashes import tokenizer_hash
+from telechat_kit.model.hashes import require_recorded_weights, tokenizer_hash
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import Conditions
@@ -51,6 +51,7 @@ class Pair:
             for name, folder in self.folders.items()
         }
         self.tokenizer = load_tokenizer(self.float_folder)
+        require_recorded_weights(self.w8a8_folder)  # hashed for the conditions anyway
         self._check()
         self.together = memory == "both" or (memory == "auto" and self._fits())
         self._loaded: dict[str, TelechatForCausalLM] = {}

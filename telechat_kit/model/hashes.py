@@ -4,12 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import weight_files
 from telechat_kit.model.tokenizer_files import FILES
 from telechat_kit.provenance import combined_hash, file_hash
 
 #: JSON files that tell of a folder and decide nothing
 _TOLD = ("quantize.json", "export.json", "origin.json")
+#: Entry of the kit's records beside quantized weights: SHA-256 of each weight file by its name
+WEIGHTS = "weights_sha256"
+#: Those records; an export's own stands for the weights that it wrote
+_RECORDS = ("quantize.json", "export.json")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,37 @@ class FolderHashes:
 def weights_hash(folder: Path) -> str:
     """One hash over the weight files of a checkpoint folder, by name and content."""
     return combined_hash(f"{path.name} {file_hash(path)}" for path in weight_files(folder))
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each weight file of a folder, as the records beside quantized weights hold them."""
+    return {path.name: file_hash(path) for path in weight_files(folder)}
+
+
+def require_recorded_weights(folder: Path) -> bool:
+    """Compare the weight files of a folder with the hashes in the kit's record beside them.
+
+    Returns:
+        False if no record there holds any: an older kit's, another tool's, or a float checkpoint.
+
+    Raises:
+        CheckpointError: a file is another than the one that was written.
+    """
+    recorded: dict[str, str] = {}
+    for path in (folder / name for name in _RECORDS):
+        found = read_object(path).get(WEIGHTS) if path.is_file() else None
+        recorded |= found if isinstance(found, dict) else {}
+    if not recorded:
+        return False
+    here = weight_hashes(folder)
+    changed = [name for name in {**recorded, **here} if recorded.get(name) != here.get(name)]
+    if changed:
+        raise CheckpointError(
+            f"{folder / changed[0]} is not the file that was written here: its SHA-256 is "
+            f"{here.get(changed[0], 'none')[:16]}, the record beside it says {recorded.get(changed[0], 'none')[:16]}. "
+            "Copy the folder again, or quantize again."
+        )
+    return True
 
 
 def tokenizer_hash(folder: Path) -> str:

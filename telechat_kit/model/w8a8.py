@@ -26,7 +26,13 @@ from telechat_kit.model.folder import (
     load_tensors,
     weight_files,
 )
-from telechat_kit.model.int8_linears import RUNTIME_TENSORS, DynamicW8A8Linear, FloatLinear, W8A8Linear
+from telechat_kit.model.int8_linears import (
+    RUNTIME_TENSORS,
+    DynamicW8A8Linear,
+    FloatLinear,
+    W8A8Linear,
+    decode_scale,
+)
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: Every tensor that a quantized linear may have on disk
@@ -61,7 +67,14 @@ class W8A8Weights:
         if value.dtype not in dtypes if dtypes else not value.is_floating_point():
             expected = " or ".join(map(str, dtypes)) or "float"
             self.refuse(f"{name} holds {value.dtype}, expected {expected}")
+        if not is_finite(value):
+            self.refuse(f"{name} holds NaN or infinite values")
         return value
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity, without a copy of it."""
+    return not value.is_floating_point() or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def stored_name(name: str, config: TelechatConfig) -> str:
@@ -181,6 +194,8 @@ def _static_parts(linear: str, weights: W8A8Weights, out: int, size: int) -> dic
         "quant_bias": weights.checked(f"{linear}.quant_bias", (out,), (torch.int32,)),
         "deq_scale": weights.checked(f"{linear}.deq_scale", (out,), (torch.int64, torch.float32)),
     }
+    if not is_finite(decode_scale(parts["deq_scale"])):
+        weights.refuse(f"{linear}.deq_scale holds NaN or infinite values")
     _check_rest(linear, weights, out)
     return parts
 
@@ -193,8 +208,8 @@ def _dynamic_parts(linear: str, weights: W8A8Weights, out: int, size: int, biase
     if biased:
         parts["bias"] = weights.checked(f"{linear}.bias", (out,))
     scale, offset = parts["weight_scale"], weights.tensors.get(f"{linear}.weight_offset")
-    if not bool(((scale > 0) & torch.isfinite(scale)).all()):
-        weights.refuse(f"{linear}.weight_scale holds values that are not positive and finite")
+    if not bool((scale > 0).all()):
+        weights.refuse(f"{linear}.weight_scale holds values that are not positive")
     if offset is not None and bool(offset.any()):
         weights.refuse(f"{linear}.weight_offset is not zero: asymmetric weights cannot be read")
     return parts
@@ -206,7 +221,7 @@ def _check_rest(linear: str, weights: W8A8Weights, out: int) -> None:
         if f"{linear}.{part}" in weights.tensors:
             weights.checked(f"{linear}.{part}", shape)
     scale = weights.tensor(f"{linear}.input_scale").item()
-    if not 0 < scale < float("inf"):
+    if not scale > 0:
         weights.refuse(f"{linear}.input_scale is {scale}")
 
 
@@ -244,14 +259,22 @@ def _place_float(model: TelechatForCausalLM, weights: W8A8Weights, dtype: torch.
             norm.bias = nn.Parameter(shift.to(dtype)) if bool(shift.any()) else None
     values = {
         name: nn.Parameter(
-            weights.checked(stored_name(name, model.config), tuple(value.shape)).to(dtype),
-            requires_grad=False,
+            _as(dtype, stored_name(name, model.config), tuple(value.shape), weights), requires_grad=False
         )
         for name, value in model.named_parameters()
         if value.device.type == "meta"
     }
     model.load_state_dict(values, strict=False, assign=True)
     model.tie_weights()
+
+
+def _as(dtype: torch.dtype, name: str, shape: tuple[int, ...], weights: W8A8Weights) -> Tensor:
+    value = weights.checked(name, shape).to(dtype)
+    if not is_finite(value):
+        raise CheckpointError(
+            f"{weights.path}: {name} holds values that {dtype} cannot. Load it in a wider dtype."
+        )
+    return value
 
 
 def prepare(model: TelechatForCausalLM) -> None:

@@ -126,8 +126,8 @@ def _cell(name: str, own: tuple[RunData, dict[str, Figure]], base: RunData | Non
 def _about(row: FolderState, results: Path) -> Iterator[str]:
     """Run with its page, state, date, limits, device."""
     name = row.folder.relative_to(results).as_posix()
-    place = quote(f"{name}/{row.page}" if name != "." else row.page)
-    yield Markup('<a href="{}">{}</a>').format(place, name) if row.page else name
+    place = f"{name}/{row.page}" if name != "." else row.page
+    yield Markup('<a href="{}">{}</a>').format(quote(place), name) if row.page else name
     yield f"{row.kind}, {row.detail}" if row.detail else row.kind
     yield row.started or "–"
     yield _limits(row)

@@ -63,7 +63,7 @@ def model(record: SetupRecord) -> Styler:
 def fits(rows: Sequence[Fit]) -> Styler:
     """Which model fits a card, the longest context with it, and the fastest decode that its memory allows."""
     titles = ["model", "weights", "chips", "GB on each", "KB/token of cache", "longest context"]
-    titles += ["limit, tokens/s", "published"]
+    titles += ["ms a token, by bytes", "limit, tokens/s", "published"]
     return styled(
         pd.DataFrame(
             [
@@ -74,6 +74,7 @@ def fits(rows: Sequence[Fit]) -> Styler:
                     f"{row.weight_bytes / 1e9:.2f}",
                     f"{row.cache_bytes_per_token / 1e3:.0f}",
                     f"{row.largest_context:,}" if row.largest_context else "does not fit",
+                    f"{1000 / row.limit_tokens_per_second:.1f}",
                     f"{row.limit_tokens_per_second:.1f}",
                     f"{PUBLISHED[0].npu_310p}" if (row.model, row.precision, row.devices) == _GUIDE else "–",
                 )

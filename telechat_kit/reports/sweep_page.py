@@ -174,7 +174,7 @@ def sweep_data(result: SweepResult) -> pd.DataFrame:
                 found = row.figures[name].estimate
                 cells |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(cells | {"beaten_by": " ".join(row.beaten_by)})
-    return pd.DataFrame(rows).astype(object).fillna("")
+    return pd.DataFrame(rows)
 
 
 def _shown(result: SweepResult) -> dict[str, str]:
@@ -228,8 +228,8 @@ def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
         ],
     )
     write_text(results / "sweep.csv", frame_csv(sweep_data(result)))
-    told = [markdown_text(text) for text in (results.name, *notes)]
-    text = "\n\n".join([f"## Sweep: {told[0]}", *told[1:], markdown_table(frame), _HOW_TO_READ])
+    title = f"## Sweep: {markdown_text(results.name)}"
+    text = "\n\n".join([title, *map(markdown_text, notes), markdown_table(frame), _HOW_TO_READ])
     write_text(results / "sweep.md", f"{text}\n")
     return write_text(results / "sweep.html", page)
 
@@ -255,5 +255,5 @@ def _html(frame: pd.DataFrame, result: SweepResult, results: Path) -> str:
 def _link(row: SweepRow, results: Path) -> str:
     if not row.state.page or not row.state.folder.is_relative_to(results):
         return row.label
-    place = quote(f"{row.state.folder.relative_to(results).as_posix()}/{row.state.page}")
-    return Markup('<a href="{}">{}</a>').format(place, row.label)
+    place = f"{row.state.folder.relative_to(results).as_posix()}/{row.state.page}"
+    return Markup('<a href="{}">{}</a>').format(quote(place), row.label)

@@ -9,6 +9,7 @@ import torch
 
 from telechat_kit.backends.cpu_kernels import library
 from telechat_kit.backends.cpu_kernels.layout import LANES
+from telechat_kit.errors import CheckpointError
 from telechat_kit.inference.engine import Engine, EngineRun, engine_for, unsuited
 from telechat_kit.inference.generation import generate, generate_batch, generate_by_transformers, start_run
 from telechat_kit.inference.loading import load_model, prepare
@@ -301,6 +302,24 @@ def test_replaced_weights_are_noticed(tiny_w8a8_folder: Path) -> None:
     model.load_state_dict(state)
     assert changed != before
     assert generate(model, ids, 10).token_ids == before
+
+
+@pytest.mark.parametrize("screened", [True, False])
+def test_logits_that_are_no_numbers_give_an_error_and_no_id(screened: bool) -> None:
+    model = random_model()
+    model.transformer.ln_f.weight.data[0] = torch.nan
+    run = Engine(model, screened_head=screened).run(8)
+    with pytest.raises(CheckpointError, match="no logit of the model is a number"):
+        run.best([7, 8])
+
+
+def test_a_step_whose_logits_are_no_numbers_gives_an_error_and_no_id() -> None:
+    model = random_model()
+    run = Engine(model).run(8)
+    assert 0 <= run.best([7, 8]) < model.config.vocab_size
+    model.transformer.ln_f.weight.data[0] = torch.nan
+    with pytest.raises(CheckpointError, match="no logit of the model is a number"):
+        run.best([9])
 
 
 class RoundedLinear(torch.nn.Linear):

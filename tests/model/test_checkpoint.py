@@ -304,6 +304,43 @@ def test_a_missing_float_tensor_of_a_w8a8_folder_is_named(quantized: Path) -> No
     assert "ln_f.weight" in error_of(quantized)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name",
+    ["ln_f.weight", "h.0.input_layernorm.bias", "word_embeddings.weight", "h.1.mlp.up_proj.input_scale",
+     "h.1.mlp.up_proj.input_offset", "h.1.mlp.up_proj.weight_scale"],
+)  # fmt: skip
+def test_a_w8a8_folder_with_a_number_that_is_none_is_refused_by_tensor(
+    quantized: Path, name: str, value: float
+) -> None:
+    change_tensors(quantized / W8A8_WEIGHTS, lambda tensors: tensors[name].view(-1)[0].fill_(value))
+    assert f"{name} holds NaN or infinite values" in error_of(quantized)
+
+
+def test_a_product_scale_that_is_no_number_is_refused(quantized: Path) -> None:
+    name = "h.1.mlp.up_proj.deq_scale"
+    stored = encode_scale(torch.tensor([float("nan")]))
+    change_tensors(quantized / W8A8_WEIGHTS, lambda tensors: tensors[name][:1].copy_(stored))
+    assert f"{name} holds NaN or infinite values" in error_of(quantized)
+
+
+def test_values_beyond_the_dtype_asked_for_are_refused(quantized: Path) -> None:
+    change_tensors(quantized / W8A8_WEIGHTS, lambda tensors: tensors["ln_f.weight"][0].fill_(1e6))
+    load_model(quantized, device="cpu")
+    with pytest.raises(CheckpointError, match=r"ln_f\.weight holds values that torch\.float16 cannot"):
+        load_model(quantized, device="cpu", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("epsilon", ["NaN", "-1", "Infinity", "0"])
+def test_an_epsilon_that_is_none_is_refused(quantized: Path, epsilon: str) -> None:
+    path = quantized / "config.json"
+    path.write_text(
+        path.read_text().replace('"layer_norm_epsilon": 1e-05', f'"layer_norm_epsilon": {epsilon}')
+    )
+    assert epsilon in path.read_text()
+    assert str(path) in error_of(quantized)
+
+
 def test_int8_weights_of_another_size_are_refused(quantized: Path) -> None:
     change_config(quantized, ffn_hidden_size=100)
     message = error_of(quantized)

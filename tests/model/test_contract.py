@@ -1,10 +1,12 @@
 """What works for Llama works for TeleChat: every item beside transformers' Llama on the same weights.
 
 The Llama is the kit's own export of the tiny checkpoint (`names="llama"`), in float32 and with tables that are not
-rounded, so that both must agree to the order of sums.
+rounded, so that both must agree to the order of sums. transformers' own common model tests are not in its package: all
+of them are left out for that reason, and a test here tells when they come.
 """
 
 import copy
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,10 @@ def test_a_static_cache_and_positions_of_one_s_own_stop_where_the_7b_starts_anew
         model(ids[:, :trained], past_key_values=grown)
         with pytest.raises(ValueError, match="static cache, or positions of one's own"):
             model(ids[:, trained:], past_key_values=grown, position_ids=torch.tensor([[0, 1]]))
+
+
+def test_transformers_ships_no_common_model_tests() -> None:
+    """When it does, they are to be run here on both networks."""
+    files = importlib.metadata.files("transformers") or []
+    assert len(files) > 1000
+    assert not [str(file) for file in files if file.name.startswith("test_") and "modeling" in file.name]

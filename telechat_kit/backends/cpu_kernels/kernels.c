@@ -920,8 +920,8 @@ static choice largest(const network *m, range panels, const float *logits) {
     return best;
 }
 
-/* ids[rows] of the largest logits of the hidden states x[rows][hidden]; with `full` all logits are computed. Called by
- * the whole team, whose threads have met since x was written. */
+/* ids[rows] of the largest logits of the hidden states x[rows][hidden], -1 where none is a number; with `full` all logits
+ * are computed. Called by the whole team, whose threads have met since x was written. */
 static void choose(const network *m, const float *x, int rows, const head_space *s, int full, int32_t *ids) {
     const int me = omp_get_thread_num(), team = omp_get_num_threads();
     const range panels = share(panels_of(m->vocab), 1, me, team), own = share(rows, 1, me, team);
@@ -944,7 +944,7 @@ static void choose(const network *m, const float *x, int rows, const head_space 
     for (int r = own.begin; r < own.end; r++) {
         choice best = s->best[r * team];
         for (int i = 1; i < team; i++) best = better(best, s->best[r * team + i]);
-        ids[r] = best.id;
+        ids[r] = best.id < m->vocab ? best.id : -1;
     }
 }
 

@@ -3,7 +3,6 @@
 What the formats hold is told where they are read: `model/w8a8`, `model/numpy_files`, `model/compressed_tensors`.
 """
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from telechat_kit.model.folder import (
     is_w8a8,
     weight_files,
 )
+from telechat_kit.model.hashes import WEIGHTS, require_recorded_weights, weight_hashes
 from telechat_kit.model.layout import HEAD
 from telechat_kit.model.w8a8 import norm_names
 from telechat_kit.model.weight_shards import Shards
@@ -104,6 +104,7 @@ def export(
     if format == UNQUANTIZED:
         return _export_float(source_folder, target, max_length)
     source = read_source(source_folder, float_folder)
+    require_recorded_weights(source_folder)
     _check_activations(source, format)
     _check_rotation(source, format, float_folder)
     notes: list[str] = []
@@ -158,7 +159,8 @@ def _export_float(folder: Path, target: Path, max_length: int | None) -> ExportR
 
 
 def _write_record(folder: Path, record: ExportRecord) -> None:
-    write_json(folder / RECORD, {**asdict(record), FILES: names_in(folder)})
+    hashes = weight_hashes(folder)
+    write_json(folder / RECORD, {**asdict(record), WEIGHTS: hashes, FILES: names_in(folder)})
 
 
 def _check_activations(source: Source, format: str) -> None:
@@ -274,5 +276,7 @@ def _save(path: Path, tensors: dict[str, Tensor], further: Iterable[Entry] = ())
 
 
 def _copy_recipe(source: Source, folder: Path) -> None:
+    """The recipe of the source, with the hashes of the files that hold its weights now."""
     if (source.folder / "quantize.json").is_file():
-        shutil.copyfile(source.folder / "quantize.json", folder / "quantize.json")
+        recipe = read_json(source.folder / "quantize.json")
+        write_json(folder / "quantize.json", {**recipe, WEIGHTS: weight_hashes(folder)})

@@ -14,6 +14,7 @@ from telechat_kit.files import read_json
 from telechat_kit.model.checkpoint import config_folder, needed_model_path, read_w8a8
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import DYNAMIC, STATIC, is_w8a8, read_config, weight_files, weights_format
+from telechat_kit.model.hashes import require_recorded_weights
 from telechat_kit.model.int8_linears import decode_scale
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, stored_name
@@ -110,6 +111,7 @@ def check_given(float_folder: Path, quant_folder: Path) -> Checked:
             linears.append(_int8_record(name, packed, pair.is_dynamic(name)))
         else:
             linears.append(LinearRecord(name, "FLOAT", None, None, None, None, None))
+    require_recorded_weights(quant_folder)  # last: whatever else is wrong is told by tensor
     rounded = sum(deviation <= rounding_slack(pair.shards.dtype) for deviation in deviations)
     kept = [FloatLinear(row.name, None, "in float as given") for row in linears if row.kind == "FLOAT"]
     given = GivenWeights(

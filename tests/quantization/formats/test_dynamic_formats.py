@@ -261,7 +261,7 @@ def test_linears_that_share_an_input_must_be_of_one_kind(copy: Path) -> None:
         (
             "weight_scale",
             lambda value: value * float("nan"),
-            "weight_scale holds values that are not positive",
+            "weight_scale holds NaN or infinite values",
         ),
         ("weight_scale", torch.zeros_like, "weight_scale holds values that are not positive"),
         ("weight_offset", torch.ones_like, "weight_offset is not zero"),

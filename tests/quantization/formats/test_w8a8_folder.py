@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from damaged_folder import change_json, change_tensors
+from damaged_folder import change_json, change_tensors, forget_hashes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,6 +45,7 @@ def change_dictionary(path: Path, change: Callable[[dict[str, Tensor]], object])
     values = read_dictionary(path)
     change(values)
     np.save(path, values, allow_pickle=True)  # type: ignore[arg-type]
+    forget_hashes(path.parent)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
