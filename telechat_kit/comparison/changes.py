@@ -223,8 +223,12 @@ def _paired_precision(name: str, first: RunData, second: RunData) -> Change | No
     before, after = (of_sequences(found) for found in (rows, others))
     if name.startswith("perplexity"):  # losses: their difference is the logarithm of the ratio
         ratio = bootstrap((after - before)[:, None], lambda mean: mean[..., 0]).map(exp)
-    else:
-        ratio = bootstrap(np.stack([before, after], axis=1), lambda mean: mean[..., 1] / mean[..., 0])
+    else:  # by its logarithm: no end of the interval of a ratio lies below 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pairs = np.stack([before, after], axis=1)
+            ratio = bootstrap(pairs, lambda mean: np.log(mean[..., 1] / mean[..., 0])).map(exp)
+        if not np.isfinite([ratio.value, ratio.low, ratio.high]).all():
+            return None
     return Change(ratio, f"{len(rows)} sequences in pairs")
 
 

@@ -391,3 +391,17 @@ def test_runs_that_kept_bundles_are_compared_position_by_position(
     assert not_aligned(compare([str(tiny_run), str(tiny_run)])) == [
         "no run holds a bundle. Run 03_precision with -p bundle w8a8."
     ]
+
+
+def test_the_interval_of_a_ratio_of_few_uneven_sequences_stays_above_zero(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    def uneven(record: dict[str, Any]) -> None:
+        for number, row in enumerate(record["divergence"]["by_sequence"]):
+            row[2] *= 50 if number == 0 else 0.01
+        record["divergence"]["kl_mean"]["value"] *= 2  # other figures, so they are compared
+
+    other = changed(tiny_run, tmp_path / "uneven", "precision.json", uneven)
+    found = changes_of(tiny_run, other)["kl_mean"]
+    assert found.basis.endswith("sequences in pairs")
+    assert 0 < found.ratio.low < found.ratio.value < found.ratio.high
