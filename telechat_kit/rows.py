@@ -162,7 +162,7 @@ def _row(row: Any, where: str, key: str) -> dict[str, Any]:
     text = _asked(row, where) if key == "input" else row.get(key)
     if not isinstance(text, str) or not text.strip():
         raise DataError(
-            f'{where}: expected an object with a non-empty text under "{key}", got {str(row)[:80]}'
+            f'{where}: expected an object with a non-empty text under "{key}", got {str(row)[:80]}.'
         )
     return {**row, key: text}
 

@@ -5,7 +5,6 @@ The harness is an optional extra: `pip install telechat-kit[tasks]`. Nothing is 
 
 import csv
 import importlib.metadata
-import importlib.util
 import io
 import logging
 import os
@@ -71,11 +70,12 @@ def require_harness() -> str:
     Raises:
         KitError: it is not.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    try:
+        return importlib.metadata.version("lm_eval")
+    except importlib.metadata.PackageNotFoundError as error:
         raise KitError(
             'tasks_path needs lm-evaluation-harness: pip install "telechat-kit[tasks]", or leave tasks_path empty.'
-        )
-    return importlib.metadata.version("lm_eval")
+        ) from error
 
 
 def load_questions(path: str | Path) -> list[Question]:

@@ -12,16 +12,16 @@ import yaml
 import telechat_kit
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError
-from telechat_kit.files import atomic_path, project_root, relative, resolve
+from telechat_kit.files import atomic_path, project_root, resolve
 from telechat_kit.provenance import file_hash
-from telechat_kit.texts import PYDOC_TOPICS
+from telechat_kit.texts import KIT_TEXTS, PYDOC_TOPICS, SEALED_TEXTS, text_names
 
 SCHEMA = "telechat-kit/pack/1"
 MANIFEST = "PACK.json"
 _PROJECT = ("telechat_kit", "notebooks", "params", "environment")
 _FILES = ("pyproject.toml", "README.md", "LICENSE", "Makefile")
 #: Parameters that name data
-_DATA = ("jsonl_path", "calibration_path", "text_path", "languages_path", "tasks_path")
+_DATA = ("jsonl_path", "calibration_path", "text_path", "kinds_path", "languages_path", "tasks_path")
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 
 
@@ -102,19 +102,28 @@ def _contents(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _data(run: RunData, outside: bool) -> dict[str, dict[str, Path]]:
     """Texts and task files that the parameters name outside `params/`: parameter -> name in the archive -> file."""
-    found = {}
+    found: dict[str, dict[str, Path]] = {}
     for key in _DATA:
-        value = str(run.parameters.get(key) or "")
-        path = resolve(value)
-        if not value or value == PYDOC_TOPICS or relative(path).startswith("params/"):
-            continue
-        if not path.exists():
-            raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
-        files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-        if not outside:
-            _require_own([path, *files], project_root().resolve(), f"the {key} of the run")
-        found[key] = {f"data/{key}/{file.relative_to(path.parent).as_posix()}": file for file in files}
+        for path in (resolve(name) for name in _names(run, key) if not _is_packed_anyway(name)):
+            if not path.exists():
+                raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
+            files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+            if not outside:
+                _require_own([path, *files], project_root().resolve(), f"the {key} of the run")
+            places = {f"data/{key}/{file.relative_to(path.parent).as_posix()}": file for file in files}
+            found.setdefault(key, {}).update(places)
     return found
+
+
+def _names(run: RunData, key: str) -> list[str]:
+    """The texts that a parameter names."""
+    return [name for name in text_names(str(run.parameters.get(key) or "")) if name]
+
+
+def _is_packed_anyway(name: str) -> bool:
+    """Whether a text comes with the code, or lies below `params/`, links and dots followed."""
+    own = (project_root() / "params").resolve()
+    return name in (PYDOC_TOPICS, KIT_TEXTS, SEALED_TEXTS) or resolve(name).resolve().is_relative_to(own)
 
 
 def _require_own(paths: Iterable[Path], root: Path, what: str) -> None:
@@ -131,8 +140,11 @@ def _require_own(paths: Iterable[Path], root: Path, what: str) -> None:
 
 def _moved(run: RunData, data: dict[str, dict[str, Path]]) -> dict[str, Any]:
     """The parameters of the run with the places that its data have in the archive."""
-    places = {key: f"data/{key}/{resolve(run.parameters[key]).name}" for key in data}
-    return run.parameters | places
+
+    def place(key: str, name: str) -> str:
+        return name if _is_packed_anyway(name) else f"data/{key}/{resolve(name).name}"
+
+    return run.parameters | {key: ", ".join(place(key, name) for name in _names(run, key)) for key in data}
 
 
 def _weights(run: RunData) -> dict[str, str]:

@@ -291,7 +291,7 @@ def test_the_page_opens_alone_and_says_what_differs(tiny_run: Path, tmp_path: Pa
     ("content", "message"),
     [
         ("<html></html>", "carries no record of its run"),
-        ('<template id="telechat-kit-run">{</template>', "is damaged"),
+        ('<template id="telechat-kit-run">{</template>', "is not valid JSON"),
         (
             '<template id="telechat-kit-run">{"schema": "telechat-kit/report/9"}</template>',
             "Update telechat-kit",

@@ -129,6 +129,10 @@ def test_the_parameters_stand_in_the_first_code_cell_and_in_no_other(path: Path)
     assert tagged == [True] + [False] * (len(tagged) - 1)
 
 
+def _lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
 @each_notebook
 def test_a_notebook_holds_no_logic(path: Path) -> None:
     logic = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.If, ast.Try, ast.With)
@@ -136,7 +140,10 @@ def test_a_notebook_holds_no_logic(path: Path) -> None:
     for cell in cells(path, "code")[1:]:
         tree = ast.parse(cell.source)
         assert not [node for node in ast.walk(tree) if isinstance(node, logic)], cell.source
-        assert len([line for line in cell.source.splitlines() if line]) <= 5, cell.source
+        lines = [1 if isinstance(node, ast.ImportFrom) else _lines(node) for node in tree.body]
+        assert sum(lines) <= 5, (
+            cell.source
+        )  # an import counts once, however many lines the formatter makes of it
 
 
 @each_notebook

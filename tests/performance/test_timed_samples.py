@@ -99,6 +99,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], TakesKnownTime]:
     """Models by a factor on their times, all on one clock that only they move on."""
     now = [100.0]
     monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    # the engine would read the weights and not call the model
+    monkeypatch.setattr(generation, "engine_for", lambda _: None)
 
     def make(factor: float) -> TakesKnownTime:
         model = TakesKnownTime(SMALL)

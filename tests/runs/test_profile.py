@@ -11,6 +11,7 @@ from telechat_kit.errors import ParameterError
 from telechat_kit.runs.parameters_cell import TYPES
 from telechat_kit.runs.profile import all_parameters, declared_parameters, default_values, load_profile
 from telechat_kit.runs.state import STEPS
+from telechat_kit.texts import text_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -47,8 +48,9 @@ def test_every_shipped_profile_loads(path: Path) -> None:
 def test_the_data_files_of_a_shipped_profile_are_there(path: Path) -> None:
     values = load_profile(path).values
     for key in ("jsonl_path", "calibration_path", "text_path"):
-        if values.get(key) and values[key] != "pydoc_data.topics":
-            assert (ROOT / values[key]).is_file(), f"{path.name}: {key}"
+        for name in text_names(values.get(key) or "pydoc_data.topics"):
+            if name not in ("kit", "pydoc_data.topics"):
+                assert (ROOT / name).is_file(), f"{path.name}: {key}"
 
 
 def test_values_come_with_their_types(write: Any) -> None:

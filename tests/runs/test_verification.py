@@ -110,7 +110,7 @@ def test_weights_that_are_gone_are_judged_by_those_made_again(tiny_run: Path, tm
     gone = replace(run, quantize=replace(run.quantize, quant_path=str(tmp_path / "gone")))
     origins = list(check_origins(gone))
     lost = [origin.name for origin in origins if origin.verdict == "not readable"]
-    assert lost == ["w8a8 weights", "w8a8 tokenizer"]
+    assert lost == ["w8a8 weights", "w8a8 tokenizer", "w8a8 settings"]
     again = {origin.name: origin.verdict for origin in made_again(origins, gone, run)}
     assert again["w8a8 weights, made again"] == "same"
     other = replace(run.quantize.conditions, hashes={"w8a8_weights": "0" * 64, "w8a8_tokenizer": "0" * 64})

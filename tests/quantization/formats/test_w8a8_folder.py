@@ -16,6 +16,7 @@ from torch import Tensor
 import telechat_kit
 from telechat_kit.cli import cli
 from telechat_kit.errors import CheckpointError, ParameterError
+from telechat_kit.files import read_json
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.folder import weights_format
 from telechat_kit.model.int8_linears import W8A8Linear
@@ -189,7 +190,9 @@ def test_an_export_gives_identical_logits(
     assert torch.equal(logits(folder), logits(quantized))
     beside = folder / "float" if form == "numpy" else folder
     assert telechat_kit.load_tokenizer(beside)("a b").input_ids
-    assert (folder / "quantize.json").read_bytes() == (quantized / "quantize.json").read_bytes()
+    told, of_source = (read_json(path / "quantize.json") for path in (folder, quantized))
+    assert told.pop("weights_sha256") != of_source.pop("weights_sha256") or form == "safetensors"
+    assert told == of_source
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -372,7 +375,7 @@ def test_descriptions_that_do_not_fit_are_refused(
             lambda value: value[:5].clone(),
             "has shape (5, 1), expected (176, 1)",
         ),
-        ("h.0.mlp.up_proj.input_scale", lambda value: value * float("nan"), "is nan"),
+        ("h.0.mlp.up_proj.input_scale", lambda value: value * float("nan"), "holds NaN or infinite values"),
         (
             "h.0.mlp.up_proj.quant_bias",
             lambda value: value.float(),

@@ -106,7 +106,7 @@ def test_ranges_hold_random_tokens_as_well(tiny_folder: Path, tmp_path: Path) ->
     text.write_text("the same words again and again\n" * 60, encoding="utf-8")
     widths = []
     for ingredients in ("none", "random_tokens"):
-        record = quantize(tiny_folder, tmp_path / ingredients, Recipe(level="L0", anti_outlier="best", ingredients=ingredients), Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48, calibration_path=str(text)), device="cpu")  # fmt: skip
+        record = quantize(tiny_folder, tmp_path / ingredients, Recipe(level="L0", anti_outlier="best", ingredients=ingredients), Calibration(str(text), calibration_samples=2, calibration_tokens=48), device="cpu")  # fmt: skip
         unscaled = [linear for linear in record.linears if linear.name.endswith(("dense", "down_proj"))]
         widths.append(torch.tensor([(linear.high or 0.0) - (linear.low or 0.0) for linear in unscaled]))
     assert bool((widths[1] > 1.01 * widths[0]).all())
