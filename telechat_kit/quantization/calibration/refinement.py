@@ -116,7 +116,8 @@ def refine(
     """
     nearest = {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in inputs}
     moments = _moments(block, states, nearest, inputs, energies)
-    weights, biases = {}, {}
+    weights: dict[str, Tensor] = {}
+    biases = {}
     for reader, found in moments.items():
         names = [name for name in inputs if _reader(block, name, inputs) == reader]
         weights |= _rounded(block, names, found.second if rounding else None)
