@@ -58,7 +58,7 @@ def read_run_data(place: str | Path) -> RunData:
         return parse_run(collect_run(path), relative(path), path)
     if not path.is_file():
         raise DataError(f"{path} does not exist. Give a run folder or a report.html.")
-    return parse_run(_carried(path), relative(path), None)
+    return parse_run(carried_run(path), relative(path), None)
 
 
 def collect_run(folder: Path) -> dict[str, Any]:
@@ -89,14 +89,25 @@ def carried_html(run: dict[str, Any]) -> str:
     return f'<template id="telechat-kit-run">{text}</template>'
 
 
-def _carried(page: Path) -> dict[str, Any]:
-    found = _CARRIED.search(page.read_text(encoding="utf-8", errors="replace"))
-    if found is None:
+def carried_run(page: Path) -> dict[str, Any]:
+    """The record that a page carries, as parsed JSON.
+
+    Raises:
+        DataError: it carries none, or more than one: the page would show one and be judged by another.
+    """
+    found = _CARRIED.findall(page.read_text(encoding="utf-8", errors="replace"))
+    if len(found) != 1:
         raise DataError(
-            f"{page} carries no record of its run. Give the run folder, or a report.html of this kit or a newer one."
+            f"{page} carries {len(found) or 'no'} record{'s' * (len(found) > 1)} of its run. Give the run folder, or a "
+            "report.html of this kit or a newer one."
         )
-    values = parse(html.unescape(found[1]).encode(), f"the record in {page}", "Give the run folder.")
+    values = parse(html.unescape(found[0]).encode(), f"the record in {page}", "Give the run folder.")
     return values if isinstance(values, dict) else {}
+
+
+def without_record(page: str) -> str:
+    """A page without the record that it carries: what a reader sees."""
+    return _CARRIED.sub("", page)
 
 
 class _Open(BaseModel):

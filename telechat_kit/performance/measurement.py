@@ -48,10 +48,10 @@ class PublishedCase:
 
 
 PUBLISHED = (
-    PublishedCase(100, 100, 15, 21),
-    PublishedCase(1000, 100, 13, 24),
-    PublishedCase(2000, 100, 11, 19),
-    PublishedCase(None, None, 13, 18),
+    PublishedCase(100, 100, 15.0, 21.0),
+    PublishedCase(1000, 100, 13.0, 24.0),
+    PublishedCase(2000, 100, 11.0, 19.0),
+    PublishedCase(None, None, 13.0, 18.0),
 )
 
 

@@ -244,7 +244,7 @@ def published(record: PerformanceRecord) -> Chart:
         )
         axes.bar_label(bars, padding=2, fontsize=8.5)
         for bar, label, value in zip(bars, labels, values, strict=True):
-            hover(bar, f"{name}, {label}: {value} tokens/s")
+            hover(bar, f"{name}, {label}: {value:g} tokens/s")
     axes.set_xticks(range(len(labels)), labels)
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")

@@ -1,9 +1,11 @@
 """`report.html`: the four records of a run as one page for readers, without code."""
 
+import importlib.metadata
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -21,6 +23,7 @@ from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import SCHEMA as PRECISION
 from telechat_kit.precision import PrecisionRecord
+from telechat_kit.provenance import code_hash
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import read_record
@@ -64,6 +67,10 @@ WORDS = (
     ("95 % interval", "Where the true figure lies with 95 % probability, as far as these samples tell."),
     ("unstable", "Repeats of the case differ by more than a tenth; it does not enter any headline."),
 )
+
+
+#: Packages that draw and lay out
+_PACKAGES = ("matplotlib", "pandas", "jinja2", "beautifulsoup4", "numpy")
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def write_report(
         verdict=[answer(lights), *verdict(run).splitlines()],
         warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
         sections=_sections(run, lights),
-        carried=Markup(carried_html(collect_run(folder))),
+        carried=Markup(carried_html({**collect_run(folder), "page": page_origin(language, limits)})),
     )
     write_tables(page, folder / "tables")  # for programs: the same names and headers in every language
     page = with_data_links(page)
@@ -160,6 +167,12 @@ def write_report(
     path = write_text(folder / "report.html", page)
     renew_manifest(folder, create=True)
     return path
+
+
+def page_origin(language: str, limits: Sequence[str]) -> dict[str, Any]:
+    """What a report is made with besides its records: who has the same makes the same page."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"language": language, "limits": list(limits), "made_with": {"code": code_hash(), **packages}}
 
 
 def _speed_notes(record: PerformanceRecord) -> list[str]:

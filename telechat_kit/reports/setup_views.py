@@ -76,7 +76,9 @@ def fits(rows: Sequence[Fit]) -> Styler:
                     f"{row.largest_context:,}" if row.largest_context else "does not fit",
                     f"{1000 / row.limit_tokens_per_second:.1f}",
                     f"{row.limit_tokens_per_second:.1f}",
-                    f"{PUBLISHED[0].npu_310p}" if (row.model, row.precision, row.devices) == _GUIDE else "–",
+                    f"{PUBLISHED[0].npu_310p:g}"
+                    if (row.model, row.precision, row.devices) == _GUIDE
+                    else "–",
                 )
                 for row in rows
             ],

@@ -206,6 +206,6 @@ def check_answer_files(run: RunData) -> Iterator[Finding]:
     for name, rows in answer_rows(run.precision.answers).items():
         path = run.folder / name
         if path.is_file():
-            yield from compared(ANSWERS, name, read_rows(path, "input") if rows else [], rows)
+            yield from compared(ANSWERS, name, read_rows(path, "input") if path.stat().st_size else [], rows)
         else:
             yield unchecked(ANSWERS, name, "there is none")

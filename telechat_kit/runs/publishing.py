@@ -53,7 +53,7 @@ def _forget_place(running: Path, step: Step, target: Path) -> None:
 
 def _export(step: Step, notebook: Path, failure: str | None) -> None:
     page = notebook.with_suffix(".html")
-    export_notebook(notebook, page, links=_links(page.name, step), failure=failure)
+    export_notebook(notebook, page, links=page_links(page.name, step), failure=failure)
 
 
 def _running_cell(notebook: Path) -> int | None:
@@ -63,5 +63,6 @@ def _running_cell(notebook: Path) -> int | None:
     return max(started, default=None)
 
 
-def _links(name: str, step: Step) -> Sequence[tuple[str, str]]:
+def page_links(name: str, step: Step) -> Sequence[tuple[str, str]]:
+    """The pages of a run for the line above the title of the page `name`."""
     return [(label, name if href == f"{step.name}.html" else href) for label, href in PAGES]

@@ -8,8 +8,10 @@ from telechat_kit.comparison.findings import CHANGED, LOST, SAME, UNCHECKED, Fin
 from telechat_kit.comparison.plausibility import impossible_figures
 from telechat_kit.comparison.recomputation import recomputed
 from telechat_kit.comparison.run_data import RunData, read_run_data
+from telechat_kit.files import resolve
 from telechat_kit.runs.bindings import check_manifest, check_state
 from telechat_kit.runs.origins import check_answer_files, check_origins, check_weights_told, made_again
+from telechat_kit.runs.rebuilding import PAGES, check_notebooks, check_pages
 from telechat_kit.runs.repetition import NOT, Verdict, judge, repeat_run, same_conditions, same_results
 
 VERIFIED, NOT_VERIFIED, NOTHING = "verified", "not verified", "nothing could be checked"
@@ -45,7 +47,8 @@ class Verification:
         """`verified`, `not verified`, or that nothing could be checked."""
         if self.wrong or any(v.verdict == NOT and not v.recorded.timed for v in self.verdicts):
             return NOT_VERIFIED
-        passed = any(finding.verdict == SAME for finding in self.findings)
+        # of a page alone what it shows must have been looked at: that its record is sound says nothing of it
+        passed = any(f.verdict == SAME and (not self.alone or f.part == PAGES) for f in self.findings)
         return VERIFIED if passed or self.verdicts else NOTHING
 
     @property
@@ -71,7 +74,7 @@ def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) ->
         True
     """
     run = read_run_data(place)
-    findings, verdicts, here = list(_checks(run)), list[Verdict](), same_conditions(run)
+    findings, verdicts, here = list(_checks(run, resolve(place))), list[Verdict](), same_conditions(run)
     if repeat:
         repeated = repeat_run(run, steps)
         findings = made_again(findings, run, repeated)
@@ -82,7 +85,7 @@ def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) ->
     return Verification(run.name, findings, verdicts, here, alone=run.folder is None)
 
 
-def _checks(run: RunData) -> Iterator[Finding]:
+def _checks(run: RunData, page: Path) -> Iterator[Finding]:
     yield from check_manifest(run)
     yield from check_state(run)
     yield from impossible_figures(run)
@@ -90,3 +93,5 @@ def _checks(run: RunData) -> Iterator[Finding]:
     yield from check_answer_files(run)
     yield from check_origins(run)
     yield from check_weights_told(run)
+    yield from check_pages(run, None if run.folder else page)
+    yield from check_notebooks(run)

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ import yaml
 from bs4 import BeautifulSoup
 
 import telechat_kit
+from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.reports import PAGES, read_run
 from telechat_kit.runs.profile import declared_parameters
+from telechat_kit.runs.rebuilding import check_notebooks
 from telechat_kit.runs.state import STEPS
+from telechat_kit.runs.verification import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [ROOT / "notebooks" / f"{step.name}.ipynb" for step in STEPS]
@@ -91,6 +95,26 @@ def by_command(
     folder, process = command
     out, err = process.communicate()
     return folder, subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_a_real_run_is_verified_and_what_its_notebooks_show_is_not_to_be_changed(
+    by_command: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    run = by_command[0] / "run"
+    found = verify(run, repeat=False)
+    assert (found.outcome, found.wrong) == ("verified", [])
+    assert sum(one.part == "notebooks" for one in found.findings) > 50
+    forged = Path(shutil.copytree(run, tmp_path / "run"))
+    for name, old in (
+        ("03_precision.ipynb", "% of the positions"),
+        ("04_performance.html", "tokens/s"),
+    ):
+        text = (forged / name).read_text(encoding="utf-8")
+        assert old in text
+        (forged / name).write_text(text.replace(old, f"9{old}", 1), encoding="utf-8")
+    wrong = {one.name for one in check_notebooks(read_run_data(forged)) if one.verdict == "changed"}
+    assert "04_performance.html" in wrong
+    assert any(name.startswith("03_precision.ipynb, cell") for name in wrong)
 
 
 @each_notebook
@@ -221,7 +245,13 @@ def test_the_run_folder_holds_every_page_record_and_sample(
     by_command: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     run = by_command[0] / "run"
-    expected = {"params.yaml", "run.json", "tables", *(name for step in STEPS for name in step.writes)}
+    expected = {
+        "params.yaml",
+        "run.json",
+        "manifest.json",
+        "tables",
+        *(name for step in STEPS for name in step.writes),
+    }
     expected |= {f"{step.name}{suffix}" for step in STEPS for suffix in (".ipynb", ".html")}
     assert {path.name for path in run.iterdir()} == expected
     assert {address for _, address in PAGES} <= expected
