@@ -56,92 +56,123 @@ typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
 
 /* Activations are bytes `x_q + SHIFT`: VNNI multiplies unsigned by signed bytes. What the shift adds to a sum,
  * SHIFT times the sum of the weights, is taken off in the packed bias. */
+/* A panel's 16 sums are held in SUMS registers, `sums4`, and joined at the end; `bytes4` is 4 inputs as the products take them. */
 #if defined(__AVX512VNNI__)
 #define ISA "avx512_vnni"
 #define SHIFT 128
-INLINE vi dot4(vi sum, vi weights, int32_t x) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)weights);
-}
+#define SUMS 1
+typedef vi sums4;
+typedef __m512i bytes4, weights4;
+INLINE bytes4 spread(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE weights4 panel_part(const int8_t *panel, int i) { return _mm512_loadu_si512(panel + 64 * i); }
+INLINE sums4 dot4(sums4 sum, weights4 w, bytes4 x) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, x, w); }
 #elif defined(__AVXVNNI__)
 #define ISA "avx_vnni"
 #define SHIFT 128
-INLINE vi dot4(vi sum, vi weights, int32_t x) {
-    __m256i *s = (__m256i *)&sum, *w = (__m256i *)&weights;
-    for (int i = 0; i < 2; i++) s[i] = _mm256_dpbusd_avx_epi32(s[i], _mm256_set1_epi32(x), w[i]);
-    return sum;
-}
+#define SUMS 2
+typedef __m256i sums4, bytes4, weights4;
+INLINE bytes4 spread(int32_t x) { return _mm256_set1_epi32(x); }
+INLINE weights4 panel_part(const int8_t *panel, int i) { return _mm256_loadu_si256((const __m256i *)(panel + 32 * i)); }
+INLINE sums4 dot4(sums4 sum, weights4 w, bytes4 x) { return _mm256_dpbusd_avx_epi32(sum, x, w); }
 #elif defined(__AVX2__)
 #define ISA "avx2"
 #define SHIFT 0
+#define SUMS 4 /* of pairs of inputs, each output's two beside each other */
+typedef __m256i sums4, bytes4, weights4;
 /* vpmaddubsw saturates at 16 bits and would not be exact; the bytes are widened first. */
-INLINE __m256i dot4_quarter(__m128i weights, __m256i x) {
-    return _mm256_madd_epi16(_mm256_cvtepi8_epi16(weights), x);
-}
-INLINE vi dot4(vi sum, vi weights, int32_t x) {
-    __m256i *s = (__m256i *)&sum, wide = _mm256_cvtepi8_epi16(_mm_set1_epi32(x));
-    __m128i *w = (__m128i *)&weights;
-    for (int i = 0; i < 2; i++) {
-        __m256i pairs = _mm256_hadd_epi32(dot4_quarter(w[2 * i], wide), dot4_quarter(w[2 * i + 1], wide));
-        s[i] = _mm256_add_epi32(s[i], _mm256_permute4x64_epi64(pairs, 0xD8));
-    }
-    return sum;
-}
+INLINE bytes4 spread(int32_t x) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(x)); }
+INLINE weights4 panel_part(const int8_t *panel, int i) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(panel + 16 * i))); }
+INLINE sums4 dot4(sums4 sum, weights4 w, bytes4 x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define ISA "neon_dotprod"
 #define SHIFT 0
-INLINE vi dot4(vi sum, vi weights, int32_t x) {
-    int32x4_t *s = (int32x4_t *)&sum;
-    int8x16_t *w = (int8x16_t *)&weights;
-    for (int i = 0; i < 4; i++) s[i] = vdotq_s32(s[i], w[i], vreinterpretq_s8_s32(vdupq_n_s32(x)));
-    return sum;
-}
+#define SUMS 4
+typedef int32x4_t sums4;
+typedef int8x16_t bytes4, weights4;
+INLINE bytes4 spread(int32_t x) { return vreinterpretq_s8_s32(vdupq_n_s32(x)); }
+INLINE weights4 panel_part(const int8_t *panel, int i) { return vld1q_s8(panel + 16 * i); }
+INLINE sums4 dot4(sums4 sum, weights4 w, bytes4 x) { return vdotq_s32(sum, w, x); }
 #else
 #define ISA "plain C"
 #define SHIFT 0
-INLINE vi dot4(vi sum, vi weights, int32_t x) {
-    const int8_t *w = (const int8_t *)&weights, *v = (const int8_t *)&x;
+#define SUMS 1
+typedef vi sums4;
+typedef int32_t bytes4;
+typedef const int8_t *weights4;
+INLINE bytes4 spread(int32_t x) { return x; }
+INLINE weights4 panel_part(const int8_t *panel, int i) { return panel + 64 * i; }
+INLINE sums4 dot4(sums4 sum, weights4 w, bytes4 x) {
+    const int8_t *v = (const int8_t *)&x;
     for (int i = 0; i < LANES; i++)
         for (int j = 0; j < 4; j++) sum[i] += w[4 * i + j] * v[j];
     return sum;
 }
 #endif
 
-/* a * b + c in one rounding: for long sums, whose order differs from torch's anyway. */
-INLINE vf fused(vf a, vf b, vf c) {
+INLINE vi joined(const sums4 *sum) {
+    vi all;
+#if defined(__AVX2__) && SUMS == 4
+    for (int i = 0; i < 2; i++) {
+        const __m256i both = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[2 * i], sum[2 * i + 1]), 0xD8);
+        memcpy((char *)&all + 32 * i, &both, 32);
+    }
+#else
+    memcpy(&all, sum, sizeof(all));
+#endif
+    return all;
+}
+
+/* What one register holds of a vector of 16 lanes: all of it, a half or a quarter. Tiles are written in these, since the
+ * compiler keeps a vector that no register holds in memory. */
 #if defined(__AVX512F__)
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+typedef vf piece;
+typedef vu pair_piece; /* pairs of bfloat16 */
+typedef vh narrow_piece;
 #elif defined(__FMA__)
-    __m256 *s = (__m256 *)&c, *x = (__m256 *)&a, *y = (__m256 *)&b;
-    for (int i = 0; i < 2; i++) s[i] = _mm256_fmadd_ps(x[i], y[i], s[i]);
-    return c;
+typedef half piece;
+typedef uint32_t pair_piece __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint16_t narrow_piece __attribute__((vector_size(16), aligned(2), may_alias));
+#else
+typedef quarter piece;
+typedef uint32_t pair_piece __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint16_t narrow_piece __attribute__((vector_size(8), aligned(2), may_alias));
+#endif
+#define WIDTH ((int)(sizeof(piece) / 4))
+#define PIECES (LANES / WIDTH)
+
+/* a * b + c in one rounding: for long sums, whose order differs from torch's anyway. */
+INLINE piece fused(piece a, piece b, piece c) {
+#if defined(__AVX512F__)
+    return (piece)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (piece)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__aarch64__)
-    float32x4_t *s = (float32x4_t *)&c, *x = (float32x4_t *)&a, *y = (float32x4_t *)&b;
-    for (int i = 0; i < 4; i++) s[i] = vfmaq_f32(s[i], x[i], y[i]);
-    return c;
+    return (piece)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
 }
 
 /* sum + both bfloat16 products of each lane. Elsewhere they are widened: exact products, rounded sums, as in hardware. */
-INLINE vf dot2(vf sum, vu weights, vu x) {
+INLINE piece dot2(piece sum, pair_piece weights, pair_piece x) {
 #if defined(__AVX512BF16__)
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)x);
+    return (piece)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)x);
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-    float32x4_t *s = (float32x4_t *)&sum;
-    bfloat16x8_t *a = (bfloat16x8_t *)&weights, *b = (bfloat16x8_t *)&x;
-    for (int i = 0; i < 4; i++) s[i] = vbfdotq_f32(s[i], a[i], b[i]);
-    return sum;
+    return (piece)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)weights, (bfloat16x8_t)x);
 #else
-    const vu upper = 0xffff0000u - (vu){0};
-    return fused((vf)(weights & upper), (vf)(x & upper), fused((vf)(weights << 16), (vf)(x << 16), sum));
+    const pair_piece upper = 0xffff0000u - (pair_piece){0};
+    return fused((piece)(weights & upper), (piece)(x & upper), fused((piece)(weights << 16), (piece)(x << 16), sum));
 #endif
 }
 
-/* 16 floats of a float32 row, or of a bfloat16 one. */
-INLINE vf wide(const void *row, int64_t k, int bfloat16) {
-    if (bfloat16) return (vf)(__builtin_convertvector(*(const vh *)((const uint16_t *)row + k), vu) << 16);
-    return *(const vf *)((const float *)row + k);
+/* A piece of a float32 row, or of a bfloat16 one. */
+INLINE piece wide(const void *row, int64_t k, int bfloat16) {
+    if (!bfloat16) return *(const piece *)((const float *)row + k);
+#if defined(__AVX2__) && !defined(__AVX512F__) && defined(__FMA__) /* gcc widens half a vector at a time */
+    return (piece)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)((const uint16_t *)row + k))), 16);
+#else
+    return (piece)(__builtin_convertvector(*(const narrow_piece *)((const uint16_t *)row + k), pair_piece) << 16);
+#endif
 }
 
 INLINE float wide_one(const void *row, int64_t k, int bfloat16) {
@@ -163,13 +194,17 @@ INLINE uint16_t to_bfloat16(float x) {
 /* Else the compiler loads a vector again for every product, and loads, not products, take the time. */
 #if defined(__AVX512F__)
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
+#elif defined(__AVX2__)
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__)
+#define IN_REGISTER(x) __asm__("" : "+w"(x))
 #else
-#define IN_REGISTER(x)
+#define IN_REGISTER(x) (void)(x)
 #endif
 
-INLINE vf all(float x) { return x - (vf){0}; }
+INLINE piece all(float x) { return x - (piece){0}; }
 
-/* The sum of the lanes, halves on halves. */
+/* The sum of the lanes, pair_piece on pair_piece. */
 INLINE float lane_sum(vf x) {
     const half a = ((half *)&x)[0] + ((half *)&x)[1];
     const quarter b = ((quarter *)&a)[0] + ((quarter *)&a)[1];
@@ -234,62 +269,98 @@ const char *isa(void) { return ISA; }
 #endif
 int activation_shift(void) { return SHIFT; }
 
-/* ---- tiles: some rows of the left operand times four vectors of the right one, held in registers ---- */
+/* ---- tiles: some rows of the left operand times some vectors of the right one, held in registers ---- */
+
+/* Of the 32 registers of AVX-512 a tile takes 6 x 4. Elsewhere a vector is two registers of 16, or four of 32: tiles are
+ * narrow, but for a single row, which streams its right operand. The integer sums of AVX2 take four of 16. */
+#if defined(__AVX512F__)
+#define NARROW 0
+#define DOT_ROWS 6
+#define DOT_COLUMNS 4
+#define DOT_BLOCK BLOCK
+#else
+#define NARROW 1
+#define DOT_ROWS 3
+#define DOT_COLUMNS 2
+#define DOT_BLOCK 16 /* outputs whose slices stay in the L1 cache: a narrow tile reads them oftener */
+#endif
+#define FLOAT_ROWS 6
+#define FLOAT_STREAM 4 /* vectors of a single row */
+#if SUMS == 4 && defined(__AVX2__)
+#define INT_ROWS 3
+#define INT_STREAM 2
+#else
+#define INT_ROWS 6
+#define INT_STREAM 4
+#endif
 
 /* sums[rows][vectors] += x[rows][4 * groups] . panels */
 INLINE void int8_tile(int rows, int vectors, const uint8_t *x, int64_t stride, const int8_t *panels, int groups, vi *sums) {
-    vi sum[6][4] = {{{0}}};
+    sums4 sum[6][4][SUMS] = {{{{0}}}};
     for (int k = 0; k < groups; k++) {
-        vi w[4];
-        for (int v = 0; v < vectors; v++) w[v] = *(const vi *)(panels + ((int64_t)v * groups + k) * 64);
+        weights4 w[4][SUMS];
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < SUMS; i++) w[v][i] = panel_part(panels + ((int64_t)v * groups + k) * 64, i);
         for (int r = 0; r < rows; r++) {
             int32_t four;
             memcpy(&four, x + r * stride + 4 * k, 4);
-            for (int v = 0; v < vectors; v++) sum[r][v] = dot4(sum[r][v], w[v], four);
+            const bytes4 row = spread(four);
+            for (int v = 0; v < vectors; v++)
+                for (int i = 0; i < SUMS; i++) sum[r][v][i] = dot4(sum[r][v][i], w[v][i], row);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) sums[r * 4 + v] = sum[r][v];
+        for (int v = 0; v < vectors; v++) sums[r * 4 + v] = joined(sum[r][v]);
 }
 
 /* out[rows][16 * vectors] (+)= x[rows][steps] . right, whose vector v of step k stands at v * across + k * along. */
 INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, const float *right, int64_t across,
                        int64_t along, int steps, float *out, int64_t out_stride, int add) {
-    vf sum[6][4] = {{{0}}};
+    piece sum[6][4][PIECES] = {{{{0}}}};
     for (int k = 0; k < steps; k++) {
-        vf w[4];
-        for (int v = 0; v < vectors; v++) w[v] = *(const vf *)(right + v * across + k * along);
+        piece w[4][PIECES];
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < PIECES; i++) w[v][i] = *(const piece *)(right + v * across + k * along + i * WIDTH);
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) sum[r][v] = fused(all(x[r * stride + k]), w[v], sum[r][v]);
+            for (int v = 0; v < vectors; v++)
+                for (int i = 0; i < PIECES; i++) sum[r][v][i] = fused(all(x[r * stride + k]), w[v][i], sum[r][v][i]);
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) {
-            vf *target = (vf *)(out + r * out_stride + v * LANES);
-            if (add) sum[r][v] += *target;
-            *target = sum[r][v];
-        }
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < PIECES; i++) {
+                piece *target = (piece *)(out + r * out_stride + v * LANES + i * WIDTH);
+                if (add) sum[r][v][i] += *target;
+                *target = sum[r][v][i];
+            }
 }
 
 /* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. The weight may be bfloat16. */
 INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, const void *weight, int64_t weight_stride, int inputs,
                      const float *bias, float *out, int64_t out_stride, int add, int bfloat16) {
-    vf sum[6][4] = {{{0}}};
+    piece sum[6][4][PIECES] = {{{{0}}}};
     int k = 0;
     for (; k + LANES <= inputs; k += LANES) {
-        vf w[4];
-        for (int c = 0; c < columns; c++) {
-            w[c] = wide(weight, c * weight_stride + k, bfloat16);
-            if (rows == 1) __builtin_prefetch((const char *)weight + ((c + AHEAD) * weight_stride + k) * (bfloat16 ? 2 : 4));
-        }
-        for (int r = 0; r < rows; r++) {
-            vf row = *(const vf *)(x + r * stride + k);
-            IN_REGISTER(row);
-            for (int c = 0; c < columns; c++) sum[r][c] = fused(row, w[c], sum[r][c]);
+        if (rows == 1)
+            for (int c = 0; c < columns; c++)
+                __builtin_prefetch((const char *)weight + ((c + AHEAD) * weight_stride + k) * (bfloat16 ? 2 : 4));
+        for (int i = 0; i < PIECES; i++) {
+            piece w[4];
+            for (int c = 0; c < columns; c++) {
+                w[c] = wide(weight, c * weight_stride + k + i * WIDTH, bfloat16);
+                if (NARROW && rows > 1) IN_REGISTER(w[c]);
+            }
+            for (int r = 0; r < rows; r++) {
+                piece row = *(const piece *)(x + r * stride + k + i * WIDTH);
+                IN_REGISTER(row);
+                for (int c = 0; c < columns; c++) sum[r][c][i] = fused(row, w[c], sum[r][c][i]);
+            }
         }
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
-            float total = lane_sum(sum[r][c]), *target = out + r * out_stride + c;
+            vf lanes;
+            memcpy(&lanes, sum[r][c], sizeof(lanes));
+            float total = lane_sum(lanes), *target = out + r * out_stride + c;
             for (int i = k; i < inputs; i++) total += x[r * stride + i] * wide_one(weight, c * weight_stride + i, bfloat16);
             if (bias) total += bias[c];
             *target = add ? *target + total : total;
@@ -299,44 +370,75 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
 /* The same of bfloat16 rows on both sides. */
 INLINE void half_tile(int rows, int columns, const uint16_t *x, int64_t stride, const uint16_t *weight, int64_t weight_stride, int inputs,
                       const float *bias, float *out, int64_t out_stride, int add) {
-    vf sum[6][4] = {{{0}}};
+    piece sum[6][4][PIECES] = {{{{0}}}};
     int k = 0;
     for (; k + 2 * LANES <= inputs; k += 2 * LANES) {
-        vu w[4];
-        for (int c = 0; c < columns; c++) {
-            w[c] = *(const vu *)(weight + c * weight_stride + k);
-            if (rows == 1) __builtin_prefetch(weight + (c + AHEAD) * weight_stride + k);
-        }
-        for (int r = 0; r < rows; r++) {
-            vu row = *(const vu *)(x + r * stride + k);
-            IN_REGISTER(row);
-            for (int c = 0; c < columns; c++) sum[r][c] = dot2(sum[r][c], w[c], row);
+        if (rows == 1)
+            for (int c = 0; c < columns; c++) __builtin_prefetch(weight + (c + AHEAD) * weight_stride + k);
+        for (int i = 0; i < PIECES; i++) {
+            pair_piece w[4];
+            for (int c = 0; c < columns; c++) {
+                w[c] = *(const pair_piece *)(weight + c * weight_stride + k + 2 * i * WIDTH);
+                if (NARROW && rows > 1) IN_REGISTER(w[c]);
+            }
+            for (int r = 0; r < rows; r++) {
+                pair_piece row = *(const pair_piece *)(x + r * stride + k + 2 * i * WIDTH);
+                IN_REGISTER(row);
+                for (int c = 0; c < columns; c++) sum[r][c][i] = dot2(sum[r][c][i], w[c], row);
+            }
         }
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
-            float total = lane_sum(sum[r][c]), *target = out + r * out_stride + c;
+            vf lanes;
+            memcpy(&lanes, sum[r][c], sizeof(lanes));
+            float total = lane_sum(lanes), *target = out + r * out_stride + c;
             for (int i = k; i < inputs; i++) total += wide_one(x, r * stride + i, 1) * wide_one(weight, c * weight_stride + i, 1);
             if (bias) total += bias[c];
             *target = add ? *target + total : total;
         }
 }
 
-/* Calls `tile` with its number of rows and vectors as constants, so that each variant keeps its sums in registers. */
-#define EACH_ROWS(rows, vectors, tile)           \
-    do {                                         \
-        if ((rows) >= 6) tile(6, vectors);       \
-        else if ((rows) >= 3) tile(3, vectors);  \
-        else if ((rows) == 2) tile(2, vectors);  \
-        else tile(1, vectors);                   \
+/* Calls `tile` with its number of rows and vectors as constants, so that each variant keeps its sums in registers: `rows` that
+ * are left, by sixes or threes as `most` says, and the `vectors` that `tile_vectors` gives for all rows of a call, a single one
+ * streaming `stream` of them. `EACH_DOT` counts columns, as `dot_columns` does. */
+#define EACH_ROWS(most, rows, vectors, tile)                          \
+    do {                                                              \
+        if ((most) == 6 && (rows) >= 6) tile(6, vectors);             \
+        else if ((rows) >= 3) tile(3, vectors);                       \
+        else if ((rows) == 2) tile(2, vectors);                       \
+        else tile(1, vectors);                                        \
     } while (0)
-#define EACH_TILE(rows, vectors, tile)           \
-    do {                                         \
-        if ((vectors) >= 4) EACH_ROWS(rows, 4, tile); \
-        else EACH_ROWS(rows, 1, tile);           \
+#if NARROW
+#define EACH_TILE(most, stream, rows, vectors, tile)                  \
+    do {                                                              \
+        if ((vectors) == (stream)) tile(1, stream);                   \
+        else EACH_ROWS(most, rows, 1, tile);                          \
     } while (0)
-static int tile_rows(int rows) { return rows >= 6 ? 6 : rows >= 3 ? 3 : rows; }
-static int tile_vectors(int vectors) { return vectors >= 4 ? 4 : 1; }
+#define EACH_DOT(rows, columns, tile)                                 \
+    do {                                                              \
+        if ((columns) == 4) tile(1, 4);                               \
+        else if ((columns) == 2) EACH_ROWS(DOT_ROWS, rows, 2, tile);  \
+        else EACH_ROWS(DOT_ROWS, rows, 1, tile);                      \
+    } while (0)
+#else
+#define EACH_TILE(most, stream, rows, vectors, tile)                  \
+    do {                                                              \
+        if ((vectors) == 4) EACH_ROWS(most, rows, 4, tile);           \
+        else EACH_ROWS(most, rows, 1, tile);                          \
+    } while (0)
+#define EACH_DOT(rows, columns, tile) EACH_TILE(DOT_ROWS, 4, rows, columns, tile)
+#endif
+static int tile_rows(int most, int rows) { return rows >= most ? most : rows >= 3 ? 3 : rows; }
+/* Of the vectors that are left, those of the next tile of a call on so many rows. */
+static int tile_vectors(int stream, int rows, int left) {
+    const int vectors = rows == 1 ? stream : NARROW ? 1 : 4;
+    return left >= vectors ? vectors : 1;
+}
+static int dot_columns(int rows, int left) {
+    const int columns = rows == 1 ? 4 : DOT_COLUMNS;
+    return left >= columns ? columns : 1;
+}
 
 /* ---- linears ---- */
 
@@ -526,7 +628,7 @@ static void int8_tiles(const linear *l, narrow n, int rows, int begin, int end, 
                     for (int k = steps * LANES; k < groups; k++) {
                         int32_t four;
                         memcpy(&four, x + (int64_t)i * groups * 4 + 4 * k, 4);
-                        sum = dot4(sum, *(const vi *)(panels + ((int64_t)v * groups + k) * 64), four);
+                        sum = dot4(sum, panel_part(panels + ((int64_t)v * groups + k) * 64, 0), spread(four));
                     }
                     scale_panel(l, sum, (p + v) * LANES, n.scales[r + i], out + (r + i) * stride + (p + v) * LANES - origin);
                 }
@@ -571,17 +673,19 @@ static void int8_panels(const linear *l, narrow n, int rows, int begin, int end,
         return;
     }
 #endif
-    for (int p = begin; p < end; p += tile_vectors(end - p))
-        for (int r = 0; r < rows; r += tile_rows(rows - r)) {
-            const int8_t *panels = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+    for (int p = begin, vectors; p < end; p += vectors) {
+        vectors = tile_vectors(INT_STREAM, rows, end - p);
+        const int8_t *panels = (const int8_t *)l->weight + (int64_t)p * groups * 64;
+        for (int r = 0; r < rows; r += tile_rows(INT_ROWS, rows - r)) {
             const uint8_t *x = n.bytes + (int64_t)r * groups * 4;
 #define TILE(R, V) int8_tile(R, V, x, groups * 4, panels, groups, sums)
-            EACH_TILE(rows - r, end - p, TILE);
+            EACH_TILE(INT_ROWS, INT_STREAM, rows - r, vectors, TILE);
 #undef TILE
-            for (int i = 0; i < tile_rows(rows - r); i++)
-                for (int v = 0; v < tile_vectors(end - p); v++)
+            for (int i = 0; i < tile_rows(INT_ROWS, rows - r); i++)
+                for (int v = 0; v < vectors; v++)
                     scale_panel(l, sums[i * 4 + v], (p + v) * LANES, n.scales[r + i], out + (r + i) * stride + (p + v) * LANES - origin);
         }
+    }
 }
 
 /* Weight k of output n of a float linear. */
@@ -590,17 +694,18 @@ static const void *weight_at(const linear *l, int64_t n, int k) {
 }
 
 /* The inputs in slices, summed one after the other whatever the rows: those of a tile stay in the L1 cache, the slice of
- * BLOCK outputs in the L2 cache for all rows. Few rows read the weight front to back. `tile` gives 4 outputs or 1. */
+ * DOT_BLOCK outputs in the L2 cache for all rows. Few rows read the weight front to back. */
 #define EACH_SLICE(tile)                                                                                       \
     do {                                                                                                       \
-        const int last = MIN(end * LANES, l->outputs), width = rows > 6 ? BLOCK : 4;                           \
+        const int last = MIN(end * LANES, l->outputs), width = rows > 6 ? DOT_BLOCK : 4;                       \
         for (int block = begin * LANES; block < last; block += width)                                          \
             for (int k = 0; k < l->inputs; k += SLICE)                                                         \
-                for (int r = 0; r < rows; r += tile_rows(rows - r))                                            \
-                    for (int n = block; n < MIN(block + width, last); n += n + 4 <= last ? 4 : 1) {            \
+                for (int r = 0; r < rows; r += tile_rows(DOT_ROWS, rows - r))                                  \
+                    for (int n = block, columns; n < MIN(block + width, last); n += columns) {                 \
                         const int count = MIN(SLICE, l->inputs - k);                                           \
                         const float *bias = k || !l->bias ? NULL : (const float *)l->bias + n;                 \
-                        EACH_TILE(rows - r, last - n, tile);                                                   \
+                        columns = dot_columns(rows, last - n);                                                 \
+                        EACH_DOT(rows - r, columns, tile);                                                     \
                     }                                                                                          \
     } while (0)
 
@@ -772,10 +877,11 @@ static float softmax_terms(float *scores, int count, int width, float scale, flo
 
 /* out[rows][dim] += terms[rows] . the first `count` of the values. */
 static void add_values(int dim, const float *terms, int64_t stride, int rows, const float *values, int count, float *out, int64_t out_stride) {
-    for (int r = 0; r < rows; r += tile_rows(rows - r))
-        for (int v = 0; v < dim; v += tile_vectors((dim - v) / LANES) * LANES) {
+    for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r))
+        for (int v = 0, vectors; v < dim; v += vectors * LANES) {
+            vectors = tile_vectors(FLOAT_STREAM, rows, (dim - v) / LANES);
 #define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1)
-            EACH_TILE(rows - r, (dim - v) / LANES, TILE);
+            EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
 #undef TILE
         }
 }
@@ -785,10 +891,11 @@ static void add_values(int dim, const float *terms, int64_t stride, int rows, co
 static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, const float *values,
                    int begin, int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums) {
     const int end = first_end + (rows - 1) * causal, width = (end - begin + BLOCK - 1) / BLOCK * BLOCK;
-    for (int t = 0; t < width; t += BLOCK)
-        for (int r = 0; r < rows; r += tile_rows(rows - r)) {
+    const int vectors = tile_vectors(FLOAT_STREAM, rows, 4);
+    for (int t = 0; t < width; t += vectors * LANES)
+        for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r)) {
 #define TILE(R, V) float_tile(R, V, query + r * stride, stride, keys + (int64_t)(begin + t) * dim, LANES * dim, LANES, dim, scores + (int64_t)r * width + t, width, 0)
-            EACH_ROWS(rows - r, 4, TILE);
+            EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
 #undef TILE
         }
     for (int r = 0; r < rows; r++) {
@@ -878,14 +985,15 @@ static void screen_logits(const network *m, const head_space *s, int rows, range
     const int groups = padded(l->inputs) / 4;
     vi sums[2 * 4];
     for (int r = 0; r < rows; r++) lower[r * team] = -INFINITY;
-    for (int p = panels.begin; p < panels.end; p += tile_vectors(panels.end - p)) {
+    for (int p = panels.begin, vectors; p < panels.end; p += vectors) {
+        vectors = tile_vectors(INT_STREAM, 2, panels.end - p);
         const int8_t *weight = (const int8_t *)l->weight + (int64_t)p * groups * 64;
-        const int first = p * LANES, count = MIN(tile_vectors(panels.end - p) * LANES, m->vocab - first);
+        const int first = p * LANES, count = MIN(vectors * LANES, m->vocab - first);
         for (int r = 0; r < rows; r++) {
             const uint8_t *bytes = s->bytes + (int64_t)r * groups * 8;
             const screened x = s->rows[r];
 #define TILE(R, V) int8_tile(2, V, bytes, groups * 4, weight, groups, sums)
-            if (panels.end - p >= 4) TILE(2, 4);
+            if (!NARROW && vectors == 4) TILE(2, 4);
             else TILE(2, 1);
 #undef TILE
             const int32_t *high = (const int32_t *)sums, *low = (const int32_t *)(sums + 4), *bias = (const int32_t *)l->bias + first;

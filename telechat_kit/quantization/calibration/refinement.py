@@ -22,7 +22,7 @@ from telechat_kit.quantization.calibration.passes import (
 )
 from telechat_kit.quantization.int8.observers import fake_quantize, fake_quantize_per_token
 from telechat_kit.quantization.int8.packing import fake_quantize_weight, quantize_weight, weight_scale
-from telechat_kit.quantization.methods.rounding import gptq_round
+from telechat_kit.quantization.methods.rounding import add_moment, gptq_round
 
 #: A token is massive when the energy of its residual stream is this many times the median one; how much it counts then
 MASSIVE_ENERGY, MASSIVE_WEIGHT = 16.0, 1000.0
@@ -53,7 +53,7 @@ class Refined:
 
 
 class InputMoments:
-    """Weighted second moment `[in, in]` of a quantized input, and what quantization changes of its mean."""
+    """Weighted second moment `[in, in]` of a quantized input (upper triangle), and what quantization changes of its mean."""
 
     def __init__(self) -> None:
         self.second: Tensor | None = None
@@ -63,8 +63,9 @@ class InputMoments:
     def update(self, x: Tensor, x_q: Tensor, relative: Tensor, massive: Tensor) -> None:
         """Take in inputs `[T, in]`, exact and quantized, with their weights `[T]`, and which tokens are massive."""
         counted = torch.where(massive, relative * MASSIVE_WEIGHT, relative)
-        second = (x_q * counted[:, None]).T @ x_q
-        self.second = second if self.second is None else self.second.add_(second)
+        if self.second is None:
+            self.second = x.new_zeros(x.shape[-1], x.shape[-1])
+        add_moment(self.second, x_q * counted.sqrt()[:, None])
         self.exact = self.exact + relative @ x
         self.quantized = self.quantized + relative @ x_q
         self.total += float(relative.sum())
@@ -115,17 +116,29 @@ def refine(
     """
     nearest = {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in inputs}
     moments = _moments(block, states, nearest, inputs, energies)
-    weights, biases = {}, {}
+    weights: dict[str, Tensor] = {}
+    biases = {}
+    for reader, found in moments.items():
+        names = [name for name in inputs if _reader(block, name, inputs) == reader]
+        weights |= _rounded(block, names, found.second if rounding else None)
     for name in inputs:
-        found, weight = moments[_reader(block, name, inputs)], block.parameter(f"{name}.weight").data
-        weights[name], scale = quantize_weight(weight)
-        if rounding and found.second is not None:
-            weights[name] = gptq_round(weight, scale, found.second)
         if bias and name.endswith(EXITS) and block.submodule(name).bias is not None:
+            found, weight = moments[name], block.parameter(f"{name}.weight").data
+            scale = weight_scale(weight)
             error = functional.linear(found.quantized, weights[name] * scale)
             error = (error - functional.linear(found.exact, weight)) / found.total
             biases[name] = block.parameter(f"{name}.bias").data - error
     return Refined(weights, biases)
+
+
+def _rounded(block: Block, names: Sequence[str], second: Tensor | None) -> dict[str, Tensor]:
+    """Int8 weights of linears that read one input: rounded together by its moment, or to the nearest without one."""
+    weights = [block.parameter(f"{name}.weight").data for name in names]
+    if second is None:
+        return {name: quantize_weight(weight)[0] for name, weight in zip(names, weights, strict=True)}
+    scales = [weight_scale(weight) for weight in weights]
+    together = gptq_round(torch.cat(weights), torch.cat(scales), second)
+    return dict(zip(names, together.split([len(weight) for weight in weights]), strict=True))
 
 
 def run_refined(

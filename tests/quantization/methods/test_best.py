@@ -24,7 +24,7 @@ from telechat_kit.quantization.calibration.samples import random_samples
 from telechat_kit.quantization.int8.observers import fake_quantize_per_token
 from telechat_kit.quantization.int8.packing import weight_scale
 from telechat_kit.quantization.methods.balancing import balanced_scale
-from telechat_kit.quantization.methods.rounding import gptq_round
+from telechat_kit.quantization.methods.rounding import add_moment, gptq_round
 from telechat_kit.quantization.methods.splitting import (
     SPLIT_CHANNELS,
     channel_copies,
@@ -176,6 +176,29 @@ def test_rounding_with_calibration_lowers_the_error_where_they_are_not() -> None
         return float((x @ (values * scale - weight).T).square().mean())
 
     assert error(rounded.float()) < 0.2 * error(torch.round(weight / scale))
+
+
+def test_linears_of_one_input_are_rounded_together_as_each_by_itself() -> None:
+    generator = torch.Generator().manual_seed(2)
+    first, second = (torch.randn(rows, 90, generator=generator) for rows in (5, 3))
+    x = torch.randn(400, 20, generator=generator) @ torch.randn(20, 90, generator=generator)
+    scales = [weight_scale(weight) for weight in (first, second)]
+    together = gptq_round(torch.cat([first, second]), torch.cat(scales), x.T @ x)
+    for rows, weight, scale in zip(together.split([5, 3]), (first, second), scales, strict=True):
+        alone = gptq_round(weight, scale, x.T @ x)
+        assert (rows != alone).float().mean() < 0.01  # sums of another order decide a tie here and there
+
+
+def test_the_moment_is_added_up_above_the_diagonal_and_read_there() -> None:
+    x = torch.randn(50, 900, generator=torch.Generator().manual_seed(3))
+    total = torch.zeros(900, 900)
+    for rows in x.split(20):
+        add_moment(total, rows)
+    torch.testing.assert_close(total.triu(), (x.T @ x).triu(), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(total, x.T @ x)
+    weight = torch.randn(4, 900)
+    scale, below = weight_scale(weight), torch.ones(900, 900).tril(-1)
+    assert torch.equal(gptq_round(weight, scale, total), gptq_round(weight, scale, total + below))
 
 
 def test_the_mean_error_of_the_exits_is_corrected(block: Block, states: list[torch.Tensor]) -> None:
