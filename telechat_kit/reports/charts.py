@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
 from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
@@ -142,6 +142,24 @@ def draw_cells(
 def integer_axis(axes: Axes) -> None:
     """Blocks have whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Numbers as they are spoken where matplotlib writes powers in its math, which the charts do not parse."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        if not super().__call__(value, position):
+            return ""
+        return short(value) if value < 1e5 else EngFormatter()(value)
+
+
+def log_axis(axes: Axes, name: Literal["x", "y"]) -> None:
+    """A logarithmic axis, that of a color bar too, with plain numbers; where it spans little, some between the powers."""
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    if axis.get_scale() != "log":
+        axes.set(**{f"{name}scale": "log"})
+    axis.set_major_formatter(_PlainLogFormatter(labelOnlyBase=False))
+    axis.set_minor_formatter(_PlainLogFormatter(labelOnlyBase=False))
 
 
 def ring(axes: Axes, points: Sequence[tuple[float, float]]) -> None:

@@ -15,6 +15,7 @@ from telechat_kit.reports.charts import (
     error_bars,
     finish,
     integer_axis,
+    log_axis,
     new_axes,
     ring,
     titled,
@@ -77,7 +78,7 @@ def divergence_quantiles(record: PrecisionRecord) -> Chart:
     point_labels(axes, zip(places, values, strict=True), [f"{value:.3g}" for value in values], fontsize=9)
     axes.set_xticks(places, labels)
     if min(values) > 0:
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     axes.margins(y=0.2)
     mean = record.divergence.kl_mean
     title = f"KL divergence: mean {mean.value:.4f} nats per token, above {quantiles['99'].value:.3g} at 1 % of the positions"

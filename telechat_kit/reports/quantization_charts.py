@@ -22,6 +22,7 @@ from telechat_kit.reports.charts import (
     draw_cells,
     finish,
     integer_axis,
+    log_axis,
     new_axes,
     ring,
     titled,
@@ -90,7 +91,7 @@ def _draw_input(axes: Axes, record: QuantizeRecord, read: BlockInput) -> bool:
         fontsize=9.5,
         fontweight="normal",
     )
-    axes.set_yscale("log")
+    log_axis(axes, "y")
     return bool(rows)
 
 
@@ -123,7 +124,7 @@ def outliers(record: QuantizeRecord) -> Chart:
         image = _heat_map(axes, values, [read.label for read in inputs], norm, "{:,.1f} times", "cividis_r")
         axes.set_title(name, fontsize=9.5, fontweight="normal")
     panels[-1].set_xlabel("block")
-    figure.colorbar(image, ax=panels, label="largest / median channel")
+    log_axis(figure.colorbar(image, ax=panels, label="largest / median channel").ax, "y")
     worst = [f"{np.nanmax(values):,.0f}" for values in ratios]
     title = (
         f"The largest channel is up to {worst[1]} times the median one; without suppression {worst[0]} times"
@@ -149,7 +150,7 @@ def sensitivity(record: QuantizeRecord) -> Chart:
     axes.margins(y=0.18)
     integer_axis(axes)
     if by_noise:
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     figure.legend(ncol=6, loc="outside lower center")
     title = f"{len(record.float_linears)} of {len(record.linears)} linears stay in float: {_why(record)}"
     top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"

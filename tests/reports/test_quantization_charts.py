@@ -1,5 +1,6 @@
 """Charts and tables of a quantization: the title states the finding, what is not known is said to be so."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from bs4 import BeautifulSoup
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.reports import quantization_charts as layers
 from telechat_kit.reports import quantization_tables
+from telechat_kit.reports.charts import Chart, log_axis, new_axes
 
 PNG = b"\x89PNG"
 
@@ -134,3 +136,12 @@ def test_the_table_has_a_row_for_keys_and_one_for_values(record: QuantizeRecord)
     table = BeautifulSoup(quantization_tables.linears(under_llamas_names(record)).to_html(), "html.parser")
     rows = [row.find("td").get_text() for row in table.select("tbody tr")]
     assert rows == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_a_short_logarithmic_axis_has_plain_numbers() -> None:
+    figure, axes = new_axes()
+    axes.plot([0, 1], [1.2, 9.0])
+    log_axis(axes, "y")
+    drawn = str(Chart(figure, "").svg())
+    assert "mathdefault" not in drawn
+    assert re.search(r">2</text>", drawn), "between the powers of ten too"
