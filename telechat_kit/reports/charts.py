@@ -32,13 +32,6 @@ NAMES = {"float": "float", "w8a8": "W8A8"}
 #: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print. Light is good in every chart
 COLOR_MAP = "cividis"
 UNKNOWN = "#eeeeee"
-#: The four inputs of a block's linears: label, a linear that reads it, marker, color
-INPUTS = (
-    ("query, key_value", "query", "o", "#0072B2"),
-    ("dense", "dense", "s", "#009E73"),
-    ("gate_proj, up_proj", "gate_proj", "^", "#CC79A7"),
-    ("down_proj", "down_proj", "D", "#E69F00"),
-)
 #: More cases than these are drawn as lying bars
 MOST_UPRIGHT = 8
 #: What fits beside the left edge of a chart of the reports' width
@@ -155,12 +148,6 @@ def ring(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     """Rings round the marks of linears that stay in float, or should."""
     places = [x for x, _ in points], [y for _, y in points]
     axes.plot(*places, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
-
-
-def block_and_kind(name: str) -> tuple[int, str]:
-    """Number of the block and last part of the name of a linear."""
-    parts = name.removeprefix("transformer.").split(".")
-    return int(parts[1]), parts[-1]
 
 
 def speed(record: PerformanceRecord) -> Chart:

@@ -10,10 +10,8 @@ from telechat_kit.precision import PrecisionRecord, Sources
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import (
     COLORS,
-    INPUTS,
     STYLE,
     Chart,
-    block_and_kind,
     error_bars,
     finish,
     integer_axis,
@@ -23,6 +21,7 @@ from telechat_kit.reports.charts import (
 )
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
+from telechat_kit.reports.linear_names import block_and_kind, block_inputs
 
 DARK = "#333333"
 
@@ -152,17 +151,19 @@ def linear_sources(sources: Sources | None) -> Chart | None:
     if sources is None:
         return None
     figure, axes = new_axes(height=4.0)
-    known = {kind: (label, marker, color) for label, kind, marker, color in INPUTS}
-    shared = {"key_value": "query", "up_proj": "gate_proj"}
-    for kind, (label, marker, color) in known.items():
+    for read in block_inputs(linear.name for linear in sources.linears):
         points = [
             (*block_and_kind(linear.name), linear.output_snr)
             for linear in sources.linears
-            if shared.get(block_and_kind(linear.name)[1], block_and_kind(linear.name)[1]) == kind
-            and linear.output_snr is not None
+            if block_and_kind(linear.name)[1] in read.kinds and linear.output_snr is not None
         ]
         (marks,) = axes.plot(
-            [x for x, _, _ in points], [y for _, _, y in points], marker, ms=4, color=color, label=label
+            [x for x, _, _ in points],
+            [y for _, _, y in points],
+            read.marker,
+            ms=4,
+            color=read.color,
+            label=read.label,
         )
         hover(marks, [f"{name} {block}: {snr:.1f} dB" for block, name, snr in points])
     integer_axis(axes)
