@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_json, resolve, write_json
+from telechat_kit.manifest import renew_manifest
 
 
 class Record(Protocol):
@@ -32,11 +33,15 @@ def record_path(run_folder: str | Path, schema: str) -> Path:
 def write_record(run_folder: str | Path, record: Record) -> Path:
     """Write a record into its run folder, whole or not at all. Infinite and missing numbers become null.
 
+    Where notebooks are stepped through by hand, the manifest that the folder has follows.
+
     Example:
         >>> [write_record("results/tiny", record).name for record in (setup, quantized, measured, timed)]
         ['setup.json', 'quantize.json', 'precision.json', 'performance.json']
     """
-    return write_json(record_path(run_folder, record.schema), finite(asdict(record)))
+    path = write_json(record_path(run_folder, record.schema), finite(asdict(record)))
+    renew_manifest(path.parent)
+    return path
 
 
 def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:

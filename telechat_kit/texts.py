@@ -347,7 +347,7 @@ def _bare(tokenizer: Any, question: str, where: str) -> str:
     )
     before, _, after = rendered.partition(_HOLE)
     marks = [token for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if token]
-    opening = next((mark for mark in marks if before.strip().startswith(mark)), "")
+    opening = max((mark for mark in marks if mark in before), key=before.rindex, default="")
     if not opening or not question.lstrip().startswith(opening):
         return question
     before, after = before[before.rindex(opening) :].strip(), after.strip()

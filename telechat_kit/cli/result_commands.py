@@ -95,12 +95,15 @@ def compare(
 @click.argument("place", metavar="RUN")
 @click.option("--only", "steps", multiple=True, metavar="STEP", help="Repeat only this step; again for more.")
 @click.option("--hashes-only", is_flag=True, help="Repeat nothing.")
-def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
-    """Check what a RUN (a results folder or a report.html alone) was made from, and repeat it.
+@click.option("--strict", is_flag=True, help="Exit code 3 if anything could not be checked.")
+def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool) -> None:
+    """Check a RUN (a results folder or a report.html alone) against itself and its origins, and repeat it.
 
-    Weights, tokenizers, texts, questions and the files of the run are compared by hash, then the steps run again
-    in a temporary folder, and each figure is said to be reproduced, within its interval, or not reproduced. Times
-    and speeds are said and do not decide; another version of the code is said too.
+    The files are held against the manifest, both ways. Values and intervals are computed anew from the means of
+    sequences and the raw samples, answers are compared by text, figures that nothing measures are refused. Weights,
+    tokenizers and texts are compared by hash. Then the steps run again in a temporary folder: on the same machine,
+    code and weights every figure and answer must be equal, elsewhere agree within the interval of the difference.
+    Times and speeds of the repetition are said and do not decide; what was not checked is listed.
 
     \b
     Examples:
@@ -110,23 +113,41 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool) -> None:
 
     \b
     Exit codes:
-      0 verified, 1 a hash or a figure is another, 2 wrong input.
+      0 verified, 1 not verified: something is otherwise than recorded, 2 wrong input,
+      3 nothing could be checked, or with --strict: something could not.
     """
     from telechat_kit.reports.comparison_page import markdown_table
     from telechat_kit.reports.plain_text import markdown_text
+    from telechat_kit.runs.verification import NOT_VERIFIED, NOTHING, ORIGIN
     from telechat_kit.runs.verification import verify as verify_run
-    from telechat_kit.runs.verification_tables import origins_frame, summary, verdicts_frame
+    from telechat_kit.runs.verification_tables import (
+        parts_frame,
+        summary,
+        unchecked_lines,
+        verdicts_frame,
+        wrong_frame,
+    )
 
     found = verify_run(place, steps, repeat=not hashes_only)
-    click.echo(f"## {markdown_text(found.name)}\n\n{markdown_table(origins_frame(found))}")
+    click.echo(f"## {markdown_text(found.name)}\n\n{markdown_table(parts_frame(found))}")
+    if found.wrong:
+        click.echo(f"\n{markdown_table(wrong_frame(found))}")
+    if found.unchecked:
+        click.echo(
+            "\nNot checked:\n" + "\n".join(f"- {markdown_text(line)}" for line in unchecked_lines(found))
+        )
     if found.verdicts:
         click.echo(f"\n{markdown_table(verdicts_frame(found))}")
         if not found.same_machine:
             click.echo(
-                "\nThe run was made on another machine, or does not tell: its speeds are not expected here."
+                "\nThe run was made on another machine or by other code, or does not tell: figures agree within the "
+                "interval of the difference, and its speeds are not expected here."
             )
-    click.echo(f"\n{'verified' if found.good else 'not verified'}: {summary(found)}")
-    sys.exit(0 if found.good else 1)
+    if found.alone:
+        click.echo(f"\n{ORIGIN}")
+    click.echo(f"\n{found.outcome}: {summary(found)}")
+    codes = {NOT_VERIFIED: 1, NOTHING: 3}
+    sys.exit(codes.get(found.outcome, 3 if strict and found.unchecked else 0))
 
 
 @click.command()

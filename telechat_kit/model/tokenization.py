@@ -26,6 +26,7 @@ from telechat_kit.model.config_files import read_object, require_config
 from telechat_kit.model.tokenizer_files import guarded
 
 USER, BOT, END = "<_user>", "<_bot>", "<_end>"
+SYSTEM, THINK = "<_system>", "<think>"
 BOT_ROLES = ("assistant", "bot")  # "bot" is the name in the published history
 
 CHAT_TEMPLATE = (
@@ -37,6 +38,29 @@ CHAT_TEMPLATE = (
     "{%- endif -%}"
     "{%- endfor -%}"
     f"{{%- if add_generation_prompt -%}}{{{{ '{BOT}' }}}}{{%- endif -%}}"
+)
+
+#: What TeleChat2 is told where a chat has no system message (facts of the published template of 3B, 7B and 35B)
+DEFAULT_SYSTEM = "你是中国电信星辰语义大模型，英文名是TeleChat，你是由中电信人工智能科技有限公司和中国电信人工智能研究院（TeleAI）研发的人工智能助手。"
+
+_SYSTEM_FIRST = "{%- set given = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join('\\n') -%}"
+
+#: TeleChat2 (`<_system>` is a control piece): a system text always leads
+TELECHAT2_TEMPLATE = (
+    _SYSTEM_FIRST + f"{{{{ '{SYSTEM}' + (given or '{DEFAULT_SYSTEM}') + '\\n' }}}}"
+) + CHAT_TEMPLATE
+
+#: TeleChat3-36B (its pieces have `<think>` besides): old thinking is dropped, an answer begins with new one
+TELECHAT3_TEMPLATE = (
+    _SYSTEM_FIRST + f"{{{{ '{SYSTEM}' }}}}{{%- if given -%}}{{{{ given + '\\n' }}}}{{%- endif -%}}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}"
+    f"{{{{ '{USER}' + (message['content'] or '') }}}}"
+    f"{{%- elif message['role'] in {BOT_ROLES} -%}}"
+    f"{{{{ '{BOT}' + (message['content'] or '').split('</think>')[-1].lstrip('\\n') + '{END}\\n' }}}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    f"{{%- if add_generation_prompt -%}}{{{{ '{BOT}{THINK}\\n' }}}}{{%- endif -%}}"
 )
 
 Message = Mapping[str, Any]
@@ -58,7 +82,10 @@ class PublishedChat(PreTrainedTokenizerBase):
         kwargs.pop("auto_map", None)
         super().__init__(*args, **kwargs)
         if self.chat_template is None and all(map(self._holds, (USER, BOT, END))):
-            self.chat_template = CHAT_TEMPLATE
+            self.chat_template = self._published_template()
+
+    def _published_template(self) -> str:
+        return CHAT_TEMPLATE
 
     def apply_chat_template(
         self,
@@ -155,10 +182,14 @@ class PublishedChat(PreTrainedTokenizerBase):
 
 
 class TelechatTokenizer(PublishedChat, SentencePieceBackend):
-    """SentencePiece tokenizer of TeleChat 12B and 12B-V2 (`tokenizer.model`).
+    """SentencePiece tokenizer of TeleChat 12B, 12B-V2, TeleChat2 and TeleChat3 (`tokenizer.model`).
 
     A plain call adds no bos and no eos, as the published tokenizer_config.json wants it. Special tokens
     keep their `single_word` flag: `<_end>` and `<_pad>` inside a text count as tokens only between spaces.
+
+    The 131072 pieces of TeleChat2 and TeleChat3 hold their marks as control pieces, which SentencePiece never finds in a
+    text: texts are split on them first, and each part between gets a dummy prefix of its own. Those of thinking and
+    tools are no special tokens here, so that `skip_special_tokens` leaves the thinking apart from the answer.
     """
 
     def __init__(
@@ -183,6 +214,20 @@ class TelechatTokenizer(PublishedChat, SentencePieceBackend):
             for token in named.values()
             if isinstance(token, AddedToken)
         }
+        self.add_tokens(
+            [token for token in self._control_pieces() if token.content not in self.added_tokens_encoder]
+        )
+
+    def _control_pieces(self) -> list[AddedToken]:
+        pieces = self.sp_model
+        texts = [pieces.IdToPiece(number) for number in range(len(pieces)) if pieces.IsControl(number)]
+        return [AddedToken(text, special=text.startswith("<_"), normalized=False) for text in texts]
+
+    def _published_template(self) -> str:
+        control = {token.content for token in self._control_pieces()}
+        if SYSTEM not in control:  # 12B has the piece, but user-defined and without use
+            return CHAT_TEMPLATE
+        return TELECHAT3_TEMPLATE if THINK in control else TELECHAT2_TEMPLATE
 
     @classmethod
     def from_pretrained(
@@ -197,15 +242,17 @@ class TelechatTokenizer(PublishedChat, SentencePieceBackend):
         return TelechatTokenizerFast.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text of `tokens`: special ones as they stand, each run between them decoded by itself.
+        """Text of `tokens`: special and added ones as they stand, each run between them decoded by itself.
 
         A run that a special token follows gets a space in front, as in the published decoding.
         """
-        special = set(self.all_special_tokens)
-        runs = [(is_special, list(run)) for is_special, run in groupby(tokens, special.__contains__)]
-        texts = ["".join(run) if is_special else self.sp_model.decode(run) for is_special, run in runs]
+        special, added = set(self.all_special_tokens), self.added_tokens_encoder
+        runs = [
+            (mark, list(run)) for mark, run in groupby(tokens, lambda each: each in special or each in added)
+        ]
+        texts = ["".join(run) if mark else self.sp_model.decode(run) for mark, run in runs]
         for index in range(len(runs) - 1):
-            if not runs[index][0]:
+            if not runs[index][0] and runs[index + 1][1][0] in special:
                 texts[index] = " " + texts[index]
         return "".join(texts)
 

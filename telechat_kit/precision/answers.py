@@ -205,12 +205,16 @@ def write_answers(run_folder: str | Path, answers: Sequence[Answer]) -> list[Pat
         ['answers.jsonl', 'infer_float.jsonl', 'infer_w8a8.jsonl']
     """
     folder = resolve(run_folder)
-    rows: dict[str, list[dict[str, Any]]] = {
+    paths = [write_jsonl(folder / name, lines) for name, lines in answer_rows(answers).items()]
+    for name in ("float", "w8a8"):
+        part_file(folder, name).unlink(missing_ok=True)
+    return paths
+
+
+def answer_rows(answers: Sequence[Answer]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each file of answers."""
+    return {
         "answers.jsonl": [asdict(answer) for answer in answers],
         "infer_float.jsonl": [{"input": a.input, "infer": a.float_answer} for a in answers],
         "infer_w8a8.jsonl": [{"input": a.input, "infer": a.w8a8_answer} for a in answers],
     }
-    paths = [write_jsonl(folder / name, lines) for name, lines in rows.items()]
-    for name in ("float", "w8a8"):
-        part_file(folder, name).unlink(missing_ok=True)
-    return paths

@@ -110,28 +110,45 @@ def language_of(line: str) -> str:
 def summarize(found: Sequence[PositionFigures]) -> Divergence:
     """All figures of the positions `found`, one entry a sequence."""
     sums, kl = _means(found), [figures.row("kl") for figures in found]
+    decided = figures_of_means(sums)
     return Divergence(
         sequences=len(found),
         tokens=sum(len(row) for row in kl),
-        perplexity_float=_perplexity(sums, 0),
-        perplexity_w8a8=_perplexity(sums, 1),
-        perplexity_ratio=_ratio(sums),
-        kl_mean=_mean(sums, "kl").clip(low=0.0),
+        perplexity_float=decided["perplexity_float"],
+        perplexity_w8a8=decided["perplexity_w8a8"],
+        perplexity_ratio=decided["perplexity_ratio"],
+        kl_mean=decided["kl_mean"],
+        top1_agreement=decided["top1_agreement"],
+        top5_agreement=decided["top5_agreement"],
         kl_quantiles={f"{p:g}": quantile(kl, p / 100, log=True) for p in KL_QUANTILES},
         kl_max=float(max(row.max() for row in kl)),
-        top1_agreement=_mean(sums, "top1").clip(0.0, 1.0),
-        top5_agreement=_mean(sums, "top5").clip(0.0, 1.0),
         probability_change=_probability_change(found),
         by_position=_by_position(found),
         by_sequence=sums.tolist(),
     )
 
 
+def figures_of_means(sums: np.ndarray) -> dict[str, Estimate]:
+    """The figures of a `Divergence` that the means of its sequences decide, by name.
+
+    Args:
+        sums: `[sequences, 6]`, float64, as `by_sequence` keeps it: who has a record computes its figures anew.
+    """
+    return {
+        "perplexity_float": _perplexity(sums, 0),
+        "perplexity_w8a8": _perplexity(sums, 1),
+        "perplexity_ratio": _ratio(sums),
+        "kl_mean": mean_of(sums, "kl").clip(low=0.0),
+        "top1_agreement": mean_of(sums, "top1").clip(0.0, 1.0),
+        "top5_agreement": mean_of(sums, "top5").clip(0.0, 1.0),
+    }
+
+
 def _probability_change(found: Sequence[PositionFigures]) -> ProbabilityChange:
     changes = [figures.row("probability_change") for figures in found]
     squares = np.array([[np.mean(row**2)] for row in changes])
     return ProbabilityChange(
-        mean=_mean(_means(found), "probability_change"),
+        mean=mean_of(_means(found), "probability_change"),
         rms=bootstrap(squares, lambda mean: np.sqrt(mean[..., 0])).clip(low=0.0),
         quantiles={f"{p:g}": quantile(changes, p / 100) for p in CHANGE_QUANTILES},
     )
@@ -154,14 +171,15 @@ def _by_position(found: Sequence[PositionFigures]) -> list[Group]:
 def summarize_group(name: str, found: Sequence[PositionFigures]) -> Group:
     """The main figures of the positions `found`, one entry a sequence."""
     sums = _means(found)
+    decided = figures_of_means(sums)
     return Group(
         name=name,
         sequences=len(found),
         tokens=sum(figures.values.shape[1] for figures in found),
-        perplexity_float=_perplexity(sums, 0),
-        perplexity_ratio=_ratio(sums),
-        kl_mean=_mean(sums, "kl").clip(low=0.0),
-        top1_agreement=_mean(sums, "top1").clip(0.0, 1.0),
+        perplexity_float=decided["perplexity_float"],
+        perplexity_ratio=decided["perplexity_ratio"],
+        kl_mean=decided["kl_mean"],
+        top1_agreement=decided["top1_agreement"],
         by_sequence=sums.tolist(),
     )
 
@@ -171,7 +189,8 @@ def _means(found: Sequence[PositionFigures]) -> np.ndarray:
     return np.array([figures.values.mean(axis=1) for figures in found])
 
 
-def _mean(sums: np.ndarray, name: str) -> Estimate:
+def mean_of(sums: np.ndarray, name: str) -> Estimate:
+    """Mean of one of `FIGURES` over the rows of `figures_of_means`."""
     column = FIGURES.index(name)
     return bootstrap(sums, lambda mean: mean[..., column])
 

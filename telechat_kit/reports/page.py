@@ -16,6 +16,7 @@ from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve, write_text
+from telechat_kit.manifest import renew_manifest
 from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import SCHEMA as PRECISION
@@ -120,7 +121,8 @@ def write_report(
 ) -> Path:
     """Write `report.html` into the run folder from its records, whole or not at all.
 
-    Beside it: `report.md`, a summary for pull requests, and `tables/`, each table as CSV.
+    Beside it: `report.md`, a summary for pull requests, `tables/`, each table as CSV, and the manifest of the folder
+    (where a run of `telechat-kit run` is at work, that writes it).
 
     Args:
         language: of the page, "en" or "zh".
@@ -155,7 +157,9 @@ def write_report(
     page = with_data_links(page)
     page = translate_page(page) if language == "zh" else page
     write_text(folder / "report.md", markdown_summary(page, "report.html"))
-    return write_text(folder / "report.html", page)
+    path = write_text(folder / "report.html", page)
+    renew_manifest(folder, create=True)
+    return path
 
 
 def _speed_notes(record: PerformanceRecord) -> list[str]:

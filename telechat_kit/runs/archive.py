@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import telechat_kit
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError
 from telechat_kit.files import atomic_path, project_root, resolve
+from telechat_kit.manifest import NAME as SEAL
+from telechat_kit.manifest import SIGNATURE, read_manifest
 from telechat_kit.provenance import file_hash
 from telechat_kit.texts import KIT_TEXTS, PYDOC_TOPICS, SEALED_TEXTS, text_names
 
@@ -48,6 +51,9 @@ def pack(run_folder: str | Path, target: Path, outside: bool = False) -> Path:
         place: path for places in data.values() for place, path in places.items()
     }
     rewritten = _with_places(name, run, data)
+    rewritten |= _resealed(name, folder, rewritten)
+    if f"{name}/{SEAL}" in rewritten:
+        files.pop(f"{name}/{SIGNATURE}", None)  # it is of what lay here
     manifest = {
         "schema": SCHEMA,
         "kit": telechat_kit.__version__,
@@ -73,9 +79,25 @@ def _with_places(name: str, run: RunData, data: dict[str, dict[str, Path]]) -> d
     if not run.state:
         return {}
     values = _moved(run, data)
+    # what the steps read is told by the names that it had
+    moved = {"moved": {key: run.parameters[key] for key in data}} if data else {}
     profile = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
-    state = json.dumps(run.state | {"parameters": values}, ensure_ascii=False, indent=2)
+    state = json.dumps(run.state | {"parameters": values} | moved, ensure_ascii=False, indent=2)
     return {f"{name}/params.yaml": profile.encode(), f"{name}/run.json": f"{state}\n".encode()}
+
+
+def _resealed(name: str, folder: Path, rewritten: dict[str, bytes]) -> dict[str, bytes]:
+    """The manifest with the hashes of what is packed otherwise than it lies here; nothing if all is as it is."""
+    manifest = read_manifest(folder)
+    places = {place: place.removeprefix(f"{name}/") for place in rewritten}
+    if manifest is None or all((folder / own).read_bytes() == rewritten[p] for p, own in places.items()):
+        return {}
+    files = {own: asdict(entry) for own, entry in manifest.files.items()}
+    for place, own in places.items():
+        content = rewritten[place]
+        files[own] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    packed = json.dumps(asdict(manifest) | {"files": files}, ensure_ascii=False, indent=2)
+    return {f"{name}/{SEAL}": f"{packed}\n".encode()}
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

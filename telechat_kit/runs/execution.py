@@ -16,6 +16,7 @@ import papermill
 import yaml
 
 from telechat_kit.files import project_root, relative, resolve, write_text, writing
+from telechat_kit.manifest import BY_RUN, withdraw_manifest, write_manifest
 from telechat_kit.provenance import edited_notebooks, versions
 from telechat_kit.runs.failures import describe_failure, oom_kills
 from telechat_kit.runs.kernel import kernel_options
@@ -67,7 +68,8 @@ def run_profile(
     """Run every step of `profile` that is asked for and not done already.
 
     The run folder gets the parameters, `run.json`, and for each step the executed notebook, its page and its
-    records. A failed step leaves `STEP.failed.ipynb` and `.html`; what an earlier run left stays.
+    records. A failed step leaves `STEP.failed.ipynb` and `.html`; what an earlier run left stays. Last of all the
+    manifest is written; a run that was killed has none.
 
     Args:
         selection: which steps, and whether unchanged ones run too; all steps, unchanged ones kept, by default.
@@ -83,6 +85,7 @@ def run_profile(
     with orderly_end(), locked(folder) as lock:
         whole_anew = selection.fresh and len(chosen) == len(STEPS)
         earlier = None if whole_anew else load_state(folder)
+        manifest = withdraw_manifest(folder)
         state = _begin(profile, folder)
         run = _Run(profile, folder, state, earlier, selection, timeouts or {}, lock)
         stopped = None
@@ -94,6 +97,10 @@ def run_profile(
                 _guarded_step(run, step, current)
                 stopped = current if current.status != "completed" else None
             state.save(folder)
+        state.manifest = True
+        state.save(folder)
+        with writing(folder):
+            write_manifest(folder, BY_RUN, earlier=manifest)
         return Outcome(folder, stopped)
 
 

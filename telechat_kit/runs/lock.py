@@ -13,11 +13,10 @@ import psutil
 
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import relative, writing
+from telechat_kit.manifest import RUN_FOLDER
 from telechat_kit.strict_json import parse
 
 NAME = ".run.lock"
-#: In the environment of a kernel: the run folder that it works for. No other process is ended for it.
-RUN_FOLDER = "TELECHAT_KIT_RUN_FOLDER"
 #: What a run writes beside its results while it works; without a living run these are remains
 _REMAINS = (".*.running.ipynb", ".*.tmp")
 
@@ -125,7 +124,7 @@ def _owner(descriptor: int) -> dict[str, Any]:
 def _end_orphans(owner: dict[str, Any], folder: Path) -> None:
     """End the kernels of a run that was killed: they would go on writing where the new run writes.
 
-    The file may be forged, so a process must say itself that it was started for this folder.
+    The file may be forged, so a process must say itself, by `RUN_FOLDER`, that it was started for this folder.
     """
     children = owner.get("children") if owner.get("host") == socket.gethostname() else None
     for child in children if isinstance(children, list) else ():

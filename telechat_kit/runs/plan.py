@@ -128,7 +128,7 @@ def content_parts(step: Step, profile: Profile, folder: Path) -> dict[str, str]:
             paths = text_files(values[key]) if key in _TEXTS else [resolve(values[key])]
             name = values[key] if len(paths) != 1 else paths[0].name
             parts[f"content of {key} {name}"] = _content(*paths)
-    return parts | {f"record {name}": _content(folder / name) for name in step.needs}
+    return parts | {f"record {name}": record_content(folder / name) for name in step.needs}
 
 
 def combined_key(parts: dict[str, str]) -> str:
@@ -139,6 +139,11 @@ def combined_key(parts: dict[str, str]) -> str:
 def content_key(step: Step, profile: Profile, folder: Path) -> str:
     """Hash of all that decides a step's result."""
     return combined_key(content_parts(step, profile, folder))
+
+
+def record_content(path: Path) -> str:
+    """What stands for a record among the parts that decide a result."""
+    return _content(path)
 
 
 def _content(*paths: Path) -> str:

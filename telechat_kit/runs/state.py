@@ -103,6 +103,7 @@ class RunState:
     versions: dict[str, str]
     runs_at_once: int = 1  # of this machine's; the others slow this one's timings
     edited_notebooks: list[str] = field(default_factory=list)  # not as committed
+    manifest: bool = False  # the run came to its end and wrote one
     steps: list[StepState] = field(default_factory=lambda: [StepState(step.name) for step in STEPS])
 
     def save(self, folder: Path) -> None:

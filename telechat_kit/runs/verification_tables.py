@@ -4,14 +4,37 @@ from collections import Counter
 
 import pandas as pd
 
+from telechat_kit.comparison.findings import CHANGED, LOST, NOTE, SAME, UNCHECKED
 from telechat_kit.reports.comparison_page import figure_text
-from telechat_kit.runs.verification import SAME, Verification
+from telechat_kit.runs.verification import Verification
 
 
-def origins_frame(found: Verification) -> pd.DataFrame:
-    """What the run was made from, as recorded and as it is here."""
-    rows = [(origin.name, origin.recorded, origin.found, origin.verdict) for origin in found.origins]
-    return pd.DataFrame(rows, columns=["made from", "recorded", "here", "verdict"])
+def parts_frame(found: Verification) -> pd.DataFrame:
+    """How many things of each part were compared, and what came of it."""
+    counts = Counter((finding.part, finding.verdict) for finding in found.findings)
+    parts = list(dict.fromkeys(finding.part for finding in found.findings))
+    rows = [
+        (
+            part,
+            counts[part, SAME],
+            counts[part, CHANGED],
+            counts[part, NOTE],
+            counts[part, LOST] + counts[part, UNCHECKED],
+        )
+        for part in parts
+    ]
+    return pd.DataFrame(rows, columns=["checked", SAME, "wrong", "other version", UNCHECKED])
+
+
+def wrong_frame(found: Verification) -> pd.DataFrame:
+    """What is otherwise than recorded."""
+    rows = [(one.part, one.name, one.recorded, one.found) for one in found.wrong]
+    return pd.DataFrame(rows, columns=["checked", "what", "recorded", "found"])
+
+
+def unchecked_lines(found: Verification) -> list[str]:
+    """What was not checked, and why: a line each."""
+    return [f"{one.name}: {one.found}" for one in found.unchecked]
 
 
 def verdicts_frame(found: Verification) -> pd.DataFrame:
@@ -25,10 +48,12 @@ def verdicts_frame(found: Verification) -> pd.DataFrame:
 
 def summary(found: Verification) -> str:
     """How many of what, in a line."""
-    same = sum(origin.verdict == SAME for origin in found.origins)
-    parts = [f"{same} of {len(found.origins)} hashes are the same"]
-    counts = Counter((v.verdict, v.recorded.timed) for v in found.verdicts)
+    counts = Counter(finding.verdict for finding in found.findings)
+    parts = [
+        f"{counts[SAME]} checks passed, {counts[CHANGED]} failed, {len(found.unchecked)} could not be made"
+    ]
+    repeated = Counter((v.verdict, v.recorded.timed) for v in found.verdicts)
     kinds = {False: "figures", True: "times and speeds"}
     return "; ".join(
-        parts + [f"{count} {kinds[timed]} {verdict}" for (verdict, timed), count in sorted(counts.items())]
+        parts + [f"{count} {kinds[timed]} {verdict}" for (verdict, timed), count in sorted(repeated.items())]
     )

@@ -1,18 +1,21 @@
 """Tokenizers and chat format: published ids, save and reload, AutoTokenizer on 12B, 7B and demo folders."""
 
 import copy
+import io
 import json
 import pickle
 import shutil
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, TextStreamer, TokenizersBackend
 
-from telechat_kit.errors import KitError
+from telechat_kit.errors import DataError, KitError
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.tokenization import (
     CHAT_TEMPLATE,
@@ -21,6 +24,7 @@ from telechat_kit.model.tokenization import (
     load_tokenizer,
     register_tokenizers,
 )
+from telechat_kit.texts import chat_ids
 
 OFFICIAL = Path(__file__).parent.parent / "data" / "tokenizer-12b"
 GOLDEN = json.loads((OFFICIAL / "encodings.json").read_text(encoding="utf-8"))["encodings"]
@@ -335,3 +339,126 @@ def test_streamer_waits_for_whole_characters(
         streamer.put(torch.tensor([token]))
     streamer.end()
     assert capsys.readouterr().out == text + "\n"
+
+
+FAMILY_MARKS = ["<_user>", "<_bot>", "<_system>", "<_observation>", "<_sep>"]
+THINKING_MARKS = ["</think>", "<think>", "<tool_call>", "</tool_call>"]
+
+
+def family_folder(folder: Path, *more_marks: str, model_type: str = "telechat") -> Path:
+    """A small SentencePiece model whose pieces are of the kinds and at the ids of the 131072-piece one's first."""
+    folder.mkdir()
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["你好 世界 hello world", "TeleChat 中国电信 answer", "1 2 1 2"] * 5),
+        model_writer=model,
+        vocab_size=330,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3},
+        **{"unk_piece": "<_unk>", "bos_piece": "<_start>", "eos_piece": "<_end>", "pad_piece": "<_pad>"},
+        control_symbols=[*FAMILY_MARKS, *more_marks],
+        user_defined_symbols=["\n"],
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    write_json(folder / "config.json", {"model_type": model_type})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def telechat2(tmp_path_factory: pytest.TempPathFactory) -> TelechatTokenizer:
+    return AutoTokenizer.from_pretrained(family_folder(tmp_path_factory.mktemp("family") / "telechat2"))
+
+
+@pytest.fixture(scope="module")
+def telechat3(tmp_path_factory: pytest.TempPathFactory) -> TelechatTokenizer:
+    folder = family_folder(tmp_path_factory.mktemp("family") / "telechat3", *THINKING_MARKS)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def pieces_of(tokenizer: TelechatTokenizer, *chat: dict[str, str]) -> list[str]:
+    """The pieces of a prompt; the bytes and letters that the small vocabulary cuts a text into are joined."""
+    ids = tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=False)
+    marks = {*FAMILY_MARKS, *THINKING_MARKS, "<_end>", "\n"}
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    return [
+        part
+        for mark, run in groupby(pieces, marks.__contains__)
+        for part in ([*run] if mark else ["".join(run)])
+    ]
+
+
+def test_a_telechat2_prompt_begins_with_the_system_text(telechat2: TelechatTokenizer) -> None:
+    system, text, newline, *rest = pieces_of(telechat2, user("你好"))
+    assert (system, newline, rest) == ("<_system>", "\n", ["<_user>", "▁你好", "<_bot>"])
+    assert text.startswith("▁你")
+    ids = telechat2.apply_chat_template([user("你好")], add_generation_prompt=True, return_dict=False)
+    assert (ids[0], ids[-3], ids[-1]) == (6, 4, 5)
+
+
+def test_a_given_system_text_takes_its_place(telechat2: TelechatTokenizer) -> None:
+    given = pieces_of(
+        telechat2, {"role": "system", "content": "hello"}, user("你好"), bot("hello"), user("1")
+    )
+    assert given == [
+        "<_system>",
+        "▁hello",
+        "\n",
+        "<_user>",
+        "▁你好",
+        "<_bot>",
+        "▁hello",
+        "<_end>",
+        "<_user>",
+        "▁1",
+        "<_bot>",
+    ]
+
+
+def test_control_pieces_are_found_in_a_text_and_left_out_of_an_answer(telechat2: TelechatTokenizer) -> None:
+    assert telechat2.convert_tokens_to_ids(telechat2.tokenize("hello<_bot>hello"))[1] == 5
+    plain = telechat2.sp_model.encode("hello<_bot>hello")
+    assert 5 not in plain, "SentencePiece alone finds none: without the split this test could not fail"
+    ids = telechat2.encode("<_bot>hello<_end>", add_special_tokens=False)
+    assert telechat2.decode(ids, skip_special_tokens=True) == "hello"
+
+
+def test_a_telechat3_prompt_opens_the_thinking_and_drops_the_old(telechat3: TelechatTokenizer) -> None:
+    assert pieces_of(telechat3, user("你好")) == [
+        "<_system>",
+        "<_user>",
+        "▁你好",
+        "<_bot>",
+        "<think>",
+        "▁",
+        "\n",
+    ]
+    answered = bot("<think>\nhello\n</think>\nanswer")
+    assert pieces_of(telechat3, user("你好"), answered, user("1"))[:9] == [
+        *["<_system>", "<_user>", "▁你好", "<_bot>", "▁answer", "<_end>", "▁", "\n", "<_user>"],
+    ]
+
+
+def test_thinking_is_told_from_the_answer(telechat3: TelechatTokenizer) -> None:
+    ids = telechat3.encode("hello</think>answer<_end>", add_special_tokens=False)
+    assert telechat3.decode(ids, skip_special_tokens=True).replace(" ", "") == "hello</think>answer"
+
+
+def test_saving_keeps_the_family_apart(telechat3: TelechatTokenizer, tmp_path: Path) -> None:
+    telechat3.save_pretrained(tmp_path / "copy")
+    write_json(tmp_path / "copy" / "config.json", {"model_type": "telechat"})
+    again = AutoTokenizer.from_pretrained(tmp_path / "copy")
+    chat = [user("你好"), bot("hello"), user("1")]
+    options = {"add_generation_prompt": True, "return_dict": False}
+    assert again.apply_chat_template(chat, **options) == telechat3.apply_chat_template(chat, **options)
+
+
+def test_a_question_with_its_marks_gets_them_once(telechat2: TelechatTokenizer) -> None:
+    assert chat_ids(telechat2, "<_user>hello<_bot>") == chat_ids(telechat2, "hello")
+    with pytest.raises(DataError, match="several turns"):
+        chat_ids(telechat2, "<_user>hello<_bot>hello<_end><_user>1<_bot>")

@@ -15,6 +15,7 @@ from small_project import PARAMETERS, run, started
 from telechat_kit.cli import main
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import sha256
+from telechat_kit.manifest import read_manifest, run_files
 from telechat_kit.runs.execution import run_profile
 from telechat_kit.runs.plan import content_key
 from telechat_kit.runs.profile import load_profile
@@ -30,11 +31,12 @@ def statuses(root: Path) -> dict[str, str]:
 
 
 def results(root: Path) -> dict[str, str]:
-    """Hashes of what a good run leaves, without the state and the pages of failures."""
+    """Hashes of what a good run leaves, without the state, the manifest and the pages of failures."""
+    left_out = ("run.json", "params.yaml", "manifest.json", "started.log")
     return {
         path.name: sha256(path)
         for path in (root / "out").iterdir()
-        if ".failed." not in path.name and path.name not in ("run.json", "params.yaml", "started.log")
+        if ".failed." not in path.name and path.name not in left_out
     }
 
 
@@ -84,6 +86,20 @@ def test_a_second_run_keeps_every_step(project: Path) -> None:
     assert started(project) == []
     assert results(project) == before
     assert statuses(project) == dict.fromkeys(ALL, "completed")
+
+
+def test_a_run_ends_with_a_manifest_and_keeps_its_signature_where_nothing_changed(project: Path) -> None:
+    assert run().exit_code == 0  # the copy lacks a log that the first run left
+    before = (project / "out" / "manifest.json").read_bytes()
+    signature = project / "out" / "manifest.json.sig"
+    signature.write_text("signed")
+    assert run().exit_code == 0
+    assert (project / "out" / "manifest.json").read_bytes() == before
+    assert signature.exists()
+    manifest = read_manifest(project / "out")
+    assert manifest is not None
+    assert set(manifest.files) == {name for name, _ in run_files(project / "out")}
+    assert json.loads((project / "out" / "run.json").read_text())["manifest"] is True
 
 
 def test_just_the_changed_steps_run_again(project: Path) -> None:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from telechat_kit.errors import KitError
-from telechat_kit.runs.lock import NAME, RUN_FOLDER, LockedError, locked
+from telechat_kit.manifest import RUN_FOLDER
+from telechat_kit.runs.lock import NAME, LockedError, locked
 
 
 def sleeping(environment: dict[str, str]) -> subprocess.Popen[bytes]:
