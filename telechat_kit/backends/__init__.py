@@ -44,6 +44,10 @@ class Backend(Protocol):
         """A copy of a float `weight` in the form that the device multiplies with; None: as it is."""
         ...
 
+    def restore_float_weight(self, weight: Tensor) -> Tensor:
+        """The float weight that was given, from what `blocked_float_weight` gave, or from itself."""
+        ...
+
     def restore_linear(self, tensors: Mapping[str, Tensor], out: int, size: int) -> dict[str, Tensor]:
         """What `prepare_linear` was given, from what it gave, for a weight `[out, size]`."""
         ...

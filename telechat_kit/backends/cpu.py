@@ -29,6 +29,7 @@ from telechat_kit.backends.plain import (
     measured_bandwidth,
     quantize,
     quantize_per_token,
+    restore_float_weight,
     rotate,
     swiglu,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "quantize_per_token",
     "read_bandwidth",
     "restore_dynamic_linear",
+    "restore_float_weight",
     "restore_linear",
     "rms_norm",
     "rotate",

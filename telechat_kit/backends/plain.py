@@ -219,6 +219,11 @@ def blocked_float_weight(weight: Tensor) -> Tensor | None:  # noqa: ARG001  (wha
     return None
 
 
+def restore_float_weight(weight: Tensor) -> Tensor:
+    """The float weight that `blocked_float_weight` was given: `weight`, where the device reads no other form."""
+    return weight
+
+
 def measured_bandwidth(device: torch.device, synchronize: Callable[[], None]) -> float:
     """Bytes that `device` reads per second: the best of five passes over 512 MB."""
     data = torch.ones(1 << 26, dtype=torch.int64, device=device)

@@ -34,7 +34,7 @@ class StaticStep:
     """One token through the network on top of a preallocated cache: reads `token` and `position`, writes `logits`."""
 
     def __init__(self, model: TelechatForCausalLM, slots: Tensor) -> None:
-        self._model, self._slots = model, slots.zero_()  # what is not filled is masked, but must be finite
+        self._model, self._slots = model, slots
         self.token = torch.zeros(1, 1, dtype=torch.int64, device=slots.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=slots.device)
         self.logits = torch.empty(1, model.config.vocab_size, dtype=slots.dtype, device=slots.device)
@@ -48,9 +48,8 @@ class StaticStep:
             x = network.word_embeddings_layernorm(x)
         cos, sin = (table.index_select(0, self.position) for table in self._tables)
         past, mask = _Positioned(self._slots, self.position), self._mask(x.dtype)
-        for block in network.h:
-            x = block(x, (cos, sin), mask, past)
-        self.logits.copy_(self._model.lm_head(network.ln_f(x))[:, -1])
+        normed = network.normed(x, (cos, sin), mask, past)
+        self.logits.copy_(self._model.lm_head(normed)[:, -1])
 
     def _mask(self, dtype: torch.dtype) -> Tensor:
         """Additive mask `[1, 1, 1, capacity]` that hides what comes after the position."""

@@ -20,7 +20,8 @@ class PreallocatedCache:
     ) -> None:
         """`heads`: how many of the model's key/value heads are here, if the others are on other devices."""
         shape = (config.n_layer, 2, batch, heads or config.kv_heads, capacity, config.head_dim)
-        self.slots = torch.empty(shape, dtype=like.dtype, device=like.device)
+        # an operator that is given whole slots may multiply what is not filled by shares of 0: it must be finite
+        self.slots = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.length = 0
         self.token_ids: Tensor | None = None
 

@@ -17,6 +17,7 @@ from telechat_kit.errors import CheckpointError
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import description_path, weight_files
 from telechat_kit.model.hadamard import plain_rotation
+from telechat_kit.model.joined_linears import joined_of, together
 from telechat_kit.model.masks import additive_mask, packed_sequences
 from telechat_kit.model.rotary import Rotary
 
@@ -86,10 +87,10 @@ class TelechatAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query `[B, T, n_head, d]`, key and value `[B, T, kv_heads, d]` of `x [B, T, H]`, not rotated yet."""
-        query = self.query(x).unflatten(-1, (self.n_head, self.head_dim))
-        key_value = self.key_value(x).unflatten(-1, (self.kv_heads, 2 * self.head_dim))
-        key, value = key_value.split(self.head_dim, dim=-1)
-        return query, key, value
+        query, key_value = together(x, self.query, self.key_value)
+        pairs = key_value.unflatten(-1, (self.kv_heads, 2 * self.head_dim))
+        key, value = pairs.split(self.head_dim, dim=-1)
+        return query.unflatten(-1, (self.n_head, self.head_dim)), key, value
 
 
 class TelechatMLP(nn.Module):
@@ -104,7 +105,10 @@ class TelechatMLP(nn.Module):
         self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
 
     def forward(self, x: Tensor) -> Tensor:
-        product = backend_of(x).silu_product(self.gate_proj(x), self.up_proj(x))
+        if (joined := joined_of(self.gate_proj, self.up_proj)) is None:
+            product = backend_of(x).silu_product(self.gate_proj(x), self.up_proj(x))
+        else:
+            product = backend_of(x).swiglu(joined(x))
         return self.down_proj(product if self.rotation is None else self.rotation.rows(product))
 
 
@@ -139,11 +143,30 @@ class TelechatBlock(GradientCheckpointingLayer):
         output_attentions: bool = False,
     ) -> Any:
         """The stream behind the block, `[B, T, H]`; with `output_attentions` the attention weights too."""
-        normed = self.input_layernorm(x)
+        stream, branch, weights = self.halves(x, None, tables, mask, past_key_values, output_attentions)
+        x = branch + stream
+        return (x, weights) if output_attentions else x
+
+    def halves(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        past_key_values: Cache | None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Stream and feed-forward, not added up, and the attention weights if asked for.
+
+        `branch` is what the block before has not added to `x` yet: a device may have one operator for sum and norm.
+        """
+        if branch is None:
+            normed = self.input_layernorm(x)
+        else:
+            normed, x = self.input_layernorm(branch, x)
         mixed, weights = self.self_attention(normed, tables, mask, past_key_values, output_attentions)
         normed, x = self.post_attention_layernorm(mixed, normed if self.residual_after_norm else x)
-        x = self.mlp(normed) + (normed if self.residual_after_norm else x)
-        return (x, weights) if output_attentions else x
+        return normed if self.residual_after_norm else x, self.mlp(normed), weights
 
 
 class TelechatPreTrainedModel(PreTrainedModel):
@@ -286,6 +309,8 @@ class TelechatModel(TelechatPreTrainedModel):
         """The last `new` positions behind the final norm; what went into each block, and its attention, if wanted."""
         states: list[Tensor] = []
         weights: list[Tensor] = []
+        if not output_hidden_states and not output_attentions:
+            return self.normed(x, tables, mask, past)[:, -new:], None, None
         for block in islice(self.h, self.config.n_layer):  # fewer while an early exit drafts
             if output_hidden_states:
                 states.append(x[:, -new:])
@@ -300,6 +325,26 @@ class TelechatModel(TelechatPreTrainedModel):
             (*states, x) if output_hidden_states else None,
             tuple(weights) if output_attentions else None,
         )
+
+    def normed(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, past: Cache | None
+    ) -> Tensor:
+        """What the blocks and the final norm make of `x [B, T, H]`."""
+        branch = None
+        for block in islice(self.h, self.config.n_layer):  # fewer while an early exit drafts
+            if self._adds_late(block, x):
+                assert isinstance(block, TelechatBlock)
+                x, branch, _ = block.halves(x, branch, tables, mask, past)
+                continue
+            x, branch = x if branch is None else branch + x, None
+            x = block(x, tables, mask, past_key_values=past)
+        return self.ln_f(x) if branch is None else self.ln_f(branch, x)[0]
+
+    def _adds_late(self, block: nn.Module, x: Tensor) -> bool:
+        """Whether the sum behind `block` is left to the norm of the next one, which saves the device an operator."""
+        if self.training or torch.compiler.is_compiling() or not backend_for(x.device.type).joins_linears:
+            return False
+        return not (block._forward_hooks or block._forward_pre_hooks)
 
     def _whole_sequence_past_trained_length(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: Cache | None, fixed: bool

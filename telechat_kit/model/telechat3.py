@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
+from telechat_kit.model.joined_linears import together
 from telechat_kit.model.network import (
     TelechatAttention,
     TelechatBlock,
@@ -37,8 +38,8 @@ class Telechat3Attention(TelechatAttention):
         return self.o_proj
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        heads = ((self.q_proj, self.n_head), (self.k_proj, self.kv_heads), (self.v_proj, self.kv_heads))
-        query, key, value = (linear(x).unflatten(-1, (count, self.head_dim)) for linear, count in heads)
+        parts = together(x, self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         return query, key, value
 
 

@@ -12,7 +12,6 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from telechat_kit.backends import backend_for
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.config_files import read_object
 from telechat_kit.model.configuration import TelechatConfig
@@ -33,6 +32,7 @@ from telechat_kit.model.int8_linears import (
     W8A8Linear,
     decode_scale,
 )
+from telechat_kit.model.joined_linears import prepare_linear, prepare_linears
 from telechat_kit.model.network import TelechatForCausalLM, TelechatRMSNorm
 
 #: Every tensor that a quantized linear may have on disk
@@ -282,9 +282,9 @@ def prepare(model: TelechatForCausalLM) -> None:
 
     The head keeps its own: it may be tied to the embedding, whose rows are looked up.
     """
-    for name in linear_names(model):
-        linear = model.get_submodule(name)
-        if isinstance(linear, W8A8Linear | DynamicW8A8Linear):
-            linear.prepare()
-        elif isinstance(linear, nn.Linear):
-            backend_for(linear.weight.device.type).prepare_float_linear(linear)
+    for block in model.transformer.h:
+        for group in model.config.layout.shared_inputs:
+            parents = {name.rpartition(".")[0] for name in group}
+            prepare_linears(block.get_submodule(parents.pop()), [name.rpartition(".")[2] for name in group])
+        for name in model.config.layout.exits:
+            prepare_linear(block.get_submodule(name))

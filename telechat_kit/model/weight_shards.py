@@ -64,23 +64,22 @@ class Shards:
         """Float32 copies of the named tensors on `device`."""
         names, found = list(names), {}
         for path in sorted({self.tensors[name].path for name in names}):
-            with _mapped(path) as values:
-                for name in names:
-                    if self.tensors[name].path == path:
-                        value = values[self.tensors[name].key]
-                        found[name] = value.to(device, torch.float32, copy=True)
+            keys = {name: self.tensors[name].key for name in names if self.tensors[name].path == path}
+            with _mapped(path, keys.values()) as values:
+                for name, key in keys.items():
+                    found[name] = values[key].to(device, torch.float32, copy=True)
         return found
 
     def part(self, name: str, cut: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
         """`cut` of a tensor as it is mapped, in `dtype`: a copy of no more than that."""
         stored = self.tensors[name]
-        with _mapped(stored.path) as values:
+        with _mapped(stored.path, [stored.key]) as values:
             return cut(values[stored.key]).to(dtype, copy=True)
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """Float32 copy of some rows of a matrix: `rows [...]` -> `[..., columns]`."""
         stored = self.tensors[name]
-        with _mapped(stored.path) as values:
+        with _mapped(stored.path, [stored.key]) as values:
             return values[stored.key][rows].float()
 
     def chunks(self, name: str) -> Iterator[bytes]:
@@ -103,7 +102,7 @@ class Shards:
         stored = self.tensors[name]
         step = max(1, CHUNK_BYTES * stored.shape[0] // max(stored.nbytes, 1))
         for start in range(0, stored.shape[0], step):
-            with _mapped(stored.path) as values:
+            with _mapped(stored.path, [stored.key]) as values:
                 yield values[stored.key][start : start + step]
 
     def _stored(self) -> Iterator[tuple[str, StoredTensor]]:
@@ -137,12 +136,12 @@ class Shards:
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[Mapping[str, Tensor]]:
-    """The tensors of one shard, mapped and not read, while the context lasts."""
+def _mapped(path: Path, keys: Iterable[str] | None = None) -> Iterator[Mapping[str, Tensor]]:
+    """The tensors of one shard, at least those of `keys`, mapped and not read, while the context lasts."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                yield {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                yield {key: file.get_tensor(key) for key in (file.keys() if keys is None else keys)}
         else:
             yield read_bin(path, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, KeyError) as error:

@@ -1,6 +1,6 @@
 """The work folder of a quantization under way: what is finished, block by block, so that it can be resumed.
 
-The folder `.NAME.partial` stands beside the target NAME and holds, for each of the two passes, one file a block
+The folder `.NAME.partial` stands beside the target NAME and holds, for each pass, one file a block
 and the hidden states after the last finished block. A file is there whole or not at all.
 """
 
@@ -44,10 +44,14 @@ class Pass:
         The states come first: a block counts as finished when the next one can begin.
         """
         _save(self._states(index), {str(i): state for i, state in enumerate(states)}, None)
-        _save(self.path(index), tensors, details)
+        self.keep(index, tensors, details)
         for path in self.folder.glob(f"{self.name}-states-*"):
             if path != self._states(index):
                 path.unlink()
+
+    def keep(self, index: int, tensors: Mapping[str, Tensor], details: Any) -> None:
+        """Keep what came of block `index`, whose states stand elsewhere or are there already."""
+        _save(self.path(index), tensors, details)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Tensors of block `index`, as written."""

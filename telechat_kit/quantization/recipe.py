@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.model.folder import DYNAMIC, STATIC
+from telechat_kit.model.folder import DYNAMIC, FLOAT, STATIC
 from telechat_kit.model.layout import LAYOUTS
 from telechat_kit.quantization.calibration.groups import BEST
 from telechat_kit.quantization.levels.fallback import AUTO, is_list
@@ -122,11 +122,6 @@ class AppliedRecipe:
         """Whether blocks are refined after calibration."""
         return not REFINEMENTS.isdisjoint(self.ingredients)
 
-    @property
-    def unrefined(self) -> "AppliedRecipe":
-        """The same without what refines blocks after calibration."""
-        return replace(self, ingredients=[name for name in self.ingredients if name not in REFINEMENTS])
-
 
 @dataclass(frozen=True)
 class LinearRecord:
@@ -153,3 +148,10 @@ class LinearRecord:
     clipped_share: float | None = None  # of the input's values, by the range known when they came
     #: energy of that error over that of the residual stream, estimated; in float what int8 would give, if tried
     residual_noise: float | None = None
+
+    def in_float(self) -> "LinearRecord":
+        """The record of the same linear when it stays in float after all; the noise is what int8 would give."""
+        return replace(
+            self, kind=FLOAT, low=None, high=None, input_scale=None, input_offset=None,
+            output_snr_db=None, clipped_share=None,
+        )  # fmt: skip

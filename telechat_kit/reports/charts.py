@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
 from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
@@ -32,13 +32,6 @@ NAMES = {"float": "float", "w8a8": "W8A8"}
 #: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print. Light is good in every chart
 COLOR_MAP = "cividis"
 UNKNOWN = "#eeeeee"
-#: The four inputs of a block's linears: label, a linear that reads it, marker, color
-INPUTS = (
-    ("query, key_value", "query", "o", "#0072B2"),
-    ("dense", "dense", "s", "#009E73"),
-    ("gate_proj, up_proj", "gate_proj", "^", "#CC79A7"),
-    ("down_proj", "down_proj", "D", "#E69F00"),
-)
 #: More cases than these are drawn as lying bars
 MOST_UPRIGHT = 8
 #: What fits beside the left edge of a chart of the reports' width
@@ -151,16 +144,28 @@ def integer_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+class _PlainLogFormatter(LogFormatter):
+    """Numbers as they are spoken where matplotlib writes powers in its math, which the charts do not parse."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        if not super().__call__(value, position):
+            return ""
+        return short(value) if value < 1e5 else EngFormatter()(value)
+
+
+def log_axis(axes: Axes, name: Literal["x", "y"]) -> None:
+    """A logarithmic axis, that of a color bar too, with plain numbers; where it spans little, some between the powers."""
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    if axis.get_scale() != "log":
+        axes.set(**{f"{name}scale": "log"})
+    axis.set_major_formatter(_PlainLogFormatter(labelOnlyBase=False))
+    axis.set_minor_formatter(_PlainLogFormatter(labelOnlyBase=False))
+
+
 def ring(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     """Rings round the marks of linears that stay in float, or should."""
     places = [x for x, _ in points], [y for _, y in points]
     axes.plot(*places, "o", ms=11, mfc="none", mec=COLORS["kept in float"], mew=1.8)
-
-
-def block_and_kind(name: str) -> tuple[int, str]:
-    """Number of the block and last part of the name of a linear."""
-    parts = name.removeprefix("transformer.").split(".")
-    return int(parts[1]), parts[-1]
 
 
 def speed(record: PerformanceRecord) -> Chart:

@@ -24,6 +24,7 @@ from telechat_kit.reports.charts import (
     draw_cells,
     error_bars,
     finish,
+    log_axis,
     new_axes,
     short,
     titled,
@@ -99,8 +100,8 @@ def roofline(record: PerformanceRecord) -> Chart:
                 ],
             )
     _roofs(axes, record.peaks, min(intensities) / 2, max(intensities) * 3)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    log_axis(axes, "x")
+    log_axis(axes, "y")
     axes.grid(visible=True, axis="both")
     figure.legend(ncol=4, loc="outside lower center")
     shares = {phase: f"{share:.0%}" for phase, share in limit_shares(record, "w8a8").items()}
@@ -126,18 +127,17 @@ def _roofs(axes: Axes, peaks: Peaks, low: float, high: float) -> None:
         textcoords="offset points",
         fontsize=8.5,
     )
-    for label, (peak, style) in known.items():
-        if peak:
-            start = max(low, peak / peaks.bandwidth)
-            axes.plot([start, high], [peak, peak], style, color="#333333", lw=1.2)
-            axes.annotate(
-                f"{label}, {peak / 1e12:.2f} TOPS",
-                (high, peak),
-                (0, 4),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8.5,
-            )
+    shown = sorted(((peak, label, style) for label, (peak, style) in known.items() if peak), reverse=True)
+    for place, (peak, label, style) in enumerate(shown):
+        axes.plot([max(low, peak / peaks.bandwidth), high], [peak, peak], style, color="#333333", lw=1.2)
+        axes.annotate(
+            f"{label}, {peak / 1e12:.2f} TOPS",
+            (high, peak),
+            (0, -11 if place else 4),  # the lower one under its line: both may be nearly the same
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+        )
 
 
 def limit_shares(record: PerformanceRecord, precision: str) -> dict[str, float]:
@@ -261,7 +261,7 @@ def batch_cost(record: PerformanceRecord) -> Chart | Styler:
             sizes, [limit for _, limit in found], "--", color=COLORS[name], label=f"{NAMES[name]}, limit"
         )
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    log_axis(axes, "y")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     figure.legend(ncol=4, loc="outside lower center")
     first, last = speeds["w8a8"][0][0], speeds["w8a8"][-1][0]

@@ -10,19 +10,19 @@ from telechat_kit.precision import PrecisionRecord, Sources
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import (
     COLORS,
-    INPUTS,
     STYLE,
     Chart,
-    block_and_kind,
     error_bars,
     finish,
     integer_axis,
+    log_axis,
     new_axes,
     ring,
     titled,
 )
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
+from telechat_kit.reports.linear_names import block_and_kind, block_inputs
 
 DARK = "#333333"
 
@@ -78,7 +78,7 @@ def divergence_quantiles(record: PrecisionRecord) -> Chart:
     point_labels(axes, zip(places, values, strict=True), [f"{value:.3g}" for value in values], fontsize=9)
     axes.set_xticks(places, labels)
     if min(values) > 0:
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     axes.margins(y=0.2)
     mean = record.divergence.kl_mean
     title = f"KL divergence: mean {mean.value:.4f} nats per token, above {quantiles['99'].value:.3g} at 1 % of the positions"
@@ -152,17 +152,19 @@ def linear_sources(sources: Sources | None) -> Chart | None:
     if sources is None:
         return None
     figure, axes = new_axes(height=4.0)
-    known = {kind: (label, marker, color) for label, kind, marker, color in INPUTS}
-    shared = {"key_value": "query", "up_proj": "gate_proj"}
-    for kind, (label, marker, color) in known.items():
+    for read in block_inputs(linear.name for linear in sources.linears):
         points = [
             (*block_and_kind(linear.name), linear.output_snr)
             for linear in sources.linears
-            if shared.get(block_and_kind(linear.name)[1], block_and_kind(linear.name)[1]) == kind
-            and linear.output_snr is not None
+            if block_and_kind(linear.name)[1] in read.kinds and linear.output_snr is not None
         ]
         (marks,) = axes.plot(
-            [x for x, _, _ in points], [y for _, _, y in points], marker, ms=4, color=color, label=label
+            [x for x, _, _ in points],
+            [y for _, _, y in points],
+            read.marker,
+            ms=4,
+            color=read.color,
+            label=read.label,
         )
         hover(marks, [f"{name} {block}: {snr:.1f} dB" for block, name, snr in points])
     integer_axis(axes)

@@ -16,22 +16,20 @@ from telechat_kit.quantization.recipe import LinearRecord
 from telechat_kit.reports.charts import (
     COLOR_MAP,
     COLORS,
-    INPUTS,
     STYLE,
     UNKNOWN,
     Chart,
-    block_and_kind,
     draw_cells,
     finish,
     integer_axis,
+    log_axis,
     new_axes,
     ring,
     titled,
 )
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
-
-KINDS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
+from telechat_kit.reports.linear_names import BlockInput, block_and_kind, block_inputs, linear_kinds
 
 
 @mpl.rc_context(STYLE)
@@ -39,7 +37,7 @@ def input_ranges(record: QuantizeRecord) -> Chart:
     """Largest absolute value of each of a block's four inputs, with and without outlier suppression."""
     figure = Figure(figsize=(8.6, 4.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    drawn = [_draw_input(axes, record, *entry) for axes, entry in zip(panels.flat, INPUTS, strict=True)]
+    drawn = [_draw_input(axes, record, read) for axes, read in zip(panels.flat, _inputs(record), strict=True)]
     for axes in panels[-1]:
         axes.set_xlabel("block")
         integer_axis(axes)
@@ -65,9 +63,14 @@ def _raw_absmax(row: LinearRecord) -> float:
     return row.raw_absmax or 0.0
 
 
-def _draw_input(axes: Axes, record: QuantizeRecord, label: str, kind: str, marker: str, color: str) -> bool:
+def _inputs(record: QuantizeRecord) -> list[BlockInput]:
+    return block_inputs(row.name for row in record.linears)
+
+
+def _draw_input(axes: Axes, record: QuantizeRecord, read: BlockInput) -> bool:
     """One input over the blocks; whether anything is known of it."""
-    rows = [row for row in _of_kind(record, kind) if row.input_absmax is not None]
+    label, marker, color = read.label, read.marker, read.color
+    rows = [row for row in _of_kind(record, read.kinds[0]) if row.input_absmax is not None]
     blocks = [block_and_kind(row.name)[0] for row in rows]
     axes.plot(
         blocks, _numbers(row.raw_absmax for row in rows), "--", color="#7F7F7F", label="without suppression"
@@ -88,7 +91,7 @@ def _draw_input(axes: Axes, record: QuantizeRecord, label: str, kind: str, marke
         fontsize=9.5,
         fontweight="normal",
     )
-    axes.set_yscale("log")
+    log_axis(axes, "y")
     return bool(rows)
 
 
@@ -100,8 +103,9 @@ def _range_text(row: LinearRecord) -> str:
 @mpl.rc_context(STYLE)
 def outliers(record: QuantizeRecord) -> Chart:
     """How far the largest channel of each input stands above the median channel, with and without suppression."""
+    inputs = _inputs(record)
     ratios = [
-        _grid(record, [kind for _, kind, _, _ in INPUTS], figure)
+        _grid(record, [read.kinds[0] for read in inputs], figure)
         for figure in (
             lambda row: _ratio(row.raw_absmax, row.raw_median),
             lambda row: _ratio(row.input_absmax, row.input_median),
@@ -117,12 +121,10 @@ def outliers(record: QuantizeRecord) -> Chart:
     for axes, name, values in zip(
         panels, ("without outlier suppression", "as quantized"), ratios, strict=True
     ):
-        image = _heat_map(
-            axes, values, [label for label, _, _, _ in INPUTS], norm, "{:,.1f} times", "cividis_r"
-        )
+        image = _heat_map(axes, values, [read.label for read in inputs], norm, "{:,.1f} times", "cividis_r")
         axes.set_title(name, fontsize=9.5, fontweight="normal")
     panels[-1].set_xlabel("block")
-    figure.colorbar(image, ax=panels, label="largest / median channel")
+    log_axis(figure.colorbar(image, ax=panels, label="largest / median channel").ax, "y")
     worst = [f"{np.nanmax(values):,.0f}" for values in ratios]
     title = (
         f"The largest channel is up to {worst[1]} times the median one; without suppression {worst[0]} times"
@@ -136,8 +138,9 @@ def sensitivity(record: QuantizeRecord) -> Chart:
     figure, axes = new_axes()
     by_noise = _chosen_by_noise(record)
     drawn = {row.name: row.residual_noise if by_noise else row.score for row in record.linears}
-    for label, kind, marker, color in INPUTS:
-        values = [value for name, value in drawn.items() if name.endswith(f".{kind}")]
+    for read in _inputs(record):
+        label, marker, color = read.label, read.marker, read.color
+        values = [value for name, value in drawn.items() if name.endswith(f".{read.kinds[0]}")]
         points = [(block, value) for block, value in enumerate(values) if value]
         (marks,) = axes.plot(
             [x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label
@@ -147,7 +150,7 @@ def sensitivity(record: QuantizeRecord) -> Chart:
     axes.margins(y=0.18)
     integer_axis(axes)
     if by_noise:
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     figure.legend(ncol=6, loc="outside lower center")
     title = f"{len(record.float_linears)} of {len(record.linears)} linears stay in float: {_why(record)}"
     top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
@@ -188,13 +191,14 @@ def _mark_float_inputs(axes: Axes, record: QuantizeRecord, drawn: Mapping[str, f
 @mpl.rc_context(STYLE)
 def per_layer_error(record: QuantizeRecord) -> Chart:
     """Signal to int8 error of each linear's output in dB; linears in float have none."""
-    errors = _grid(record, KINDS, lambda row: row.output_snr_db)
+    kinds = linear_kinds(row.name for row in record.linears)
+    errors = _grid(record, kinds, lambda row: row.output_snr_db)
     figure = Figure(figsize=(8.6, 2.9), layout="constrained")
     axes = figure.subplots()
     known = not np.isnan(errors).all()
     norm = Normalize(np.nanmin(errors), np.nanmax(errors)) if known else Normalize(0, 1)
-    image = _heat_map(axes, errors, KINDS, norm, "{:.1f} dB")
-    _mark_float(axes, record)
+    image = _heat_map(axes, errors, kinds, norm, "{:.1f} dB")
+    _mark_float(axes, record, kinds)
     axes.set_xlabel("block")
     marks = [Patch(facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", label="kept in float")]
     if any(row.kind == "W8A8" and row.output_snr_db is None for row in record.linears):
@@ -252,11 +256,11 @@ def _heat_map(
     return scale
 
 
-def _mark_float(axes: Axes, record: QuantizeRecord) -> None:
+def _mark_float(axes: Axes, record: QuantizeRecord, kinds: Sequence[str]) -> None:
     for row in record.linears:
         if row.kind == "FLOAT":
             block, kind = block_and_kind(row.name)
-            corner = (block - 0.5, KINDS.index(kind) - 0.5)
+            corner = (block - 0.5, kinds.index(kind) - 0.5)
             cell = mpl.patches.Rectangle(
                 corner, 1, 1, facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", lw=0.8
             )

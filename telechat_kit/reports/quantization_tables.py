@@ -8,7 +8,7 @@ from pandas.io.formats.style import Styler
 
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import AppliedRecipe
-from telechat_kit.reports.charts import block_and_kind
+from telechat_kit.reports.linear_names import block_and_kind
 from telechat_kit.reports.tables import styled
 
 

@@ -23,6 +23,7 @@ from telechat_kit.quantization.partial import partial_folder
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 RECIPE = Recipe("L3", anti_outlier="m2")
 AUTO = Recipe("auto", "3 linears", budget_samples=2, anti_outlier="m1")
+BEST = Recipe("L2", anti_outlier="best")
 CALIBRATION = Calibration("pydoc_data.topics", calibration_samples=6, calibration_tokens=48)
 
 #: Quantizes argv[1] into argv[2] with the recipe and the calibration of argv[4], tells every file that is finished,
@@ -124,6 +125,24 @@ def test_level_auto_resumes_in_the_middle_of_measuring(
     parts = {name for name in finished if name.endswith("safetensors") and "states" not in name}
     assert not parts & set(again)
     assert contents(target) == unbroken_auto
+
+
+@pytest.mark.parametrize("die_before", ["block-002.safetensors", "w8a8"])
+def test_method_best_resumes_among_the_blocks_and_behind_the_linears_given_back(
+    die_before: str, source: Path, tmp_path: Path
+) -> None:
+    target, unbroken = tmp_path / "w8a8", tmp_path / "unbroken"
+    quantize(source, unbroken, BEST, CALIBRATION)
+    code, finished = quantize_in_a_process(source, target, die_before, BEST)
+    assert code == -signal.SIGKILL
+    code, again = quantize_in_a_process(source, target, recipe=BEST)
+    assert code == 0
+    assert "block-001.safetensors" in finished
+    assert not {"block-states-000.safetensors", "block-states-001.safetensors"} & set(
+        again
+    )  # none is run again
+    assert contents(target) == contents(unbroken)
+    assert len(json.loads((target / "quantize.json").read_text())["float_linears"]) >= 2
 
 
 def interrupt(source: Path, target: Path) -> None:

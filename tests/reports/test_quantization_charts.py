@@ -1,7 +1,9 @@
 """Charts and tables of a quantization: the title states the finding, what is not known is said to be so."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
@@ -9,6 +11,7 @@ from bs4 import BeautifulSoup
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.reports import quantization_charts as layers
 from telechat_kit.reports import quantization_tables
+from telechat_kit.reports.charts import Chart, log_axis, new_axes
 
 PNG = b"\x89PNG"
 
@@ -88,7 +91,7 @@ def test_the_table_of_linears_has_a_row_a_kind_and_no_empty_column(record: Quant
     known = replace(record, linears=[replace(row, clipped_share=None) for row in record.linears])
     table = BeautifulSoup(quantization_tables.linears(known).to_html(), "html.parser")
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.select("tbody tr")]
-    assert [row[0] for row in rows] == list(layers.KINDS)
+    assert [row[0] for row in rows] == ["query", "key_value", "dense", "gate_proj", "up_proj", "down_proj"]
     assert "12.0" in rows[4]
     heads = [head.get_text() for head in table.select("thead th")]
     assert any("dB" in head for head in heads)
@@ -101,3 +104,44 @@ def test_dead_channels_are_listed_by_linear(record: QuantizeRecord) -> None:
     shown = quantization_tables.dead_channels(replace(record, linears=rows)).to_html()
     assert "h.0.self_attention.query" in shown
     assert "none" not in shown
+
+
+def under_llamas_names(record: QuantizeRecord) -> QuantizeRecord:
+    """The record as TeleChat3's would be: the same figures, keys and values apart."""
+    names = {
+        "self_attention.query": ["self_attn.q_proj"],
+        "self_attention.key_value": ["self_attn.k_proj", "self_attn.v_proj"],
+        "self_attention.dense": ["self_attn.o_proj"],
+    }
+    rows = []
+    for row in record.linears:
+        block, local = row.name.removeprefix("transformer.h.").split(".", 1)
+        rows += [replace(row, name=f"model.layers.{block}.{name}") for name in names.get(local, [local])]
+    return replace(record, linears=rows)
+
+
+@pytest.mark.parametrize(
+    "chart", [layers.outliers, layers.input_ranges, layers.per_layer_error, layers.sensitivity]
+)
+def test_charts_know_the_linears_of_telechat3(chart: Any, record: QuantizeRecord) -> None:
+    renamed, drawn = under_llamas_names(record), []
+    for each in (record, renamed):
+        drawn.append(chart(each).svg())
+    assert "q_proj" in drawn[1]
+    assert "query" not in drawn[1]
+    assert "query" in drawn[0]
+
+
+def test_the_table_has_a_row_for_keys_and_one_for_values(record: QuantizeRecord) -> None:
+    table = BeautifulSoup(quantization_tables.linears(under_llamas_names(record)).to_html(), "html.parser")
+    rows = [row.find("td").get_text() for row in table.select("tbody tr")]
+    assert rows == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_a_short_logarithmic_axis_has_plain_numbers() -> None:
+    figure, axes = new_axes()
+    axes.plot([0, 1], [1.2, 9.0])
+    log_axis(axes, "y")
+    drawn = str(Chart(figure, "").svg())
+    assert "mathdefault" not in drawn
+    assert re.search(r">2</text>", drawn), "between the powers of ten too"

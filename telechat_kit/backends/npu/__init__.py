@@ -19,6 +19,7 @@ from telechat_kit.backends.npu.linears import (
     prepare_float_linear,
     prepare_linear,
     quantize,
+    restore_float_weight,
     restore_linear,
     sharded_int8_linear,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "quantize_per_token",
     "read_bandwidth",
     "restore_dynamic_linear",
+    "restore_float_weight",
     "restore_linear",
     "rms_norm",
     "rotate",

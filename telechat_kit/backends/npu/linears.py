@@ -75,6 +75,14 @@ def blocked_float_weight(weight: Tensor) -> Tensor | None:
     return _blocked(weight) if wanted and has("npu_format_cast") else None
 
 
+def restore_float_weight(weight: Tensor) -> Tensor:
+    """A float `weight [out, in]` in the plain format: a copy, if it lies in blocks."""
+    if torch_npu().get_npu_format(weight) != FRACTAL_NZ:
+        return weight
+    plain_weight: Tensor = operator("npu_format_cast")(weight, ND)
+    return plain_weight
+
+
 def _blocked(weight: Tensor) -> Tensor:
     note("prepare_linear", "npu_format_cast")
     cast: Tensor = operator("npu_format_cast")(weight, FRACTAL_NZ)

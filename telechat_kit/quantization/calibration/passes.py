@@ -68,17 +68,30 @@ def smoothing_scales(
 
     with observed(block, {linears[0]: updating(feeder) for feeder, linears in groups.items()}):
         after = block.run(states)
-    scales = {}
-    for feeder, linears in groups.items():
-        weights = [by_channel(block, feeder, block.parameter(f"{name}.weight").data) for name in linears]
-        if method == BEST:
-            alpha = BEST_EXPONENTS[activations][feeder.endswith(block.layout.up)]
-            scales[feeder] = _best_scale(statistics[feeder], weights, signs, alpha)
-        else:
-            scales[feeder] = scale_from_statistics(statistics[feeder], weights, method)
-        # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
-        scales[feeder] = scales[feeder].masked_fill(statistics[feeder].absolute_maximum == 0, 1.0)
-    return scales, after
+    return {
+        feeder: group_scale(block, feeder, statistics[feeder], method, signs, activations)
+        for feeder in groups
+    }, after
+
+
+def group_scale(
+    block: Block,
+    feeder: str,
+    statistics: GroupStatistics,
+    method: str,
+    signs: bool = True,
+    activations: str = "static",
+) -> Tensor:
+    """Scale `[in]` of the group behind `feeder`, from `statistics` of its input; the rest as in `smoothing_scales`."""
+    names = all_groups(block)[feeder]
+    weights = [by_channel(block, feeder, block.parameter(f"{name}.weight").data) for name in names]
+    if method == BEST:
+        alpha = BEST_EXPONENTS[activations][feeder.endswith(block.layout.up)]
+        scale = _best_scale(statistics, weights, signs, alpha)
+    else:
+        scale = scale_from_statistics(statistics, weights, method)
+    # the reference divides dead channels by 1e-5: should one come alive in use, it would drown all others
+    return scale.masked_fill(statistics.absolute_maximum == 0, 1.0)
 
 
 def _best_scale(statistics: GroupStatistics, weights: Sequence[Tensor], signs: bool, alpha: float) -> Tensor:

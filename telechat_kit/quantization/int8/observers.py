@@ -48,7 +48,8 @@ def fake_quantize(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
     The offset is added before rounding here, as in msModelSlim's calibration, and after it in the int8 model.
     """
-    return ((torch.round(x / scale + offset).clamp(-128, 127) - offset) * scale).to(x.dtype)
+    steps = (x / scale).add_(offset).round_().clamp_(-128, 127)
+    return steps.sub_(offset).mul_(scale).to(x.dtype)
 
 
 def fake_quantize_per_token(x: Tensor) -> Tensor:

@@ -117,6 +117,7 @@ def choose_measured(
     scores: Mapping[str, float],
     budget: str,
     together: bool,
+    numbers: tuple[str, str],
 ) -> tuple[list[FloatLinear], MeasuredLevel]:
     """The linears to keep in float within `budget`, the best first, and what was measured to find them.
 
@@ -126,6 +127,7 @@ def choose_measured(
         noise: residual noise of every linear, in the order of the network.
         scores: sensitivity scores, for the record.
         together: linears that share an input are one candidate.
+        numbers: what is said before the names of the two passes.
 
     Raises:
         ParameterError: the KL of the budget is not reached with all candidates that gain anything in float.
@@ -133,10 +135,10 @@ def choose_measured(
     limit, groups = parse_budget(budget, len(noise)), input_groups(noise, together)
     noisiest = sorted(groups, key=lambda names: -_sum(names, noise))[:CANDIDATES]
     singles = replace(variant_pass, variants=[(), *(tuple(names) for names in noisiest)])
-    kl = singles.measure(samples, "3 of 6, candidates through blocks")
+    kl = singles.measure(samples, f"{numbers[0]}, candidates through blocks")
     candidates = order_by_gain(kl, noise)
     gaining = prefixes_within(candidates, limit, kl[()])
-    prefixes = _measured_prefixes(variant_pass, samples, gaining, list(noise))
+    prefixes = _measured_prefixes(variant_pass, samples, gaining, list(noise), numbers[1])
     best = _best([Prefix(0, 0, kl[()]), *prefixes], limit, budget)
     measured = MeasuredLevel(
         budget=budget,
@@ -158,6 +160,7 @@ def _measured_prefixes(
     samples: Sequence[Tensor],
     prefixes: Sequence[Sequence[Candidate]],
     order: Sequence[str],
+    number: str,
 ) -> list[Prefix]:
     """KL with all candidates of each prefix in float; `order` has all linears as the network has them."""
     if not prefixes:
@@ -165,7 +168,7 @@ def _measured_prefixes(
     members = [{name for candidate in prefix for name in candidate.names} for prefix in prefixes]
     variants = [tuple(name for name in order if name in names) for names in members]
     joint = replace(variant_pass, results=Pass(variant_pass.results.folder, "joint"), variants=variants)
-    kl = joint.measure(samples, "4 of 6, best candidates through blocks")
+    kl = joint.measure(samples, f"{number}, best candidates through blocks")
     return [Prefix(size, len(variant), kl[variant]) for size, variant in enumerate(variants, start=1)]
 
 

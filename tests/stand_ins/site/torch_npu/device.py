@@ -34,6 +34,7 @@ class NpuTensor(torch.Tensor):
             held.shape,
             strides=held.stride(),
             storage_offset=held.storage_offset(),
+            storage_size=held.untyped_storage().nbytes(),  # what lies behind a slice
             dtype=held.dtype,
             device=torch.device("npu", 0),
         )
