@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import psutil
 
 from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.strict_json import parse, read_bytes
@@ -83,10 +85,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` and rename it to `path` at the end; on an error nothing is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yield a temporary name beside `path` and rename it to `path` at the end; on an error nothing is left.
+
+    What a killed process left of the same file is removed first.
+    """
+    temporary = path.with_name(f".{path.name}.{_mark(os.getpid())}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_remains(path, ".tmp")
         try:
             yield temporary
             temporary.chmod(0o644)  # safetensors (0.8) leaves a file to its owner alone
@@ -99,17 +105,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; at the end it takes the place of `folder`, whole or not at all.
 
-    A link stays, and what it points to is replaced.
+    A link stays, and what it points to is replaced. What a killed process left of the same folder is removed first.
     """
     folder = folder.resolve()
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        _remove_remains(folder, ".new")
+        prefix = f".{folder.name}.{_mark(os.getpid())}."
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".new", dir=folder.parent))
         try:
             yield temporary
             replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _mark(process: int) -> str:
+    """What names of temporary files hold of the process at work: no other machine takes it for a dead one of its own."""
+    return f"{process}@{socket.gethostname()}"
+
+
+def _remove_remains(target: Path, suffix: str) -> None:
+    """Remove what processes of this machine that are gone left beside `target` under their temporary names."""
+    host = re.escape(socket.gethostname())
+    name = re.compile(rf"\.{re.escape(target.name)}\.(\d+)@{host}(\.\w+)?{re.escape(suffix)}")
+    for path in target.parent.iterdir():
+        found = name.fullmatch(path.name)
+        if found is None or psutil.pid_exists(int(found[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,3 +185,24 @@ def test_a_path_is_taken_as_it_is_where_nobody_has_a_home(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert files.resolve("/a/b") == Path("/a/b")
+
+
+def test_remains_of_a_killed_process_go_with_the_next_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    host, dead, living = socket.gethostname(), gone.stdout.strip(), os.getpid()
+    names = [f".a.json.{dead}@{host}.tmp", f".a.json.1@{host}.tmp", f".a.json.{dead}@elsewhere.tmp"]
+    names += [
+        f".other.json.{dead}@{host}.tmp",
+        f".model.{dead}@{host}.ab_1.new",
+        f".model.{living}@{host}.cd.new",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir() if name.endswith(".new") else (tmp_path / name).write_text("half")
+    files.write_json(tmp_path / "a.json", {})
+    with files.atomic_folder(tmp_path / "model") as folder:
+        (folder / "x").write_text("whole")
+    left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert left == {names[1], names[2], names[3], names[5]}
+    assert (tmp_path / "model" / "x").read_text() == "whole"

@@ -22,7 +22,8 @@ VICTIMS = ("kernel", "command", "both")
 RECORDS = ("setup.json", "quantize.json", "precision.json", "performance.json")
 #: What differs from run to run: times, speeds, and how full memory and disk were
 MEASURED = {"started", "seconds", "peak_memory_bytes", "read_bandwidth", "tokens_per_second", "free"}
-MEASURED |= {"time_to_first_token", "time_per_output_token", "limit_tokens_per_second"}
+MEASURED |= {"time_to_first_token", "time_per_output_token", "limit_tokens_per_second", "unstable"}
+MEASURED |= {"token_p95", "drift", "estimated_seconds", "peaks", "busy", "resumed", "joules_per_token"}
 
 
 def command(root: Path, *arguments: str) -> list[str]:
