@@ -1,6 +1,6 @@
 """Forgeries of a run, each as somebody would make it who rewrites manifest and `run.json` too.
 
-A forgery names the check that has to notice it. `python tests/runs/forgeries.py` prints the table.
+A forgery names the check that has to notice it. `pytest -v tests/runs/test_forgeries.py` prints the table.
 """
 
 import json
