@@ -42,13 +42,13 @@ print("silu_product ended well")
 
 def environment(cache: str) -> dict[str, str]:
     """Where a compiler builds with the sanitizers, and Python starts with the library of the first."""
-    library = subprocess.run(
-        ["gcc", "-print-file-name=libasan.so"], capture_output=True, check=True, text=True
-    )
+    # that of C++ stands beside it, for what Python imports may throw before it comes with them
+    asked = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    found = [subprocess.run(each, capture_output=True, check=True, text=True).stdout.strip() for each in asked]
     return {
         **os.environ,
         "CC": f"env -u LD_PRELOAD gcc {FLAGS}",
-        "LD_PRELOAD": library.stdout.strip(),
+        "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch keep what they hold until they end
         "XDG_CACHE_HOME": cache,
         "PYTHONPATH": str(ROOT),

@@ -787,7 +787,7 @@ INLINE float exponential(float x) {
     p = muladd(p, r, 1.6666665459e-1f);
     p = muladd(p, r, 5.0000001201e-1f);
     p = muladd(p, r * r, r) + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits = ((uint32_t)(int32_t)n + 127) << 23; /* unsigned: of NaN the shift is undefined else */
     float power;
     memcpy(&power, &bits, 4);
     return p * power;
