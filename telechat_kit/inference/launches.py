@@ -5,6 +5,7 @@ gives the device: views and allocations, which start nothing, are left out. An o
 it starts inside.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from telechat_kit.backends import backend_for
 from telechat_kit.inference.generation import start_run
 from telechat_kit.inference.graph import GraphRun
 from telechat_kit.model.network import TelechatForCausalLM
 
-#: Where the counts are from, in the words of the records
-BASIS = "operators that torch hands to the device, views and allocations left out"
+#: Operators in a row whose time gives that of one, and how often they are timed
+IN_A_ROW, TIMES = 200, 5
 #: They allocate, give memory another shape, or only ask what it holds
 _START_NOTHING = (
     "aten::empty",
@@ -98,3 +100,20 @@ def count_launches(
     with token:
         run.best([first])
     return Launches(precision, len(prompt_ids), prompt.count, token.count + isinstance(run, GraphRun))
+
+
+@torch.inference_mode()
+def launch_seconds(device: torch.device) -> float | None:
+    """Time to start one operator on `device`: that of small sums in a row, at their best; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    backend, x = backend_for(device.type), torch.zeros(16, device=device)
+    best = float("inf")
+    for _ in range(TIMES):
+        backend.synchronize()
+        start = time.perf_counter()
+        for _ in range(IN_A_ROW):
+            x.add_(1)
+        backend.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best / IN_A_ROW

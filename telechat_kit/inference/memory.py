@@ -18,6 +18,11 @@ LEAST_CONTEXT = 1024
 #: What a linear keeps for each output besides its int8 weight: bias int32, scale float32, the operator's int64 scale
 BYTES_PER_OUTPUT = 4 + 4 + 8
 
+#: Operators that one NPU starts for a token in each block, by whether linears are int8, and besides: `inference.launches` counts them
+LAUNCHES_PER_BLOCK, LAUNCHES_BESIDES = {False: 12, True: 16}, 6
+#: An assumption, to set beside what is measured: nobody has told the time to start an operator on a 310P
+ASSUMED_LAUNCH_SECONDS = 20e-6
+
 #: Shapes of the published models
 TELECHAT = {
     "TeleChat-7B": TelechatConfig(vocab_size=160256, hidden_size=4096, n_layer=30, ffn_hidden_size=12288),
@@ -121,6 +126,8 @@ class Fit:
     cache_bytes_per_token: int
     largest_context: int
     limit_tokens_per_second: float
+    #: operators started for a token; None where devices share the model, whose sums between them are not counted
+    launches: int | None = None
 
 
 def fits(card: DataSheet = SHEETS[0], devices: Sequence[int] = (1, 2)) -> list[Fit]:
@@ -152,4 +159,5 @@ def _fit(name: str, precision: str, card: DataSheet, devices: int) -> Fit:
         own.cache_bytes_per_token,
         min(room, config.training_seqlen),
         own.tokens_per_second(card.bandwidth),
+        config.n_layer * LAUNCHES_PER_BLOCK[precision == "W8A8"] + LAUNCHES_BESIDES if devices == 1 else None,
     )

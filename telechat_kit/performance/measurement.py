@@ -13,6 +13,7 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.inference.generation import COMPILED, Generation, engine_name
 from telechat_kit.inference.graph import require_graph
+from telechat_kit.inference.launches import Launches, count_launches, launch_seconds
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.cases import Case, Grid, SkippedCase, duration, estimated_seconds, fitting
@@ -95,6 +96,10 @@ class PerformanceRecord:
     transformers: list[CaseResult] = field(default_factory=list)
     #: what else ran on the machine meanwhile; None: a record from before it was read
     busy: Busy | None = None
+    #: operators started for a prompt and for a token, by precision; empty on a CPU, and in records from before they were counted
+    launches: list[Launches] = field(default_factory=list)
+    #: time to start one of them, measured with small sums in a row; None where none is counted
+    launch_seconds: float | None = None
 
     @property
     def grid_cases(self) -> list[CaseResult]:
@@ -123,6 +128,7 @@ class _Findings:
     scaling_case: Case | None = None
     by_threads: list[Sample] = field(default_factory=list)
     engines: dict[str, str] = field(default_factory=dict)
+    launches: list[Launches] = field(default_factory=list)
 
 
 def measure_performance(
@@ -176,6 +182,11 @@ def measure_performance(
         with contextlib.ExitStack() as stack:
             models = {name: stack.enter_context(pair.model(name)) for name in names}
             cases = _take_turns(models, cases, work, found)
+            counted = (
+                count_launches(name, model, prompt[: min(grid.input_lengths)], graph)
+                for name, model in models.items()
+            )
+            found.launches += [each for each in counted if each is not None]
             if "w8a8" in models:
                 answers = journal.answers("w8a8")
                 found.id_checks = check_ids(models["w8a8"], prompt, answers, grid.check_tokens)
@@ -199,6 +210,8 @@ def _record(
         transformers=[result for result in results if result.precision == TRANSFORMERS],
         sizes=found.sizes,
         engines=found.engines,
+        launches=found.launches,
+        launch_seconds=launch_seconds(pair.device) if found.launches else None,
         read_bandwidth=peaks.bandwidth,
         read_bandwidth_basis=peaks.bandwidth_basis,
         peak_memory_bytes=backend_for(pair.device.type).peak_memory_bytes(),

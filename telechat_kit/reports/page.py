@@ -183,6 +183,8 @@ def _speed_notes(record: PerformanceRecord) -> list[str]:
         "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads "
         f"{record.read_bandwidth / 1e9:.1f} GB/s ({record.read_bandwidth_basis}).",
     ]
+    if record.launches:
+        notes += performance_tables.launches(record).splitlines()
     if any(case.joules_per_token for case in record.cases):
         found = performance_tables.energy(record)
         notes.append(f"{found[0].upper()}{found[1:]}.")

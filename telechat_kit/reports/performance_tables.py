@@ -65,6 +65,21 @@ def energy(record: PerformanceRecord) -> str:
     return f"energy: not reported by this device ({record.energy_basis})"
 
 
+def launches(record: PerformanceRecord) -> str:
+    """What starting operators costs a token beside reading its bytes: a sentence for each precision."""
+    if not record.launches or record.launch_seconds is None:
+        return "No starts of operators were counted: on a CPU they are plain calls."
+    sizes = {size.precision: size for size in record.sizes}
+    each = f"{record.launch_seconds * 1e6:.1f}"
+    return "\n".join(
+        f"{NAMES[found.precision]}: a token starts {found.token:,} operators, "
+        f"{found.token * record.launch_seconds * 1e3:.1f} ms at {each} µs each (measured with small sums); its bytes "
+        f"take {sizes[found.precision].read_bytes_per_token / record.read_bandwidth * 1e3:.1f} ms "
+        f"({record.read_bandwidth_basis}). A prompt of {found.input_tokens} tokens starts {found.prompt:,}."
+        for found in record.launches
+    )
+
+
 def _busy(found: Busy) -> str:
     taken = f"other programs took {found.taken:.2f} of {found.cores} cores meanwhile"
     if found.taken <= BUSY * found.cores:

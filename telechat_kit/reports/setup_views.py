@@ -7,7 +7,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from telechat_kit.environment import Check, OperatorTest, OperatorTests, SetupRecord, sentences
-from telechat_kit.inference.memory import Fit
+from telechat_kit.inference.memory import ASSUMED_LAUNCH_SECONDS, Fit
 from telechat_kit.performance.measurement import PUBLISHED
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish, new_axes
 from telechat_kit.reports.inline_svg import hover
@@ -63,7 +63,8 @@ def model(record: SetupRecord) -> Styler:
 def fits(rows: Sequence[Fit]) -> Styler:
     """Which model fits a card, the longest context with it, and the fastest decode that its memory allows."""
     titles = ["model", "weights", "chips", "GB on each", "KB/token of cache", "longest context"]
-    titles += ["ms a token, by bytes", "limit, tokens/s", "published"]
+    started = f"by launches (assumed {ASSUMED_LAUNCH_SECONDS * 1e6:.0f} µs each)"
+    titles += ["ms a token, by bytes", started, "limit, tokens/s", "published"]
     return styled(
         pd.DataFrame(
             [
@@ -75,6 +76,7 @@ def fits(rows: Sequence[Fit]) -> Styler:
                     f"{row.cache_bytes_per_token / 1e3:.0f}",
                     f"{row.largest_context:,}" if row.largest_context else "does not fit",
                     f"{1000 / row.limit_tokens_per_second:.1f}",
+                    f"{row.launches * ASSUMED_LAUNCH_SECONDS * 1e3:.1f}" if row.launches else "–",
                     f"{row.limit_tokens_per_second:.1f}",
                     f"{PUBLISHED[0].npu_310p:g}"
                     if (row.model, row.precision, row.devices) == _GUIDE

@@ -7,6 +7,7 @@ import pytest
 from pandas.io.formats.style import Styler
 
 from telechat_kit.backends.cores import Busy
+from telechat_kit.inference.launches import Launches
 from telechat_kit.performance.cases import Grid, SkippedCase
 from telechat_kit.performance.id_checks import IdCheck
 from telechat_kit.performance.measurement import PerformanceRecord, measure_performance
@@ -173,6 +174,27 @@ def test_energy_has_a_column_and_a_sentence_only_where_it_was_read(record: Perfo
     assert said.startswith(
         "energy per token is that of the whole device, other programs included: the counter"
     )
+
+
+def test_starts_of_operators_are_told_beside_the_bytes_or_that_none_were_counted(
+    record: PerformanceRecord,
+) -> None:
+    assert performance_tables.launches(record).startswith("No starts of operators were counted")
+    counted = [Launches("float", 10, 400, 366), Launches("w8a8", 10, 500, 1486)]
+    size = replace(record.sizes[0], precision="float", read_bytes_per_token=2 * 10**9)
+    int8 = replace(size, precision="w8a8", read_bytes_per_token=10**9)
+    found = replace(
+        record,
+        launches=counted,
+        launch_seconds=2e-5,
+        sizes=[size, int8],
+        read_bandwidth=1e11,
+        read_bandwidth_basis="data sheet",
+    )
+    first, second = performance_tables.launches(found).splitlines()
+    assert "a token starts 366 operators, 7.3 ms at 20.0 µs each (measured with small sums)" in first
+    assert "its bytes take 20.0 ms (data sheet). A prompt of 10 tokens starts 400." in first
+    assert "1,486 operators, 29.7 ms" in second and "take 10.0 ms" in second
 
 
 def test_left_out_cases_stand_in_their_table(record: PerformanceRecord) -> None:
