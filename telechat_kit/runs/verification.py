@@ -15,7 +15,7 @@ from telechat_kit.runs.rebuilding import PAGES, check_notebooks, check_pages
 from telechat_kit.runs.repetition import NOT, Verdict, judge, repeat_run, same_conditions, same_results
 
 VERIFIED, NOT_VERIFIED, NOTHING = "verified", "not verified", "nothing could be checked"
-ORIGIN = "A record alone cannot prove its origin: give the run folder, or a signed manifest."
+ORIGIN = "A record alone cannot prove its origin: give the run folder."
 
 
 @dataclass(frozen=True)
