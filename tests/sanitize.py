@@ -44,7 +44,9 @@ def environment(cache: str) -> dict[str, str]:
     """Where a compiler builds with the sanitizers, and Python starts with the library of the first."""
     # that of C++ stands beside it, for what Python imports may throw before it comes with them
     asked = [["gcc", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
-    found = [subprocess.run(each, capture_output=True, check=True, text=True).stdout.strip() for each in asked]
+    found = [
+        subprocess.run(each, capture_output=True, check=True, text=True).stdout.strip() for each in asked
+    ]
     return {
         **os.environ,
         "CC": f"env -u LD_PRELOAD gcc {FLAGS}",
