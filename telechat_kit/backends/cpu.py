@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import plain
 from telechat_kit.backends.cpu_kernels import operators as compiled
-from telechat_kit.backends.cpu_kernels.layout import (
+from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
+from telechat_kit.backends.cpu_kernels.panels import (
     pack_linear,
     pack_weight,
     unpack_linear,
     unpack_weight,
 )
-from telechat_kit.backends.cpu_kernels.library import activation_shift, description, library
 from telechat_kit.backends.forms import PLAIN, Forms, Way
 from telechat_kit.backends.plain import (
     AddUp,

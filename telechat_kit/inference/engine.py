@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from telechat_kit.backends import cpu
 from telechat_kit.backends.cores import keep_to_granted_cores
-from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import (
     PHASES,
     Batch,
@@ -29,6 +28,7 @@ from telechat_kit.backends.cpu_kernels.library import (
     library,
 )
 from telechat_kit.backends.cpu_kernels.operators import dynamic_record, float_record, kernels, linear_record
+from telechat_kit.backends.cpu_kernels.panels import LANES
 from telechat_kit.backends.cpu_kernels.screen import screen_of
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear

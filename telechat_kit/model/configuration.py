@@ -4,8 +4,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
-from telechat_kit.model.forms import check_yarn, is_telechat2, refusal
 from telechat_kit.model.layout import LLAMA, TELECHAT, Layout
+from telechat_kit.model.published_networks import check_yarn, is_telechat2, refusal
 
 
 class TelechatConfig(PreTrainedConfig):

@@ -15,7 +15,7 @@ from torch import Tensor
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.config_files import read_index, read_object, require_config
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
-from telechat_kit.model.forms import refusal
+from telechat_kit.model.published_networks import refusal
 from telechat_kit.model.weight_tables import damage, stored_shapes
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"

@@ -18,7 +18,7 @@ import yaml
 from telechat_kit.files import project_root, relative, resolve, write_text, writing
 from telechat_kit.manifest import BY_RUN, withdraw_manifest, write_manifest
 from telechat_kit.provenance import edited_notebooks, versions
-from telechat_kit.runs.failures import describe_failure, oom_kills
+from telechat_kit.runs.failed_steps import describe_failure, oom_kills
 from telechat_kit.runs.kernel import kernel_options
 from telechat_kit.runs.lock import FolderLock, locked
 from telechat_kit.runs.plan import KEEP, Selection, combined_key, content_parts, decide

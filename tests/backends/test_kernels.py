@@ -9,7 +9,7 @@ from torch import Tensor
 
 from telechat_kit.backends import cpu
 from telechat_kit.backends.cpu_kernels import build, library, operators
-from telechat_kit.backends.cpu_kernels.layout import pack_weight, unpack_weight
+from telechat_kit.backends.cpu_kernels.panels import pack_weight, unpack_weight
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.int8_linears import W8A8Linear
 from telechat_kit.quantization.int8.packing import int8_accumulator, int8_linear, pack_linear

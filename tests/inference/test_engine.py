@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from telechat_kit.backends.cpu_kernels import library
-from telechat_kit.backends.cpu_kernels.layout import LANES
+from telechat_kit.backends.cpu_kernels.panels import LANES
 from telechat_kit.errors import CheckpointError
 from telechat_kit.inference.engine import Engine, EngineRun, engine_for, unsuited
 from telechat_kit.inference.generation import generate, generate_batch, generate_by_transformers, start_run

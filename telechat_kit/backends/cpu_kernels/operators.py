@@ -8,8 +8,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from telechat_kit.backends.cpu_kernels.layout import LANES
 from telechat_kit.backends.cpu_kernels.library import AttentionShape, Linear, library
+from telechat_kit.backends.cpu_kernels.panels import LANES
 
 
 def kernels() -> ctypes.CDLL:

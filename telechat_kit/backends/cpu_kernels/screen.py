@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from telechat_kit.backends.cpu_kernels.layout import OUTPUTS, pack_weight
 from telechat_kit.backends.cpu_kernels.library import Linear, activation_shift
+from telechat_kit.backends.cpu_kernels.panels import OUTPUTS, pack_weight
 
 #: Rows copied at a time: bounds the float copies in memory
 ROWS = 1 << 14

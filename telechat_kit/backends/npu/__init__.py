@@ -23,7 +23,7 @@ from telechat_kit.backends.npu.linears import (
     restore_linear,
     sharded_int8_linear,
 )
-from telechat_kit.backends.npu.rows import add_rms_norm, rms_norm, swiglu
+from telechat_kit.backends.npu.norms import add_rms_norm, rms_norm, swiglu
 from telechat_kit.backends.npu.runtime import current_chip, device_count, open_device, torch_npu
 from telechat_kit.backends.plain import (
     accumulate,
