@@ -224,10 +224,13 @@ class TelechatTokenizer(PublishedChat, SentencePieceBackend):
         return [AddedToken(text, special=text.startswith("<_"), normalized=False) for text in texts]
 
     def _published_template(self) -> str:
-        control = {token.content for token in self._control_pieces()}
-        if SYSTEM not in control:  # 12B has the piece, but user-defined and without use
+        if not self._is_control(SYSTEM):  # 12B has the piece, but user-defined and without use
             return CHAT_TEMPLATE
-        return TELECHAT3_TEMPLATE if THINK in control else TELECHAT2_TEMPLATE
+        return TELECHAT3_TEMPLATE if self._is_control(THINK) else TELECHAT2_TEMPLATE
+
+    def _is_control(self, piece: str) -> bool:
+        number = self.sp_model.PieceToId(piece)
+        return bool(self.sp_model.IsControl(number)) and self.sp_model.IdToPiece(number) == piece
 
     @classmethod
     def from_pretrained(

@@ -9,7 +9,7 @@ from telechat_kit.comparison.run_data import RunData
 from telechat_kit.files import sha256
 from telechat_kit.manifest import BY_RUN, NAME, Manifest, read_manifest, run_files
 from telechat_kit.provenance import file_hash
-from telechat_kit.runs.plan import combined_key, record_content
+from telechat_kit.runs.plan import combined_key, content_of
 from telechat_kit.runs.profile import read_mapping
 
 MANIFEST, STATE = "manifest", "run.json"
@@ -110,9 +110,7 @@ def _step(step: Mapping[str, Any], run: RunData) -> Iterator[Finding]:
     for part, recorded in parts.items():
         record = part.removeprefix("record ")
         if part.startswith("record ") and (folder / record).is_file():
-            yield from compared(
-                STATE, f"{record}, as {name} read it", recorded, record_content(folder / record)
-            )
+            yield from compared(STATE, f"{record}, as {name} read it", recorded, content_of(folder / record))
     for left, recorded in (step.get("left") or {}).items():
         if left in _REBUILT and (folder / NAME).is_file():
             continue

@@ -127,8 +127,8 @@ def content_parts(step: Step, profile: Profile, folder: Path) -> dict[str, str]:
         if values.get(key):
             paths = text_files(values[key]) if key in _TEXTS else [resolve(values[key])]
             name = values[key] if len(paths) != 1 else paths[0].name
-            parts[f"content of {key} {name}"] = _content(*paths)
-    return parts | {f"record {name}": record_content(folder / name) for name in step.needs}
+            parts[f"content of {key} {name}"] = content_of(*paths)
+    return parts | {f"record {name}": content_of(folder / name) for name in step.needs}
 
 
 def combined_key(parts: dict[str, str]) -> str:
@@ -141,12 +141,8 @@ def content_key(step: Step, profile: Profile, folder: Path) -> str:
     return combined_key(content_parts(step, profile, folder))
 
 
-def record_content(path: Path) -> str:
-    """What stands for a record among the parts that decide a result."""
-    return _content(path)
-
-
-def _content(*paths: Path) -> str:
+def content_of(*paths: Path) -> str:
+    """What stands for these files among the parts that decide a result."""
     files = [
         file
         for path in paths
