@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test kills fuzz sanitize lint format notebooks lab bench clients npu-shapes clean
+.PHONY: help report test kills fuzz sanitize lint format notebooks lab bench clients npu-shapes page-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ report: $(VENV)/.installed  ## set up and run the main job: notebooks on the emb
 	$(BIN)/telechat-kit run $(PROFILE)
 
 test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a tiny model included
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py
@@ -83,6 +83,14 @@ build/npu-shapes/.installed: environment/npu-shapes.txt
 	  { echo "torch_npu is pinned for CPython 3.11; name one with: make PYTHON=python3.11 npu-shapes"; exit 1; }
 	$(PYTHON) -m venv build/npu-shapes
 	build/npu-shapes/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
+page-check: build/browser/.installed  ## the reference run's pages in Chromium: axe-core's rules, text cut off, light and dark
+	build/browser/bin/python tests/page_check.py results/reference/*.html
+
+build/browser/.installed: environment/browser.txt
+	$(PYTHON) -m venv build/browser
+	build/browser/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	touch $@
 
 clean:  ## remove the environment and the caches; results and models stay

@@ -78,6 +78,15 @@ def test_a_terminal_without_emoji_shows_their_codes(tmp_path: Path) -> None:
     assert "测试\\U0001f600.yaml -> results/a\\U0001f600" in ended.stdout.decode("gbk")
 
 
+def test_what_runs_notebooks_loads_neither_torch_nor_charts() -> None:
+    """A process for each of several runs at a time: what it holds is missing to the kernels."""
+    program = "import sys, telechat_kit.runs.execution; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *sorted(HEAVY)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert ended.stdout.split() == ["nbconvert", "papermill"]
+
+
 def test_completion_loads_nothing_heavy() -> None:
     asked = {"_TELECHAT_KIT_COMPLETE": "bash_complete", "COMP_WORDS": "telechat-kit ex", "COMP_CWORD": "1"}
     assert loaded_by(environment=asked) == []

@@ -96,18 +96,21 @@ def _next(found: OperatorTests, operation: str) -> str:
 def use_tested_operators(run_folder: str | Path, device: str = "auto") -> dict[str, dict[str, str]]:
     """Take the slower way for every operator that failed in `01_setup` of this run folder, and print which.
 
-    Results of another device than the one at hand are left alone, which is printed. Gives operation -> way -> why.
+    Results of another device than the one at hand are left alone, which is printed, as it is where none were tried. Gives operation -> way -> why.
 
     Raises:
         DataError: setup.json is damaged.
         DeviceError: the device cannot be opened.
 
     Example:
-        >>> use_tested_operators("results/tiny", "cpu")
+        >>> avoided = use_tested_operators("results/tiny", "cpu")
+        operators: 01_setup of this run tried none; they are used as they are.
+        >>> avoided
         {}
     """
     found = _recorded(resolve(run_folder) / "setup.json")
     if found is None:
+        print("operators: 01_setup of this run tried none; they are used as they are.")
         return {}
     kind = resolve_device(device).type
     if (name := backend_for(kind).device_name()) != found.device_name:

@@ -80,8 +80,8 @@ class Chart:
         return buffer.getvalue()
 
     def html(self) -> Markup:
-        """A `<figure>` that carries its picture with it."""
-        return Markup("<figure>{}</figure>").format(self.svg())
+        """A `<figure>` that carries its picture with it; on a narrow screen it scrolls, by the keyboard too."""
+        return Markup('<figure tabindex="0">{}</figure>').format(self.svg())
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         png = base64.b64encode(self.png()).decode()

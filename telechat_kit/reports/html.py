@@ -12,6 +12,15 @@ from markupsafe import Markup
 
 import telechat_kit
 
+#: Pages of a run, in the order of its steps
+PAGES = (
+    ("Report", "report.html"),
+    ("1 Set-up", "01_setup.html"),
+    ("2 Quantize", "02_quantize.html"),
+    ("3 Precision", "03_precision.html"),
+    ("4 Performance", "04_performance.html"),
+    ("5 Summary", "05_report.html"),
+)
 #: Tables of more columns take the width of the window
 WIDE = 9
 #: Words of a column of no longer cells are not parted

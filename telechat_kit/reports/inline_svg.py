@@ -5,12 +5,14 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 #: An artist's id that starts so is no id: what follows is shown where the pointer rests, one text a mark
@@ -35,12 +37,12 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FAMILIES = "'DejaVu Sans', Verdana, 'Noto Sans CJK SC', 'PingFang SC', 'Microsoft YaHei', sans-serif"
 
 
-def hover(artist: Artist, texts: str | Sequence[str]) -> None:
+def hover(artist: "Artist", texts: str | Sequence[str]) -> None:
     """Show a text where the pointer rests on `artist`; one for each mark of a line of marks."""
     artist.set_gid(_HOVER + (texts if isinstance(texts, str) else _BETWEEN.join(texts)))
 
 
-def inline_svg(figure: Figure, alt: str) -> Markup:
+def inline_svg(figure: "Figure", alt: str) -> Markup:
     """`figure` as an `<svg>` element that can stand in HTML and by itself.
 
     Ids are unlike those of other charts of a page, and the same bytes come from the same figure. Text keeps
@@ -98,7 +100,9 @@ def _is_harmless(element: ET.Element) -> bool:
     )
 
 
-def _drawn(figure: Figure) -> str:
+def _drawn(figure: "Figure") -> str:
+    import matplotlib as mpl  # noqa: PLC0415  (pages of notebooks only look at charts that were drawn)
+
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "telechat-kit"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts have it

@@ -40,19 +40,10 @@ from telechat_kit.reports import (
 )
 from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
-from telechat_kit.reports.html import dress_tables, render_page
+from telechat_kit.reports.html import PAGES, dress_tables, render_page
 from telechat_kit.reports.plain_text import markdown_summary, with_data_links, write_tables
 
 LANGUAGES = ("en", "zh")
-#: Pages of a run, in the order of its steps
-PAGES = (
-    ("Report", "report.html"),
-    ("1 Set-up", "01_setup.html"),
-    ("2 Quantize", "02_quantize.html"),
-    ("3 Precision", "03_precision.html"),
-    ("4 Performance", "04_performance.html"),
-    ("5 Summary", "05_report.html"),
-)
 #: What the page takes for known, explained where a reader can look it up
 WORDS = (
     ("W8A8", "Weights and the inputs of linears as 8-bit integers; what is between them stays in float."),

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from telechat_kit.errors import DataError
 from telechat_kit.files import relative, resolve, write_text
-from telechat_kit.reports.page import PAGES
+from telechat_kit.reports.html import PAGES
 
 _BEGIN, _END = "<!-- pages of the notebooks -->\n", "<!-- end of the pages -->\n"
 _FOOTER = '<footer class="page-footer">'

@@ -7,8 +7,8 @@ import nbformat
 
 from telechat_kit.files import relative
 from telechat_kit.provenance import file_hash
+from telechat_kit.reports.html import PAGES
 from telechat_kit.reports.notebook_page import export_notebook
-from telechat_kit.reports.page import PAGES
 from telechat_kit.runs.plan import left_by
 from telechat_kit.runs.profile import notebook_path
 from telechat_kit.runs.state import Step, StepState

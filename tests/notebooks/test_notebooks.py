@@ -19,7 +19,8 @@ from bs4 import BeautifulSoup
 
 import telechat_kit
 from telechat_kit.comparison.run_data import read_run_data
-from telechat_kit.reports import PAGES, read_run
+from telechat_kit.reports import read_run
+from telechat_kit.reports.html import PAGES
 from telechat_kit.runs.profile import declared_parameters
 from telechat_kit.runs.rebuilding import check_notebooks
 from telechat_kit.runs.state import STEPS

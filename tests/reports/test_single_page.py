@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from telechat_kit.errors import DataError
-from telechat_kit.reports.page import PAGES
+from telechat_kit.reports.html import PAGES
 from telechat_kit.reports.single_page import report_alone, write_single_page
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"

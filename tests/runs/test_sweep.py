@@ -135,7 +135,7 @@ def test_runs_that_cannot_be_told_apart_are_not_called_best(tiny_run: Path, tmp_
     assert sweep_result(folders).title == "None of 2 runs is shown to be better than another"
     page = write_sweep(folders, tmp_path / "sweep").read_text()
     assert "is shown to be better than another" in page
-    assert "<figure><svg" in page
+    assert '<figure tabindex="0"><svg' in page
     assert "best trade" not in page
 
 
