@@ -11,7 +11,7 @@ import click
 
 import telechat_kit
 from telechat_kit.cli.check_commands import check, hash_folder
-from telechat_kit.cli.result_commands import compare, pack, verify
+from telechat_kit.cli.result_commands import compare, pack, sign, verify
 from telechat_kit.cli.run_commands import html, params, run
 from telechat_kit.cli.sweep_commands import index, sweep
 from telechat_kit.cli.weight_commands import export, lm_eval
@@ -33,7 +33,21 @@ def cli() -> None:
     """
 
 
-for command in (run, sweep, params, compare, verify, pack, index, html, export, lm_eval, check, hash_folder):
+for command in (
+    run,
+    sweep,
+    params,
+    compare,
+    verify,
+    sign,
+    pack,
+    index,
+    html,
+    export,
+    lm_eval,
+    check,
+    hash_folder,
+):
     cli.add_command(command)
 
 
