@@ -20,7 +20,7 @@ report: $(VENV)/.installed  ## set up and run the main job: notebooks on the emb
 test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a tiny model included
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
-kills: $(VENV)/.installed-dev  ## kill -9 a real run on random weights at ten random moments; a rerun must complete it
+kills: $(VENV)/.installed-dev  ## kill -9 at 30 random moments of run, sweep, export, pack, compare, index; the next one must complete the work
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py
 
 fuzz: $(VENV)/.installed-dev  ## change what readers are given at random, for minutes: tracebacks, hangs, silent changes

@@ -155,8 +155,10 @@ def replace_folder(temporary: Path, folder: Path) -> None:
             path.chmod(0o755 if path.is_dir() else 0o644)
     if not folder.exists():
         temporary.rename(folder)
+        _remove_remains(folder, ".old")  # of a process that was killed between the two renames below
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    prefix = f".{folder.name}.{_mark(os.getpid())}."
+    aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".old", dir=folder.parent))
     old = aside / "old"
     folder.rename(old)
     try:
@@ -166,6 +168,7 @@ def replace_folder(temporary: Path, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        _remove_remains(folder, ".old")
 
 
 @contextlib.contextmanager
@@ -174,12 +177,18 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     folder = folder.resolve()
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        path = folder.with_name(f".{folder.name}.{LOCK}")
+        path = lock_beside(folder)
         with filelock.FileLock(path):
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+
+
+def lock_beside(folder: Path) -> Path:
+    """The file that `one_at_a_time` locks; there while a process makes `folder`, or if one was killed doing so."""
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}.{LOCK}")
 
 
 #: Names in a work folder that stand for the process at work in it

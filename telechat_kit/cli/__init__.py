@@ -12,7 +12,7 @@ import click
 import telechat_kit
 from telechat_kit.cli.check_commands import check, hash_folder
 from telechat_kit.cli.project_commands import init, lab, list_runs, open_page
-from telechat_kit.cli.result_commands import compare, pack, report, verify
+from telechat_kit.cli.result_commands import compare, pack, report, sign, verify
 from telechat_kit.cli.run_commands import html, params, run
 from telechat_kit.cli.sweep_commands import index, sweep
 from telechat_kit.cli.weight_commands import export, lm_eval
@@ -58,6 +58,7 @@ _FIRST = (
     report,
     compare,
     verify,
+    sign,
     pack,
     index,
     sweep,

@@ -1,4 +1,4 @@
-"""Commands on finished runs: compare, verify, pack, index."""
+"""Commands on finished runs: compare, verify, sign, pack."""
 
 import sys
 from pathlib import Path
@@ -96,7 +96,13 @@ def compare(
 @click.option("--only", "steps", multiple=True, metavar="STEP", help="Repeat only this step; again for more.")
 @click.option("--hashes-only", is_flag=True, help="Repeat nothing.")
 @click.option("--strict", is_flag=True, help="Exit code 3 if anything could not be checked.")
-def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool) -> None:
+@click.option(
+    "--signers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Allowed signers of OpenSSH (lines NAME KEY-TYPE KEY); one of them must have signed RUN.",
+)
+def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool, signers: Path | None) -> None:
     """Check a RUN (a results folder or a report.html alone) against itself and its origins, and repeat it.
 
     The files are held against the manifest, both ways. Values and intervals are computed anew from the means of
@@ -110,6 +116,7 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool) 
       telechat-kit verify results/demo
       telechat-kit verify report.html --only precision
       telechat-kit verify results/demo --hashes-only
+      telechat-kit verify results/demo --hashes-only --signers signers.txt
 
     \b
     Exit codes:
@@ -122,13 +129,14 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool) 
     from telechat_kit.runs.verification import verify as verify_run
     from telechat_kit.runs.verification_tables import (
         parts_frame,
+        signed_lines,
         summary,
         unchecked_lines,
         verdicts_frame,
         wrong_frame,
     )
 
-    found = verify_run(place, steps, repeat=not hashes_only)
+    found = verify_run(place, steps, repeat=not hashes_only, signers=signers)
     click.echo(f"## {markdown_text(found.name)}\n\n{markdown_table(parts_frame(found))}")
     if found.wrong:
         click.echo(f"\n{markdown_table(wrong_frame(found))}")
@@ -145,9 +153,36 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool) 
             )
     if found.alone:
         click.echo(f"\n{ORIGIN}")
+    for line in signed_lines(found):
+        click.echo(f"\n{line}")
     click.echo(f"\n{found.outcome}: {summary(found)}")
     codes = {NOT_VERIFIED: 1, NOTHING: 3}
     sys.exit(codes.get(found.outcome, 3 if strict and found.unchecked else 0))
+
+
+@click.command(short_help="Sign a run with an SSH key.")
+@click.argument("place", metavar="RUN")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="A private SSH key, or a public one whose private half ssh-agent holds.",
+)
+def sign(place: str, key: Path) -> None:
+    """Sign the manifest of a RUN with an SSH key, by ssh-keygen, so that others can tell who stands for it.
+
+    The signature is manifest.json.sig beside it. It covers every file of the run; the next run removes it.
+
+    \b
+    Examples:
+      telechat-kit sign results/demo --key ~/.ssh/id_ed25519
+      echo "me@example.org $(cat ~/.ssh/id_ed25519.pub)" > signers.txt
+      telechat-kit verify results/demo --signers signers.txt
+    """
+    from telechat_kit.runs.signing import sign as sign_run
+
+    click.echo(relative(sign_run(place, key)))
 
 
 @click.command(short_help="Write the report of a run again, or all its pages as one.")

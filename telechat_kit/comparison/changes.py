@@ -1,22 +1,29 @@
 """The figures of a run by name, and how much one of them changed between two runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from math import exp, log
-from statistics import geometric_mean
 
 import numpy as np
 
-from telechat_kit.comparison.comparable import impossible, text_of, why_not
+from telechat_kit.comparison.comparable import impossible, same_float, text_of, why_not
 from telechat_kit.comparison.run_data import RunData
+from telechat_kit.comparison.speeds import by_case, mean_speed, over_float, paired_over_float, paired_speed
 from telechat_kit.comparison.verdict import KIND_NAMES
 from telechat_kit.errors import DataError
-from telechat_kit.performance.measurement import CaseResult, Sample
+from telechat_kit.performance.measurement import CaseResult
 from telechat_kit.precision.positions import FIGURES
 from telechat_kit.statistics import Estimate, bootstrap
 
-Case = tuple[str, int, int]
-DRAWS = 4000
+#: W8A8's speed over float's, both of one run
+OVER_FLOAT = "speed_over_float"
+
+_PAIRED_SPEEDS: dict[str, Callable[[RunData, RunData], tuple[Estimate, str] | None]] = {
+    "tokens_per_second": partial(paired_speed, precision="w8a8"),
+    "tokens_per_second_float": partial(paired_speed, precision="float"),
+    OVER_FLOAT: paired_over_float,
+}
 
 #: Figures that are means over sequences -> the mean of each, from `by_sequence`
 _OF_SEQUENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -47,15 +54,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of one run over that of another, and on what its interval rests."""
+    """A figure of one run over that of another, and on what its interval rests.
+
+    `by_machine`: it is a speed, and float, the same weights by the same code on the same device, had another speed too.
+    """
 
     ratio: Estimate
     basis: str
+    by_machine: bool = False
+
+    @property
+    def differs(self) -> bool:
+        """Whether a 95 % interval leaves out "no change"; three repeats of one case give none."""
+        return self.ratio.coverage >= 0.95 and not self.ratio.low <= 1 <= self.ratio.high
 
     @property
     def seen(self) -> bool:
-        """Whether a 95 % interval leaves out "no change"; three repeats of one case give none."""
-        return self.ratio.coverage >= 0.95 and not self.ratio.low <= 1 <= self.ratio.high
+        """Whether the runs differ, and not only the machine's state."""
+        return self.differs and not self.by_machine
 
 
 @dataclass(frozen=True)
@@ -122,10 +138,8 @@ def _speeds(run: RunData) -> dict[str, Figure]:
     """Geometric means over the cases of batch 1, then every one of them by itself."""
     if run.performance is None:
         return {}
-    cases, samples = (
-        {(c.precision, c.input_tokens, c.output_tokens): c for c in run.performance.cases if c.batch == 1},
-        by_case(run),
-    )
+    cases = {(c.precision, c.input_tokens, c.output_tokens): c for c in run.performance.cases if c.batch == 1}
+    samples = by_case(run)
     if slow := [case for case in cases.values() if not case.tokens_per_second.value > 0]:
         raise DataError(
             f"{run.name}: performance.json holds a speed of {slow[0].tokens_per_second.value:g} tokens/s, which "
@@ -136,40 +150,18 @@ def _speeds(run: RunData) -> dict[str, Figure]:
         own = {case: result for case, result in cases.items() if case[0] == precision}
         if own:
             name = f"tokens_per_second{suffix}"
-            mean = mean_speed(own, {case: samples.get(case, []) for case in own})
+            mean = mean_speed(own, samples)
             rows[name] = Figure(f"{label}, geometric mean of the cases", "tokens/s", mean, timed=True)
             rows |= {f"{name}[{i}/{o}]": _case(label, result) for (_, i, o), result in own.items()}
+    ratio = over_float(cases, samples)
+    if ratio is not None:
+        rows[OVER_FLOAT] = Figure("W8A8 over float, geometric mean of the cases", "times", ratio, timed=True)
     return rows
 
 
 def _case(label: str, result: CaseResult) -> Figure:
     case = f"{label}, {result.input_tokens} / {result.output_tokens} tokens"
     return Figure(case, "tokens/s", result.tokens_per_second, timed=True)
-
-
-def by_case(run: RunData) -> dict[Case, list[Sample]]:
-    """The raw samples of every case of batch 1, at the threads of the run."""
-    groups: dict[Case, list[Sample]] = {}
-    for sample in (sample for sample in run.samples if sample.batch == 1 and sample.threads is None):
-        groups.setdefault((sample.precision, sample.input_tokens, sample.output_tokens), []).append(sample)
-    return groups
-
-
-def mean_speed(cases: Mapping[Case, CaseResult], samples: Mapping[Case, Sequence[Sample]]) -> Estimate:
-    """Geometric mean of the medians; its interval from repeats drawn with replacement, where raw samples are there."""
-    value = geometric_mean(result.tokens_per_second.value for result in cases.values())
-    if any(len(samples[case]) < 2 for case in cases):
-        return exact(value)
-    drawn = np.exp(np.mean([_log_medians(samples[case], seed) for seed, case in enumerate(cases)], axis=0))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), 0.95)
-
-
-def _log_medians(samples: Sequence[Sample], seed: int) -> np.ndarray:
-    """Logarithm of the median speed of `DRAWS` draws of the repeats `[DRAWS]`."""
-    speeds = np.array([sample.tokens_per_second for sample in samples])
-    chosen = np.random.default_rng(seed).integers(0, len(speeds), size=(DRAWS, len(speeds)))
-    return np.asarray(np.log(np.median(speeds[chosen], axis=1)))
 
 
 def change(
@@ -185,13 +177,26 @@ def change(
     wrong = impossible(name, first.estimate) or impossible(name, second.estimate)
     if reason := wrong or (why_not(name, *runs) if runs is not None else ""):
         return Withheld(reason)
-    if runs is not None and name in ("tokens_per_second", "tokens_per_second_float"):
-        paired = _paired_speed(*runs, precision="float" if name.endswith("float") else "w8a8")
-        return paired or Withheld("no raw samples of common cases")
-    if first.estimate == second.estimate:
+    if runs is not None and name in _PAIRED_SPEEDS:
+        paired_cases = _PAIRED_SPEEDS[name](*runs)
+        found = Change(*paired_cases) if paired_cases else Withheld("no raw samples of common cases")
+    elif first.estimate == second.estimate:
         return Change(exact(1.0), "identical")
-    paired = _paired_precision(name, *runs) if runs is not None else None
-    return paired or _separate(first, second)
+    else:
+        paired = _paired_precision(name, *runs) if runs is not None else None
+        found = paired or _separate(first, second)
+    if runs is not None and name.startswith("tokens_per_second") and isinstance(found, Change):
+        return replace(found, by_machine=found.differs and _machine_differs(*runs))
+    return found
+
+
+def _machine_differs(first: RunData, second: RunData) -> bool:
+    """Whether float ran at another speed although all that decides it was the same: the machine was in another state."""
+    a, b = first.performance, second.performance
+    if a is None or b is None or not same_float(a.conditions, b.conditions):
+        return False
+    of_float = paired_speed(first, second, "float")
+    return of_float is not None and Change(*of_float).differs
 
 
 def _separate(first: Figure, second: Figure) -> Change | Withheld:
@@ -230,22 +235,3 @@ def _paired_precision(name: str, first: RunData, second: RunData) -> Change | No
         if not np.isfinite([ratio.value, ratio.low, ratio.high]).all():
             return None
     return Change(ratio, f"{len(rows)} sequences in pairs")
-
-
-def _paired_speed(first: RunData, second: RunData, precision: str) -> Change | None:
-    """Geometric mean over the cases that both runs timed, repeats drawn anew in both."""
-    a, b = by_case(first), by_case(second)
-    cases = [case for case in a if case[0] == precision and case in b]
-    if not cases or any(min(len(a[case]), len(b[case])) < 2 for case in cases):
-        return None
-    logs = [_log_medians(b[case], 2 * i + 1) - _log_medians(a[case], 2 * i) for i, case in enumerate(cases)]
-    medians = [log(_median_speed(b[case]) / _median_speed(a[case])) for case in cases]
-    low, high = np.exp(np.quantile(np.mean(logs, axis=0), [0.025, 0.975]))
-    ratio = Estimate(exp(sum(medians) / len(medians)), float(low), float(high), 0.95)
-    measured = len({case for case in (*a, *b) if case[0] == precision})
-    of = f" of {measured}" if measured > len(cases) else ""
-    return Change(ratio, f"{len(cases)}{of} cases in pairs, repeats drawn anew")
-
-
-def _median_speed(samples: Sequence[Sample]) -> float:
-    return float(np.median([sample.tokens_per_second for sample in samples]))

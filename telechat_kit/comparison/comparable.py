@@ -5,6 +5,7 @@ from math import isfinite
 
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.precision import KindLoss
+from telechat_kit.provenance import Conditions
 from telechat_kit.statistics import Estimate
 
 #: Figures by the start of their names -> the least and the most that they can be
@@ -42,7 +43,8 @@ def _reason(name: str) -> Callable[[str, RunData, RunData], str]:
         return _other_questions
     if kind == "peak_memory_bytes":
         return _other_cases
-    return _no_common_case if kind.startswith("tokens_per_second") and "[" not in name else _nothing
+    speeds = kind.startswith(("tokens_per_second", "speed_over_float")) and "[" not in name
+    return _no_common_case if speeds else _nothing
 
 
 def _nothing(*_: object) -> str:
@@ -62,6 +64,18 @@ def float_weights(run: RunData) -> str:
         if record is not None and (found := record.conditions.hashes.get("float_weights")):
             return found
     return ""
+
+
+def same_float(first: Conditions, second: Conditions) -> bool:
+    """Whether all that decides float's speed was the same in two runs, but for the state of the machine."""
+
+    def decides(used: Conditions) -> tuple[object, ...]:
+        return (
+            used.device, used.device_name, used.threads, used.system, used.code, used.versions,
+            used.hashes.get("float_weights"),
+        )  # fmt: skip
+
+    return decides(first) == decides(second)
 
 
 def _other_text(name: str, first: RunData, second: RunData) -> str:

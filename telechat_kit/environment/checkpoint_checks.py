@@ -6,7 +6,7 @@ from pathlib import Path
 
 from telechat_kit.environment.check import Check
 from telechat_kit.errors import CheckpointError, ParameterError
-from telechat_kit.files import one_at_a_time, relative, resolve
+from telechat_kit.files import lock_beside, one_at_a_time, relative, resolve
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.folder import read_config, require_fitting, weight_files
 from telechat_kit.model.tiny import build_tiny
@@ -48,7 +48,7 @@ def make_embedded(checkpoint_path: str | Path, embedded_model: str = "") -> Path
         raise ParameterError(
             f'embedded_model "{embedded_model}" is unknown. Use one of {known}, or leave it empty.'
         )
-    if embedded_model and _is_absent(folder):
+    if embedded_model and (_is_absent(folder) or lock_beside(folder).exists()):
         with one_at_a_time(folder):
             if _is_absent(folder):  # no other process made it meanwhile
                 EMBEDDED_MODELS[embedded_model](folder)

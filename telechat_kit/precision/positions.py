@@ -4,7 +4,6 @@ The float model reads first; its last hidden states (not its logits) and its hea
 two need not be in memory together.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from telechat_kit.inference.model_pair import Pair
 from telechat_kit.inference.whole_sequences import hidden_states
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.progress import track
+from telechat_kit.temporary import temporary_folder
 from telechat_kit.texts import Block
 
 #: Positions whose distributions are compared at a time: bounds the memory at large vocabularies
@@ -68,8 +68,8 @@ def compare_positions(pair: Pair, blocks: Sequence[Block]) -> list[PositionFigur
 @contextmanager
 def reference_of(pair: Pair, blocks: Sequence[Block]) -> Iterator[Reference]:
     """The float model's states `[T - 1, H]` of each block, in a temporary folder while the context lasts."""
-    with tempfile.TemporaryDirectory(prefix="telechat-kit-") as folder:
-        paths = [Path(folder) / f"{number}.safetensors" for number in range(len(blocks))]
+    with temporary_folder() as folder:
+        paths = [folder / f"{number}.safetensors" for number in range(len(blocks))]
         yield Reference(blocks, paths, _spill(pair, blocks, paths))
 
 

@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from telechat_kit.precision.divergence import language_of
 from telechat_kit.rows import read_numbered_rows
 from telechat_kit.statistics import Estimate, paired_difference, share
 from telechat_kit.strict_json import read_bytes
+from telechat_kit.temporary import temporary_folder
 
 LETTERS = "ABCD"
 #: What stands before a question, as the papers of C-Eval, CMMLU and MMLU have it
@@ -189,13 +189,13 @@ def _result(
 
 def _choices(pair: Pair, name: str, questions: Sequence[Question]) -> list[int]:
     """Number of the choice that one model finds the most likely, for each question."""
-    with _offline(), tempfile.TemporaryDirectory(prefix="telechat-kit-") as folder, pair.model(name) as model:
+    with _offline(), temporary_folder() as folder, pair.model(name) as model:
         from lm_eval import simple_evaluate  # noqa: PLC0415  (an optional extra, slow to import)
 
-        data = write_jsonl(Path(folder) / "questions.jsonl", [_row(question) for question in questions])
+        data = write_jsonl(folder / "questions.jsonl", [_row(question) for question in questions])
         found = simple_evaluate(
             model=_harness_model(model, pair.tokenizer),
-            tasks=[_task(data, Path(folder))],
+            tasks=[_task(data, folder)],
             num_fewshot=0,
             bootstrap_iters=0,
             log_samples=True,

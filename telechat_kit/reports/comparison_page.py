@@ -28,6 +28,13 @@ HOW_TO_READ = (
     "drawn anew; elsewhere from the two runs' own intervals."
 )
 
+#: Behind a change of speed that float, the same weights by the same code, has too
+BY_MACHINE_MARK = "†"
+BY_MACHINE = (
+    "† : float, the same weights by the same code on the same device, ran at another speed too. The machine was in "
+    "another state, and the speeds of W8A8 carry that; W8A8 over float was timed within each run and does not."
+)
+
 
 def conditions_frame(found: Comparison) -> pd.DataFrame:
     """Every condition, those that differ first and marked."""
@@ -101,7 +108,7 @@ def change_text(change: Change | Withheld | None) -> str:
         return f"not compared: {change.reason}"
     if change.ratio.coverage == 0:
         return f"{change.ratio.value:.3f}x"
-    star = " *" if change.seen else ""
+    star = " *" if change.seen else f" {BY_MACHINE_MARK}" if change.differs else ""
     return f"{change.ratio.value:.3f}x [{change.ratio.low:.3f}, {change.ratio.high:.3f}]{star}"
 
 
@@ -114,9 +121,20 @@ def markdown(found: Comparison) -> str:
     parts = [f"## {' / '.join(map(markdown_text, _headings(found)))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
     parts += [f"Not compared: {markdown_text(_reasons(found))}."] if _reasons(found) else []
-    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), HOW_TO_READ]
+    parts += [markdown_table(figures_frame(found).iloc[:, 1:]), _how_to_read(found)]
     parts += [markdown_text(bundle_text(row)) for row in found.bundles]
     return "\n\n".join(parts) + "\n"
+
+
+def _how_to_read(found: Comparison) -> str:
+    return f"{HOW_TO_READ} {BY_MACHINE}" if _by_machine(found) else HOW_TO_READ
+
+
+def _by_machine(found: Comparison) -> bool:
+    """Whether a speed changed that the machine's state changed."""
+    return any(
+        isinstance(change, Change) and change.by_machine for row in found.figures for change in row.changes
+    )
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -191,7 +209,9 @@ def write_comparison(found: Comparison, page: Path) -> Path:
             f"These differ: {names}." if names else "No recorded condition differs.",
             [*shown, _folded(conditions[conditions[""] == "same"])],
         ),
-        Section("Figures", HOW_TO_READ, [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]),
+        Section(
+            "Figures", _how_to_read(found), [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]
+        ),
     ]
     if found.bundles:
         text = " ".join(map(bundle_text, found.bundles))
@@ -227,7 +247,8 @@ def verdict(found: Comparison) -> str:
         else "No figure changed more than chance explains."
     )
     withheld = f" Not compared: {_reasons(found)}." if _reasons(found) else ""
-    return f"{conditions} {figures}{withheld}"
+    machine = " The machine was in another state: float's speed changed too." if _by_machine(found) else ""
+    return f"{conditions} {figures}{machine}{withheld}"
 
 
 def _reasons(found: Comparison) -> str:

@@ -18,6 +18,8 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 from traitlets.config import Config
 
+from telechat_kit.temporary import PREFIX, temporary_folder
+
 #: What the system allows for the path of a socket is 104 to 108 bytes; `/kernel-1` and the like go behind the folder
 MOST_SOCKET_BYTES = 90
 _SHORT_FOLDER = Path("/tmp")
@@ -46,7 +48,8 @@ def kernel_options() -> Iterator[dict[str, Any]]:
 
     It talks with its client through sockets of this user, not through open TCP ports, in a folder of their own: by
     default they lie in the working directory, where two runs at a time choose the same names. Where the system has no
-    room for their names, TCP on this machine it is. A kernel that has done its work is ended at once: asked to end by
+    room for their names, TCP on this machine it is. The file that tells the kernel of them lies there too: what a
+    killed run leaves goes with that folder. A kernel that has done its work is ended at once: asked to end by
     itself, it can take seconds and log an interrupt that was none.
     """
     config = Config({"NotebookClient": {"shutdown_kernel": "immediate"}})
@@ -54,10 +57,9 @@ def kernel_options() -> Iterator[dict[str, Any]]:
     if sys.platform == "win32":
         yield options
         return
-    with tempfile.TemporaryDirectory(
-        prefix="telechat-", dir=_room_for_sockets(), ignore_cleanup_errors=True
-    ) as folder:
-        if _fits(Path(folder)):
+    with temporary_folder(_room_for_sockets()) as folder:
+        config.KernelManager.connection_file = f"{folder}/connection.json"
+        if _fits(folder):
             config.KernelManager.transport = "ipc"
             config.KernelManager.ip = f"{folder}/kernel"
         yield options
@@ -66,7 +68,7 @@ def kernel_options() -> Iterator[dict[str, Any]]:
 def _room_for_sockets() -> Path | None:
     """A folder with a short enough name; None for the usual one, TMPDIR."""
     usual = Path(tempfile.gettempdir())
-    if _fits(usual / "telechat-12345678") or not os.access(_SHORT_FOLDER, os.W_OK | os.X_OK):
+    if _fits(usual / f"{PREFIX}12345678") or not os.access(_SHORT_FOLDER, os.W_OK | os.X_OK):
         return None
     return _SHORT_FOLDER
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from telechat_kit.comparison.rules import FLOAT, parse_limits
+from telechat_kit.comparison.run_data import RECORDS
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve
 from telechat_kit.provenance import code_hash, combined_hash, file_hash, machine
@@ -128,7 +130,24 @@ def content_parts(step: Step, profile: Profile, folder: Path) -> dict[str, str]:
             paths = text_files(values[key]) if key in _TEXTS else [resolve(values[key])]
             name = values[key] if len(paths) != 1 else paths[0].name
             parts[f"content of {key} {name}"] = content_of(*paths)
+    for place in _held_against(values.get("limits")):
+        parts[f"content of limits {place}"] = content_of(*_records_of(resolve(place)))
     return parts | {f"record {name}": content_of(folder / name) for name in step.needs}
+
+
+def _held_against(limits: Sequence[str] | None) -> list[str]:
+    """The other runs that limits look at; none if a limit is none: the report says what is wrong with it."""
+    try:
+        places = {limit.against for limit in parse_limits(limits or ())}
+    except ParameterError:
+        return []
+    return sorted(places - {"", FLOAT})
+
+
+def _records_of(place: Path) -> list[Path]:
+    """What is read of another run: its records, or the page that carries them."""
+    names = (*(f"{key}.json" for key in RECORDS), "samples.jsonl")
+    return [place / name for name in names] if place.is_dir() else [place]
 
 
 def combined_key(parts: dict[str, str]) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +32,7 @@ from telechat_kit.runs.origins import recorded_code
 from telechat_kit.runs.profile import default_values, notebook_path
 from telechat_kit.runs.publishing import page_links
 from telechat_kit.runs.state import STEPS, Step
+from telechat_kit.temporary import temporary_folder
 
 PAGES, NOTEBOOKS = "pages", "notebooks"
 _REPORT, _SUMMARY, _TABLES = "report.html", "report.md", "tables"
@@ -105,8 +105,8 @@ def _origin(carried: Mapping[str, Any], run: RunData) -> Mapping[str, Any]:
 def _written(name: str, carried: str) -> dict[str, str]:
     """Report, summary and tables of a record by their names; asked again for the same, this process remembers."""
     records, samples, state, origin = json.loads(carried)
-    with tempfile.TemporaryDirectory(prefix="telechat-verify-") as place:
-        folder = Path(place) / name
+    with temporary_folder() as place:
+        folder = place / name
         folder.mkdir()
         for key, record in records.items():
             write_json(folder / f"{key}.json", record)
@@ -195,8 +195,8 @@ def _exported(path: Path, step: Step, why_not: str) -> Iterator[Finding]:
     page = path.with_suffix(".html")
     if not page.is_file():
         return
-    with tempfile.TemporaryDirectory(prefix="telechat-verify-") as folder:
-        again = export_notebook(path, Path(folder) / page.name, links=page_links(page.name, step))
+    with temporary_folder() as folder:
+        again = export_notebook(path, folder / page.name, links=page_links(page.name, step))
         texts = _text_of(page), _text_of(again)
     yield _same(page.name, *texts, why_not, NOTEBOOKS)
 

@@ -1,6 +1,5 @@
 """Repeat a run and judge what came out: equal where it must be, within the interval of the difference elsewhere."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, isclose
@@ -19,6 +18,7 @@ from telechat_kit.runs.origins import recorded_code
 from telechat_kit.runs.plan import Selection, find_step
 from telechat_kit.runs.profile import load_profile
 from telechat_kit.statistics import Estimate
+from telechat_kit.temporary import temporary_folder
 
 REPRODUCED, WITHIN, NOT, UNDECIDED = (
     "reproduced",
@@ -54,11 +54,11 @@ def repeat_run(run: RunData, steps: Sequence[str] = ()) -> RunData:
         )
     made = [step["name"] for step in run.state.get("steps", []) if step.get("status") == "completed"]
     chosen = [find_step(name).name for name in steps] or made
-    with tempfile.TemporaryDirectory(prefix="telechat-verify-") as folder:
+    with temporary_folder() as folder:
         values = run.parameters | {"run_folder": f"{folder}/run"}
         if "02_quantize" in chosen:
             values["quant_path"] = f"{folder}/w8a8"
-        profile = Path(folder) / f"{Path(run.name).stem}.yaml"
+        profile = folder / f"{Path(run.name).stem}.yaml"
         profile.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
         only = tuple(name for name in chosen if name != "05_report")
         outcome = run_profile(load_profile(profile), Selection(only=only))

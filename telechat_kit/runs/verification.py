@@ -13,6 +13,7 @@ from telechat_kit.runs.bindings import check_manifest, check_state
 from telechat_kit.runs.origins import check_answer_files, check_origins, check_weights_told, made_again
 from telechat_kit.runs.rebuilding import PAGES, check_notebooks, check_pages
 from telechat_kit.runs.repetition import NOT, Verdict, judge, repeat_run, same_conditions, same_results
+from telechat_kit.runs.signing import check_signature
 
 VERIFIED, NOT_VERIFIED, NOTHING = "verified", "not verified", "nothing could be checked"
 ORIGIN = "A record alone cannot prove its origin: give the run folder."
@@ -57,13 +58,16 @@ class Verification:
         return self.outcome == VERIFIED
 
 
-def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) -> Verification:
+def verify(
+    place: str | Path, steps: Sequence[str] = (), repeat: bool = True, signers: str | Path | None = None
+) -> Verification:
     """Check the run at `place` against itself and against what it was made from, and repeat it.
 
     Args:
         place: a run folder, or a report.html alone.
         steps: names of steps to repeat; none: all that the run has.
         repeat: without it nothing is run.
+        signers: an allowed signers file of OpenSSH; one of those it names must have signed the run.
 
     Raises:
         DataError: no run there, or one that does not tell its parameters.
@@ -74,7 +78,11 @@ def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) ->
         True
     """
     run = read_run_data(place)
-    findings, verdicts, here = list(_checks(run, resolve(place))), list[Verdict](), same_conditions(run)
+    findings, verdicts, here = (
+        list(_checks(run, resolve(place), signers)),
+        list[Verdict](),
+        same_conditions(run),
+    )
     if repeat:
         repeated = repeat_run(run, steps)
         findings = made_again(findings, run, repeated)
@@ -85,7 +93,8 @@ def verify(place: str | Path, steps: Sequence[str] = (), repeat: bool = True) ->
     return Verification(run.name, findings, verdicts, here, alone=run.folder is None)
 
 
-def _checks(run: RunData, page: Path) -> Iterator[Finding]:
+def _checks(run: RunData, page: Path, signers: str | Path | None) -> Iterator[Finding]:
+    yield from check_signature(run, signers)
     yield from check_manifest(run)
     yield from check_state(run)
     yield from impossible_figures(run)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from telechat_kit.comparison.findings import CHANGED, LOST, NOTE, SAME, UNCHECKED
 from telechat_kit.reports.comparison_page import figure_text
+from telechat_kit.runs.signing import PART as SIGNATURE
 from telechat_kit.runs.verification import Verification
 
 
@@ -35,6 +36,12 @@ def wrong_frame(found: Verification) -> pd.DataFrame:
 def unchecked_lines(found: Verification) -> list[str]:
     """What was not checked, and why: a line each."""
     return [f"{one.name}: {one.found}" for one in found.unchecked]
+
+
+def signed_lines(found: Verification) -> list[str]:
+    """Who signed, and with which key: a line each."""
+    good = [one for one in found.findings if one.part == SIGNATURE and one.verdict == SAME]
+    return [f"{one.name} ({one.found})" for one in good]
 
 
 def verdicts_frame(found: Verification) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from telechat_kit.comparison.side_by_side import broken_by, compare, not_aligned
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
-from telechat_kit.reports.comparison_page import markdown, write_comparison
+from telechat_kit.reports.comparison_page import markdown, verdict, write_comparison
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -97,6 +97,47 @@ def test_speeds_are_compared_by_their_samples(tiny_run: Path, tmp_path: Path) ->
     assert change.ratio.low > 1
     assert change.seen
     assert not rows["tokens_per_second_float"].seen
+
+
+def on_a_slow_machine(run: Path, target: Path, factor: float) -> Path:
+    """A copy of a run whose every timed repeat took `factor` times as long."""
+    shutil.copytree(run, target)
+    rows = [json.loads(line) for line in (target / "samples.jsonl").read_text().splitlines()]
+    rows = [row | {"seconds": factor * row["seconds"]} for row in rows]
+    (target / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+def of_other_code(record: dict[str, Any]) -> None:
+    record["conditions"]["code"] = "other code"
+
+
+def test_a_machine_in_another_state_does_not_count_as_a_change_of_the_run(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    quiet = timed(tiny_run, tmp_path / "quiet", 1.5)
+    slow = on_a_slow_machine(quiet, tmp_path / "slow", 2.0)
+    rows = changes_of(quiet, slow)
+    for name in ("tokens_per_second", "tokens_per_second_float"):
+        assert rows[name].ratio.value == pytest.approx(0.5)
+        assert rows[name].differs
+        assert not rows[name].seen
+    assert rows["speed_over_float"].ratio.value == pytest.approx(1)
+    assert not rows["speed_over_float"].differs
+    found = compare([str(quiet), str(slow)])
+    assert "†" in markdown(found)
+    assert "The machine was in another state: float's speed changed too." in verdict(found)
+    other = changed(slow, tmp_path / "other", "performance.json", of_other_code)
+    assert changes_of(quiet, other)["tokens_per_second_float"].seen  # it may have been the code
+    assert "†" not in markdown(compare([str(quiet), str(other)]))
+
+
+def test_a_faster_w8a8_is_seen_in_its_speed_over_float(tiny_run: Path, tmp_path: Path) -> None:
+    before, now = timed(tiny_run, tmp_path / "before", 1.0), timed(tiny_run, tmp_path / "now", 1.5)
+    slow = on_a_slow_machine(now, tmp_path / "slow", 3.0)
+    change = changes_of(before, slow)["speed_over_float"]
+    assert change.ratio.value == pytest.approx(1.5)
+    assert change.seen
 
 
 def test_speeds_with_other_threads_are_not_compared_with_the_grids(tiny_run: Path, tmp_path: Path) -> None:
@@ -283,7 +324,9 @@ def test_the_page_opens_alone_and_says_what_differs(tiny_run: Path, tmp_path: Pa
     found = compare([str(slow), str(fast)])
     page = write_comparison(found, tmp_path / "page.html").read_text()
     assert "slow against fast" in page
-    assert "Changed more than chance explains: W8A8, geometric mean of the cases 1.50x." in page
+    assert (
+        "Changed more than chance explains: W8A8, geometric mean of the cases 1.50x, W8A8 over float" in page
+    )
     assert "http" not in page.replace("http-equiv", "").replace('xmlns="http://www.w3.org/2000/svg"', "")
 
 

@@ -54,4 +54,4 @@ def test_without_room_for_sockets_the_kernel_is_reached_by_tcp(
     monkeypatch.setattr(tempfile, "tempdir", str(long_folder))
     monkeypatch.setattr("telechat_kit.runs.kernel._SHORT_FOLDER", tmp_path / "none")
     with kernel_options() as options:
-        assert "KernelManager" not in options["config"]
+        assert "transport" not in options["config"].KernelManager

@@ -1,5 +1,6 @@
 """What a run would do and why, and runs of a part of the steps."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from telechat_kit.runs.plan import Selection, content_parts, find_step, plan
 from telechat_kit.runs.profile import load_profile
 from telechat_kit.runs.state import load_state
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = list(PARAMETERS)
 
 
@@ -46,6 +48,19 @@ def test_a_changed_notebook_a_lost_file_and_a_broken_step_are_told_apart(project
     assert found["01_setup"] == ("run", "changed: the notebook")
     assert found["03_precision"] == ("run", "answers.jsonl is missing")
     assert found["04_performance"] == ("run", "the last run left it running")
+
+
+def test_a_report_whose_limits_look_at_another_run_is_out_of_date_when_that_changes(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "performance.json").write_text("{}")
+    limits = json.dumps([f"tokens_per_second > 0.9x {other}", "tokens_per_second > 1x float"])
+    profile = load_profile(ROOT / "params" / "tiny.yaml", [("limits", limits)])
+    before = content_parts(find_step("5"), profile, tmp_path)
+    assert before == content_parts(find_step("5"), profile, tmp_path)
+    (other / "performance.json").write_text('{"faster": true}')
+    after = content_parts(find_step("5"), profile, tmp_path)
+    assert [name for name in after if before[name] != after[name]] == [f"content of limits {other}"]
 
 
 def test_a_folder_copied_from_another_machine_is_run_again(project: Path) -> None:

@@ -1,12 +1,17 @@
 """Compiles `kernels.c` for this very processor and keeps the library in the user's cache folder."""
 
+import atexit
+import contextlib
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
+
+from telechat_kit.errors import KitError
+from telechat_kit.files import atomic_path
+from telechat_kit.temporary import temporary_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 #: No contraction of a * b + c: every step rounds as torch's own operators do
@@ -34,18 +39,14 @@ def built_library() -> Path:
 
 def _compile(compiler: str, target: Path) -> None:
     """Written beside `target` first: several processes may build at once."""
-    handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    command = [*compiler.split(), *FLAGS, *native_flags(), str(SOURCE), "-o", name, "-lm"]
     try:
-        run = subprocess.run(command, capture_output=True, check=False, text=True, timeout=600)
-        if run.returncode:
-            raise BuildError(f"{compiler} fails: {run.stderr.strip().splitlines()[:1]}")
-        Path(name).replace(target)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        with atomic_path(target) as path:
+            command = [*compiler.split(), *FLAGS, *native_flags(), str(SOURCE), "-o", str(path), "-lm"]
+            run = subprocess.run(command, capture_output=True, check=False, text=True, timeout=600)
+            if run.returncode:
+                raise BuildError(f"{compiler} fails: {run.stderr.strip().splitlines()[:1]}")
+    except (KitError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{compiler} cannot be run") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def native_flags() -> tuple[str, ...]:
@@ -88,5 +89,11 @@ def _cache_folder() -> Path:
         folder = Path(base) / "telechat-kit" / "kernels"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError):  # a user without a home has no cache
-        return Path(tempfile.mkdtemp(prefix="telechat-kit-"))
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="telechat-kit-"))
+        return _folder_of_this_process()
+    return folder if os.access(folder, os.W_OK) else _folder_of_this_process()
+
+
+def _folder_of_this_process() -> Path:
+    until_exit = contextlib.ExitStack()
+    atexit.register(until_exit.close)
+    return until_exit.enter_context(temporary_folder())
