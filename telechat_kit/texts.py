@@ -1,5 +1,7 @@
 """Texts that the kit reads: where they come from, their tokens, and which blocks of them are used."""
 
+import codecs
+import contextlib
 import hashlib
 import importlib
 import random
@@ -153,20 +155,26 @@ def _read_plain(path: Path) -> str:
         raise DataError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it."
         ) from error
+    if "\0" in text:
+        raise DataError(f"{path} is no text: it holds NUL, as programs and archives do. Give a text.")
     if _is_json(content):
         raise DataError(f"{path} holds JSON, not a text. Let its name end in .jsonl or .json.")
     return text
 
 
 def _is_json(content: bytes) -> bool:
-    """Whether a file begins with a JSON object or list of objects: never meant as a text to read."""
-    first = content.strip().split(b"\n", 1)[0].strip()
-    if not first.startswith((b"{", b"[{")):
+    """Whether a file is JSON, or begins with a line of it: never meant as a text to read."""
+    content = content.removeprefix(codecs.BOM_UTF8).strip()
+    if not content.startswith((b"{", b"[")):
         return False
-    try:
-        return isinstance(parse(first, "", ""), dict | list)
-    except DataError:
-        return False
+    for part in (content.split(b"\n", 1)[0], content):
+        with contextlib.suppress(DataError):
+            return _holds_object(parse(part, "", ""))
+    return False
+
+
+def _holds_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_object, value)))
 
 
 def token_blocks(

@@ -34,6 +34,7 @@ FLOAT_PART = "float"
 _NUMPY_WEIGHTS = "quant_weight.npy"
 #: Float weights in the order in which transformers looks for them
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_KEY_VALUE = ("key_value.weight",)
 _BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")
 
 
@@ -46,7 +47,7 @@ class QuantNames(NamedTuple):
 
 
 #: The configurations of the family, by model_type
-CONFIGS: dict[object, type[TelechatConfig]] = {
+CONFIGS: dict[str, type[TelechatConfig]] = {
     config.model_type: config for config in (TelechatConfig, Telechat3Config)
 }
 
@@ -93,7 +94,7 @@ def read_config(folder: Path) -> TelechatConfig:
     values = read_object(path)
     if (reason := refusal(values)) is not None:
         raise CheckpointError(f"{path}: {reason}. Give a dense model of the family.")
-    config_class = CONFIGS.get(model_type := values.get("model_type"))
+    config_class = CONFIGS.get(model_type := str(values.get("model_type")))
     if config_class is None:
         raise CheckpointError(
             f'{path}: model_type is "{model_type}", expected "telechat" or "telechat3". Give a TeleChat checkpoint.'
@@ -142,6 +143,8 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
             _require(folder, "hidden_size", config.hidden_size, shape[1])
         elif name.endswith("gate_proj.weight") and len(shape) == 2:
             _require(folder, "ffn_hidden_size", config.ffn_hidden_size, shape[0])
+        elif name.endswith(_KEY_VALUE) and len(shape) == 2:
+            _require(folder, "num_key_value_heads", config.kv_heads, shape[0] / 2 / config.head_dim)
 
 
 def _require(folder: Path, key: str, said: int, found: int) -> None:
