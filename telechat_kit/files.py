@@ -37,21 +37,21 @@ def resolve(path: str | Path) -> Path:
         ParameterError: it is no text: papermill's `-p` makes a number of `2024` and of `007`. Or no system takes it
             for a path: a link to itself, a name too long, a NUL.
     """
+    path = _expanded(path)
+    return _possible(path if path.is_absolute() else project_root() / path)
+
+
+def _expanded(path: str | Path) -> Path:
+    """`path` with `~` as the home folder; as it is where nobody has one."""
     if not isinstance(path, str | Path):
         raise ParameterError(
             f"a path is given as {type(path).__name__} {path!r}. Put it into quotes; with papermill use -r for it, "
             "which guesses no types."
         )
-    path = _expanded(Path(path))
-    return _possible(path if path.is_absolute() else project_root() / path)
-
-
-def _expanded(path: Path) -> Path:
-    """`path` with `~` as the home folder; as it is where nobody has one."""
     try:
-        return path.expanduser()
+        return Path(path).expanduser()
     except RuntimeError:
-        return path
+        return Path(path)
 
 
 def absolute(path: str | Path) -> Path:
@@ -60,7 +60,7 @@ def absolute(path: str | Path) -> Path:
     Raises:
         ParameterError: no system takes it for a path.
     """
-    return _possible(_expanded(Path(path)).absolute())
+    return _possible(_expanded(path).absolute())
 
 
 def _possible(path: Path) -> Path:

@@ -59,7 +59,11 @@ def _empty(path: Path, key: str) -> DataError:
 
 
 def _content(path: Path, key: str) -> bytes:
-    if path.stat().st_size < 1 << 16 and no_content(content := path.read_bytes()) == "is empty":
+    if (
+        path.is_file()
+        and path.stat().st_size < 1 << 16
+        and no_content(content := path.read_bytes()) == "is empty"
+    ):
         raise _empty(path, key)
     content = read_bytes(path, "Give a file of lines.")
     return content.removeprefix(codecs.BOM_UTF8)

@@ -158,11 +158,12 @@ def _require_whole_characters(value: Any) -> None:
     elif isinstance(value, list):
         for child in value:
             _require_whole_characters(child)
-    elif isinstance(value, str) and not _encodes(value):
+    elif isinstance(value, str) and not encodes(value):
         raise _UnfitError(f"half a character (a lone surrogate) in {value[:40]!a}")
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: half a character cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

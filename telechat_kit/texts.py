@@ -14,7 +14,7 @@ from typing import Any
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.rows import is_rows, read_numbered_rows
-from telechat_kit.strict_json import parse, read_bytes
+from telechat_kit.strict_json import encodes, parse, read_bytes
 
 #: The documentation topics that every CPython ships: a real English text of half a megabyte.
 PYDOC_TOPICS = "pydoc_data.topics"
@@ -331,8 +331,10 @@ def chat_ids(tokenizer: Any, question: str, where: str = "the question") -> list
 
     Raises:
         CheckpointError: the tokenizer has no chat template.
-        DataError: the question holds several turns; `where` names it.
+        DataError: the question is no text, or holds several turns; `where` names it.
     """
+    if not isinstance(question, str) or not encodes(question):
+        raise DataError(f"{where}: {question!a:.60} is no text, or holds half a character. Correct it.")
     if not tokenizer.chat_template:
         raise CheckpointError(
             "the tokenizer has no chat template, which questions and chat calibration need. Give the tokenizer of the "

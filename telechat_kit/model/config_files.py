@@ -4,10 +4,12 @@ Sizes have bounds that no model of the family comes near: what lies beyond would
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from transformers import GenerationConfig
 
 from telechat_kit.errors import CheckpointError, DataError
@@ -15,6 +17,8 @@ from telechat_kit.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 _REMEDY = "Copy the file again from its publisher."
+#: Shards lie beside their index; no name leads elsewhere
+_SHARD = re.compile(r"[^/\\\x00]{1,200}\.(?:safetensors|bin)")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -107,10 +111,16 @@ class _Generation(_File):
     do_sample: bool | None = None
 
 
+def _shard_name(name: str) -> str:
+    if not _SHARD.fullmatch(name):
+        raise PydanticCustomError("shard", "must be the name of a .safetensors or .bin file beside the index")
+    return name
+
+
 class _Index(_File):
     """The list of shards: tensor -> name of a file in the same folder."""
 
-    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")]] = Field(min_length=1)
+    weight_map: dict[str, Annotated[str, AfterValidator(_shard_name)]] = Field(min_length=1)
 
 
 def require_config(path: Path, values: dict[str, Any]) -> None:

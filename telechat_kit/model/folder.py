@@ -16,7 +16,7 @@ from telechat_kit.errors import CheckpointError
 from telechat_kit.model.config_files import read_index, read_object, require_config
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.published_networks import refusal
-from telechat_kit.model.weight_tables import damage, stored_shapes
+from telechat_kit.model.weight_tables import damage, integer_tensor, stored_shapes
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"
 W8A8_DESCRIPTION = "quant_model_description_w8a8.json"
@@ -132,7 +132,10 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
     Raises:
         CheckpointError: other numbers of blocks, or another size of the vocabulary or of the feed-forward part.
     """
-    shapes = stored_shapes(weight_files(folder))
+    files = weight_files(folder)
+    shapes = stored_shapes(files)
+    if weights_format(folder) == "float" and (found := integer_tensor(files) or _integer_in_archives(files)):
+        raise CheckpointError(f"{found}, where weights are floating point. Get the file from its publisher.")
     blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
     if not blocks:  # .bin files have no table; `Shards` looks into them
         return
@@ -144,7 +147,16 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
         elif name.endswith("gate_proj.weight") and len(shape) == 2:
             _require(folder, "ffn_hidden_size", config.ffn_hidden_size, shape[0])
         elif name.endswith(_KEY_VALUE) and len(shape) == 2:
-            _require(folder, "num_key_value_heads", config.kv_heads, shape[0] / 2 / config.head_dim)
+            _require(folder, "num_key_value_heads", config.kv_heads, shape[0] // (2 * config.head_dim))
+
+
+def _integer_in_archives(files: list[Path]) -> str:
+    """The first tensor of `.bin` files that holds no real numbers; else empty. They are mapped, not read."""
+    for path in files:
+        for name, tensor in read_bin(path, mmap=True).items() if path.suffix == ".bin" else ():
+            if not tensor.is_floating_point():
+                return f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
 
 
 def _require(folder: Path, key: str, said: int, found: int) -> None:

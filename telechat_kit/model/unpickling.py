@@ -121,7 +121,7 @@ def read_dictionary(path: Path) -> dict[str, Tensor]:
     # a damaged pickle may raise anything: the bytes are instructions
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({str(error)[:200]}). "
+            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({str(error)[:200] or type(error).__name__}). "
             "Get the file from its publisher."
         ) from error
     if not isinstance(values, dict):

@@ -15,9 +15,9 @@ import torch
 from telechat_kit.environment import check_setup
 from telechat_kit.errors import CheckpointError
 from telechat_kit.inference.loading import load_model
+from telechat_kit.model.bounds import within
 from telechat_kit.model.hashes import settings_hash, tokenizer_hash
 from telechat_kit.model.tokenization import load_tokenizer
-from telechat_kit.model.bounds import within
 from telechat_kit.model.tokenizer_files import FILES
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
