@@ -22,6 +22,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+_KNOWN_LINE = re.compile(r", line \d+$")
 _NO_NUMBER = ("NaN", "Infinity", "-Infinity")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)|-?\d[\d.eE+-]*', re.DOTALL)
 
@@ -94,7 +95,7 @@ def parse(content: bytes, where: str, remedy: str, once: bool = False) -> Any:
         place = f"{lines}column {error.colno}"
         raise DataError(f"{where} is not valid JSON ({error.msg}, {place}). {remedy}") from error
     except _UnfitError as error:
-        line = _line(text, error.number) if "\n" in text else ""  # `where` knows the line of a single one
+        line = "" if _KNOWN_LINE.search(where) else _line(text, error.number)
         raise DataError(f"{where}{line}: {error}. {remedy}") from error
     except RecursionError as error:
         raise DataError(f"{where}: nested deeper than {MOST_LEVELS} levels. {remedy}") from error
