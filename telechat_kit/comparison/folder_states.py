@@ -1,5 +1,6 @@
 """How far the run of a folder came, told from what lies in it: complete, incomplete, failed, interrupted, by hand."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
