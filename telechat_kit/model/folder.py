@@ -134,8 +134,12 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
     """
     files = weight_files(folder)
     shapes = stored_shapes(files)
-    if weights_format(folder) == "float" and (found := integer_tensor(files) or _integer_in_archives(files)):
-        raise CheckpointError(f"{found}, where weights are floating point. Get the file from its publisher.")
+    if weights_format(folder) == "float" and (
+        integer := integer_tensor(files) or _integer_in_archives(files)
+    ):
+        raise CheckpointError(
+            f"{integer}, where weights are floating point. Get the file from its publisher."
+        )
     blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
     if not blocks:  # .bin files have no table; `Shards` looks into them
         return

@@ -1,5 +1,6 @@
 """Executed notebooks as pages: what a reader sees, what stays folded, and that nothing is fetched."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -292,7 +293,14 @@ def test_layout_escapes_its_values() -> None:
     [
         {"cell_type": "code", "source": 5},
         {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": 5},
-        {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": 5, "source": "x"},
+        {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": 5,
+            "source": "x",
+        },
     ],
 )
 def test_a_damaged_notebook_is_one_clear_error(tmp_path: Path, cell: dict[str, Any]) -> None:
