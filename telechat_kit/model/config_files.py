@@ -131,10 +131,8 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
     """
     config = _validated(path, values, _Config)
     hidden, heads = config.hidden_size, config.n_head
-    for key in _SHAPE:
-        if getattr(config, key) is None:
-            raise CheckpointError(f"{path}: {key} is missing. {_REMEDY}")
-    _require_known_ids(path, config.eos_token_id, config.vocab_size)
+    if config.vocab_size is not None:
+        _require_known_ids(path, config.eos_token_id, config.vocab_size)
     if (
         hidden is not None
         and heads is not None
@@ -143,6 +141,14 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path}: hidden_size {hidden} in {heads} heads gives no even head size of at least 4. {_REMEDY}"
         )
+
+
+def require_sizes(path: Path) -> None:
+    """Refuse a `config.json` that leaves out a size of the network; a tokenizer alone needs none."""
+    config = _validated(path, read_object(path), _Config)
+    for key in _SHAPE:
+        if getattr(config, key) is None:
+            raise CheckpointError(f"{path}: {key} is missing. {_REMEDY}")
 
 
 def _require_known_ids(path: Path, ids: int | list[int] | None, vocab_size: int) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.config_files import read_index, read_object, require_config
+from telechat_kit.model.config_files import read_index, read_object, require_config, require_sizes
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.published_networks import refusal
 from telechat_kit.model.weight_tables import damage, integer_tensor, stored_shapes
@@ -132,6 +132,8 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
     Raises:
         CheckpointError: other numbers of blocks, or another size of the vocabulary or of the feed-forward part.
     """
+    if (folder / "config.json").is_file():
+        require_sizes(folder / "config.json")
     files = weight_files(folder)
     shapes = stored_shapes(files)
     if weights_format(folder) == "float" and (
