@@ -5,6 +5,7 @@ Sizes have bounds that no model of the family comes near: what lies beyond would
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,6 +132,7 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
     """
     config = _validated(path, values, _Config)
     hidden, heads = config.hidden_size, config.n_head
+    _require_given(path, config, [key for key in _SHAPE if key in values])
     if config.vocab_size is not None:
         _require_known_ids(path, config.eos_token_id, config.vocab_size)
     if (
@@ -145,8 +147,11 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
 
 def require_sizes(path: Path) -> None:
     """Refuse a `config.json` that leaves out a size of the network; a tokenizer alone needs none."""
-    config = _validated(path, read_object(path), _Config)
-    for key in _SHAPE:
+    _require_given(path, _validated(path, read_object(path), _Config), _SHAPE)
+
+
+def _require_given(path: Path, config: _Config, keys: Iterable[str]) -> None:
+    for key in keys:
         if getattr(config, key) is None:
             raise CheckpointError(f"{path}: {key} is missing. {_REMEDY}")
 
