@@ -1,6 +1,7 @@
 """Files and where they lie: project root, atomic writes, hashes, room on the disk."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -38,28 +39,51 @@ def resolve(path: str | Path) -> Path:
     """Absolute form of `path`; a relative one is relative to the project root, wherever the command started.
 
     Raises:
-        ParameterError: it is no text: papermill's `-p` makes a number of `2024` and of `007`.
+        ParameterError: it is no text: papermill's `-p` makes a number of `2024` and of `007`. Or no system takes it
+            for a path: a link to itself, a name too long, a NUL.
     """
+    path = _expanded(path)
+    return _possible(path if path.is_absolute() else project_root() / path)
+
+
+def _expanded(path: str | Path) -> Path:
+    """`path` with `~` as the home folder; as it is where nobody has one."""
     if not isinstance(path, str | Path):
         raise ParameterError(
             f"a path is given as {type(path).__name__} {path!r}. Put it into quotes; with papermill use -r for it, "
             "which guesses no types."
         )
-    path = _expanded(Path(path))
-    return path if path.is_absolute() else project_root() / path
-
-
-def _expanded(path: Path) -> Path:
-    """`path` with `~` as the home folder; as it is where nobody has one."""
     try:
-        return path.expanduser()
+        return Path(path).expanduser()
     except RuntimeError:
-        return path
+        return Path(path)
 
 
 def absolute(path: str | Path) -> Path:
-    """Absolute form of `path`; a relative one is relative to the current folder."""
-    return _expanded(Path(path)).absolute()
+    """Absolute form of `path`; a relative one is relative to the current folder.
+
+    Raises:
+        ParameterError: no system takes it for a path.
+    """
+    return _possible(_expanded(path).absolute())
+
+
+def _possible(path: Path) -> Path:
+    """`path`, where something is or may come to be; Python's own functions each end in another way at others."""
+    try:
+        path.stat()
+    except ValueError as error:  # a NUL, half a character
+        raise ParameterError(f"{str(path)!a} cannot be a path ({error}). Correct it.") from error
+    except (OSError, RuntimeError) as error:
+        if getattr(error, "errno", errno.ELOOP) in (errno.ELOOP, errno.ENAMETOOLONG):
+            told = getattr(error, "strerror", None) or error
+            raise ParameterError(f"{_shortened(path)} cannot be a path ({told}). Give another.") from error
+    return path
+
+
+def _shortened(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
 
 
 def relative(path: str | Path) -> str:
@@ -238,15 +262,15 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, remedy: str = "Remove it and run the step again.") -> Any:
-    """Parse a JSON file; `remedy` ends the errors of one that is damaged.
+def read_json(path: Path, remedy: str = "Remove it and run the step again.", once: bool = False) -> Any:
+    """Parse a JSON file; `remedy` ends the errors of one that is damaged. With `once` no key may stand twice.
 
     Raises:
         DataError: the file is missing, or what `strict_json` does not take; file and line named.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist. Run the step that writes it, or correct the path.")
-    return parse(read_bytes(path, remedy), str(path), remedy)
+    return parse(read_bytes(path, remedy), str(path), remedy, once)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -29,6 +29,8 @@ class Record(Protocol):
 
 
 Kind = TypeVar("Kind")
+#: The largest whole number that seeds and counts can be: torch draws by 64 bits
+MOST_NUMBER = 2**63 - 1
 
 
 def record_path(run_folder: str | Path, schema: str) -> Path:
@@ -120,6 +122,8 @@ def require_types(request: Any) -> None:
             raise ParameterError(
                 f"{field.name} is {str(value)[:60]!r} ({type(value).__name__}): {first['msg']}. Correct it."
             ) from error
+        if isinstance(value, int) and abs(value) > MOST_NUMBER:
+            raise ParameterError(f"{field.name} is beyond {MOST_NUMBER:,}. Give a smaller number.")
 
 
 def _takes_text(kind: Any) -> bool:

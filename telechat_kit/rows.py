@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from telechat_kit.errors import DataError
-from telechat_kit.strict_json import no_content, parse, read_bytes
+from telechat_kit.strict_json import MOST_BYTES, no_content, parse, read_bytes
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json")
 SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet")
@@ -42,7 +42,7 @@ def read_numbered_rows(path: Path, key: str = "input") -> dict[int, dict[str, An
     Raises:
         DataError: the file is missing or empty, or a row has no such text, or more than one; file and line named.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f'{path} does not exist. Give a file of {{"{key}": "..."}} lines.')
     if path.suffix.lower() == ".parquet":
         found: Iterable[tuple[int, Any]] = _parquet(path)
@@ -59,7 +59,11 @@ def _empty(path: Path, key: str) -> DataError:
 
 
 def _content(path: Path, key: str) -> bytes:
-    if path.stat().st_size < 1 << 16 and no_content(content := path.read_bytes()) == "is empty":
+    if (
+        path.is_file()
+        and path.stat().st_size < 1 << 16
+        and no_content(content := path.read_bytes()) == "is empty"
+    ):
         raise _empty(path, key)
     content = read_bytes(path, "Give a file of lines.")
     return content.removeprefix(codecs.BOM_UTF8)
@@ -110,10 +114,14 @@ def _document(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _table(path: Path, content: bytes, delimiter: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(MOST_BYTES)  # 128 KB by default, less than a document in a cell
     reader = csv.DictReader(
         io.StringIO(_decoded(path, content), newline=""), delimiter=delimiter, strict=True
     )
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1 and name.strip()]:
+            raise DataError(f'{path}, line 1: two columns are called "{twice[0][:60]}". Rename one of them.')
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(

@@ -1,5 +1,7 @@
 """Texts that the kit reads: where they come from, their tokens, and which blocks of them are used."""
 
+import codecs
+import contextlib
 import hashlib
 import importlib
 import random
@@ -12,7 +14,7 @@ from typing import Any
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.rows import is_rows, read_numbered_rows
-from telechat_kit.strict_json import parse, read_bytes
+from telechat_kit.strict_json import encodes, parse, read_bytes
 
 #: The documentation topics that every CPython ships: a real English text of half a megabyte.
 PYDOC_TOPICS = "pydoc_data.topics"
@@ -153,20 +155,26 @@ def _read_plain(path: Path) -> str:
         raise DataError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it."
         ) from error
+    if "\0" in text:
+        raise DataError(f"{path} is no text: it holds NUL, as programs and archives do. Give a text.")
     if _is_json(content):
         raise DataError(f"{path} holds JSON, not a text. Let its name end in .jsonl or .json.")
     return text
 
 
 def _is_json(content: bytes) -> bool:
-    """Whether a file begins with a JSON object or list of objects: never meant as a text to read."""
-    first = content.strip().split(b"\n", 1)[0].strip()
-    if not first.startswith((b"{", b"[{")):
+    """Whether a file is JSON, or begins with a line of it: never meant as a text to read."""
+    content = content.removeprefix(codecs.BOM_UTF8).strip()
+    if not content.startswith((b"{", b"[")):
         return False
-    try:
-        return isinstance(parse(first, "", ""), dict | list)
-    except DataError:
-        return False
+    for part in (content.split(b"\n", 1)[0], content):
+        with contextlib.suppress(DataError):
+            return _holds_object(parse(part, "", ""))
+    return False
+
+
+def _holds_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_object, value)))
 
 
 def token_blocks(
@@ -323,8 +331,10 @@ def chat_ids(tokenizer: Any, question: str, where: str = "the question") -> list
 
     Raises:
         CheckpointError: the tokenizer has no chat template.
-        DataError: the question holds several turns; `where` names it.
+        DataError: the question is no text, or holds several turns; `where` names it.
     """
+    if not isinstance(question, str) or not encodes(question):
+        raise DataError(f"{where}: {question!a:.60} is no text, or holds half a character. Correct it.")
     if not tokenizer.chat_template:
         raise CheckpointError(
             "the tokenizer has no chat template, which questions and chat calibration need. Give the tokenizer of the "

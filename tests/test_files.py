@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,17 @@ def test_jsonl_is_one_compact_object_a_line(tmp_path: Path) -> None:
 def test_a_path_that_papermill_made_a_number_of_is_refused(value: object) -> None:
     with pytest.raises(ParameterError, match="with papermill use -r"):
         files.resolve(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("resolved", [files.resolve, files.absolute])
+def test_what_no_system_takes_for_a_path_is_refused(
+    tmp_path: Path, resolved: Callable[[str | Path], Path]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", "x" * 300, "a\0b", "a\ud83d"):
+        with pytest.raises(ParameterError, match="cannot be a path") as caught:
+            resolved(path)
+        assert len(str(caught.value)) < 400
 
 
 def test_a_path_is_taken_as_it_is_where_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Lines of questions in every form that people bring: read as meant, or refused by file and line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,21 @@ def test_half_a_character_is_refused_by_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: half a character"):
         asked(path)
     assert asked(written(tmp_path, "whole.jsonl", '{"input": "\\ud83d\\ude00"}')) == ["😀"]
+
+
+def test_a_column_named_twice_is_refused_and_a_long_cell_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'a\.csv, line 1: two columns are called "input"'):
+        read_rows(written(tmp_path, "a.csv", "input,input\na,b\n"))
+    assert asked(written(tmp_path, "b.csv", f"input\n{'x' * 200_000}\n")) == ["x" * 200_000]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        read_rows(tmp_path / "a.jsonl")
+
+
+def test_the_line_of_a_number_is_said_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", '{"input": "a", "n": NaN}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: NaN is no finite number"):
+        read_rows(path)

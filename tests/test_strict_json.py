@@ -1,12 +1,13 @@
 """JSON that passes is whole and bounded; what does not is refused by file and line, with a remedy that fits."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from telechat_kit.errors import DataError
 from telechat_kit.files import read_json, write_json
-from telechat_kit.strict_json import MOST_DIGITS, MOST_LEVELS, parse
+from telechat_kit.strict_json import MOST_DIGITS, MOST_LEVELS, parse, read_bytes
 
 
 def refused(content: bytes) -> str:
@@ -63,6 +64,7 @@ def test_bounds_are_met_exactly() -> None:
         (b"", "is empty. Remove it and run the step again"),
         (b" \n", "is empty"),
         (b"\xff\xfe{\x00}\x00", "is UTF-16 text. Save it as UTF-8"),
+        ("{}".encode("utf-32"), "is UTF-32 text. Save it as UTF-8"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
             r"is a pointer of git-lfs, .*Run `git lfs pull`",
@@ -75,6 +77,19 @@ def test_a_file_without_a_document_says_what_it_is(tmp_path: Path, content: byte
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"value\.json {problem}"):
         read_json(path)
+
+
+def test_a_key_that_stands_twice_is_refused_where_it_must_be_one() -> None:
+    assert parse(b'{"a": 1, "a": 2}', "x", "") == {"a": 2}
+    with pytest.raises(DataError, match="x: the key 'a' stands twice in one object"):
+        parse(b'{"b": {"a": 1, "a": 2}}', "x", "", once=True)
+
+
+def test_a_pipe_or_a_device_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(DataError, match="is a pipe or a device"):
+            read_bytes(path, "")
 
 
 def test_a_folder_or_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:

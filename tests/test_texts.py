@@ -228,12 +228,24 @@ def test_json_is_never_read_as_a_text(tmp_path: Path, name: str) -> None:
     path.write_text('{"input": "a"}\n{"prompt": "b"}\n', encoding="utf-8")
     assert load_text(str(path)).lines == ("a", "b")
     path = tmp_path / "calibration.txt"
-    for content in ('{"input": "a"}\n{"input": "b"}\n', '[{"input": "a"}]'):
+    for content in (
+        '{"input": "a"}\n{"input": "b"}\n',
+        '[{"input": "a"}]',
+        '[\n{"input": "a"},\n{"input": "b"}\n]',
+    ):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(DataError, match=r"calibration\.txt holds JSON, not a text"):
             load_text(str(path))
     path.write_text("{braces} are allowed, [lists] too", encoding="utf-8")
     assert load_text(str(path)).lines == ("{braces} are allowed, [lists] too",)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04\0\0", b"\0" * 100])
+def test_a_workbook_or_a_file_of_nothing_is_no_text(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "calibration.xlsx"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"calibration\.xlsx is no text: it holds NUL"):
+        load_text(str(path))
 
 
 def chat_tokenizer(before: str = "<_user>", after: str = "<_bot>") -> Any:
@@ -261,6 +273,12 @@ def test_a_chat_of_several_turns_is_refused_by_line(line: str) -> None:
         DataError, match=r'q\.jsonl, line 3 begins with "<_user>": it is a chat of several turns'
     ):
         chat_ids(chat_tokenizer(), line, "q.jsonl, line 3")
+
+
+@pytest.mark.parametrize("question", ["a\ud83d", 5, None])
+def test_a_question_that_is_no_text_is_refused(question: Any) -> None:
+    with pytest.raises(DataError, match=r"line 7: .* is no text, or holds half a character"):
+        chat_ids(chat_tokenizer(), question, "line 7")
 
 
 def test_a_tokenizer_without_chat_template_says_what_to_do() -> None:

@@ -11,7 +11,8 @@ LOST_CODES = (507010, 507014, 507015, 507016, 507017, 507018, 507034, 507035, 50
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` of torch or of CANN says that memory was too small."""
-    return "out of memory" in str(error) or bool(_codes(error) & set(MEMORY_CODES))
+    said = ("out of memory", "can't allocate memory")  # the second one by torch of a CPU
+    return any(words in str(error) for words in said) or bool(_codes(error) & set(MEMORY_CODES))
 
 
 def is_lost(error: BaseException) -> bool:

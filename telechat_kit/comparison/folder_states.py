@@ -1,5 +1,6 @@
 """How far the run of a folder came, told from what lies in it: complete, incomplete, failed, interrupted, by hand."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,12 @@ class FolderState:
 
 def run_folders(results: Path) -> list[Path]:
     """The folders below `results` that a run, whole or in part, left something in, by name."""
-    names = ("run.json", *(f"{name}.json" for name in RECORDS), "*.failed.html")
-    found = {path.parent for name in names for path in results.rglob(name)}
+    names = {"run.json", *(f"{name}.json" for name in RECORDS)}
+    found = {
+        Path(folder)
+        for folder, _, files in os.walk(results)  # which goes on where a folder is gone or closed to it
+        if names & set(files) or any(name.endswith(".failed.html") for name in files)
+    }
     hidden = {
         folder for folder in found if any(part.startswith(".") for part in folder.relative_to(results).parts)
     }

@@ -4,10 +4,13 @@ Sizes have bounds that no model of the family comes near: what lies beyond would
 """
 
 import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from transformers import GenerationConfig
 
 from telechat_kit.errors import CheckpointError, DataError
@@ -15,6 +18,8 @@ from telechat_kit.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 _REMEDY = "Copy the file again from its publisher."
+#: Shards lie beside their index; no name leads elsewhere
+_SHARD = re.compile(r"[^/\\\x00]{1,200}\.(?:safetensors|bin)")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -25,7 +30,7 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: there is none, or it begins with a byte order mark, at which transformers stops.
     """
     try:
-        values = read_json(path, _REMEDY)
+        values = read_json(path, _REMEDY, once=True)
     except DataError as error:
         raise CheckpointError(f"{path.parent} is no checkpoint folder: {error}") from error
     with path.open("rb") as file:
@@ -56,7 +61,9 @@ _Dtype = Literal["float16", "bfloat16", "float32", "float64"] | None
 
 
 class _Config(_File):
-    """`config.json`, by TeleChat's names or Llama's."""
+    """`config.json`, by TeleChat's names or Llama's; what transformers gives a meaning to is held too."""
+
+    model_type: str | None = None
 
     vocab_size: Annotated[int, _size(1 << 24)] | None = None
     hidden_size: int | None = _named("n_embed", "hidden_size", ge=4, le=1 << 17)
@@ -75,10 +82,19 @@ class _Config(_File):
     bos_token_id: _Ids = None
     eos_token_id: _Ids = None
     pad_token_id: _Ids = None
+    online_rotation: bool = False
+    hidden_act: Literal["silu"] | None = None
+    num_labels: Annotated[int, Field(ge=0, le=1 << 16)] | None = None
+    id2label: dict[str, str] | None = None
+    return_dict: Literal[True] | None = None
     dtype: _Dtype = None
     torch_dtype: _Dtype = None
     quantize: str | None = None
     quantization_config: dict[str, Any] | None = None
+
+
+#: What no config.json may leave out: a default would be another model's
+_SHAPE = ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size")
 
 
 class _Generation(_File):
@@ -96,10 +112,16 @@ class _Generation(_File):
     do_sample: bool | None = None
 
 
+def _shard_name(name: str) -> str:
+    if not _SHARD.fullmatch(name):
+        raise PydanticCustomError("shard", "must be the name of a .safetensors or .bin file beside the index")
+    return name
+
+
 class _Index(_File):
     """The list of shards: tensor -> name of a file in the same folder."""
 
-    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\\x00]{1,200}$")]] = Field(min_length=1)
+    weight_map: dict[str, Annotated[str, AfterValidator(_shard_name)]] = Field(min_length=1)
 
 
 def require_config(path: Path, values: dict[str, Any]) -> None:
@@ -110,6 +132,9 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
     """
     config = _validated(path, values, _Config)
     hidden, heads = config.hidden_size, config.n_head
+    _require_given(path, config, [key for key in _SHAPE if key in values])
+    if config.vocab_size is not None:
+        _require_known_ids(path, config.eos_token_id, config.vocab_size)
     if (
         hidden is not None
         and heads is not None
@@ -118,6 +143,26 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path}: hidden_size {hidden} in {heads} heads gives no even head size of at least 4. {_REMEDY}"
         )
+
+
+def require_sizes(path: Path) -> None:
+    """Refuse a `config.json` that leaves out a size of the network; a tokenizer alone needs none."""
+    _require_given(path, _validated(path, read_object(path), _Config), _SHAPE)
+
+
+def _require_given(path: Path, config: _Config, keys: Iterable[str]) -> None:
+    for key in keys:
+        if getattr(config, key) is None:
+            raise CheckpointError(f"{path}: {key} is missing. {_REMEDY}")
+
+
+def _require_known_ids(path: Path, ids: int | list[int] | None, vocab_size: int) -> None:
+    """Refuse an id to stop at that the model cannot give: its answers would not end."""
+    for number in ids if isinstance(ids, list) else [ids]:
+        if number is not None and number >= vocab_size:
+            raise CheckpointError(
+                f"{path}: eos_token_id {number} is beyond the {vocab_size} ids of the vocabulary. {_REMEDY}"
+            )
 
 
 def read_index(path: Path) -> list[Path]:
@@ -135,7 +180,10 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
     path = folder / GENERATION_CONFIG
     if not path.is_file():
         return None
-    _validated(path, read_object(path), _Generation)
+    settings = _validated(path, read_object(path), _Generation)
+    vocab_size = read_object(folder / "config.json").get("vocab_size")
+    if isinstance(vocab_size, int):
+        _require_known_ids(path, settings.eos_token_id, vocab_size)
     try:
         return GenerationConfig.from_pretrained(folder)
     except Exception as error:  # of many kinds, by what is wrong

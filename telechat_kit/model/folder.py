@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.model.config_files import read_index, read_object, require_config
+from telechat_kit.model.config_files import read_index, read_object, require_config, require_sizes
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.published_networks import refusal
-from telechat_kit.model.weight_tables import damage, stored_shapes
+from telechat_kit.model.weight_tables import damage, integer_tensor, stored_shapes
 
 W8A8_WEIGHTS = "quant_model_weight_w8a8.safetensors"
 W8A8_DESCRIPTION = "quant_model_description_w8a8.json"
@@ -34,6 +34,7 @@ FLOAT_PART = "float"
 _NUMPY_WEIGHTS = "quant_weight.npy"
 #: Float weights in the order in which transformers looks for them
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_KEY_VALUE = ("key_value.weight",)
 _BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.(\d+)\.")
 
 
@@ -46,7 +47,7 @@ class QuantNames(NamedTuple):
 
 
 #: The configurations of the family, by model_type
-CONFIGS: dict[object, type[TelechatConfig]] = {
+CONFIGS: dict[str, type[TelechatConfig]] = {
     config.model_type: config for config in (TelechatConfig, Telechat3Config)
 }
 
@@ -93,7 +94,7 @@ def read_config(folder: Path) -> TelechatConfig:
     values = read_object(path)
     if (reason := refusal(values)) is not None:
         raise CheckpointError(f"{path}: {reason}. Give a dense model of the family.")
-    config_class = CONFIGS.get(model_type := values.get("model_type"))
+    config_class = CONFIGS.get(model_type := str(values.get("model_type")))
     if config_class is None:
         raise CheckpointError(
             f'{path}: model_type is "{model_type}", expected "telechat" or "telechat3". Give a TeleChat checkpoint.'
@@ -131,7 +132,16 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
     Raises:
         CheckpointError: other numbers of blocks, or another size of the vocabulary or of the feed-forward part.
     """
-    shapes = stored_shapes(weight_files(folder))
+    if (folder / "config.json").is_file():
+        require_sizes(folder / "config.json")
+    files = weight_files(folder)
+    shapes = stored_shapes(files)
+    if weights_format(folder) == "float" and (
+        integer := integer_tensor(files) or _integer_in_archives(files)
+    ):
+        raise CheckpointError(
+            f"{integer}, where weights are floating point. Get the file from its publisher."
+        )
     blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
     if not blocks:  # .bin files have no table; `Shards` looks into them
         return
@@ -142,6 +152,17 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
             _require(folder, "hidden_size", config.hidden_size, shape[1])
         elif name.endswith("gate_proj.weight") and len(shape) == 2:
             _require(folder, "ffn_hidden_size", config.ffn_hidden_size, shape[0])
+        elif name.endswith(_KEY_VALUE) and len(shape) == 2:
+            _require(folder, "num_key_value_heads", config.kv_heads, shape[0] // (2 * config.head_dim))
+
+
+def _integer_in_archives(files: list[Path]) -> str:
+    """The first tensor of `.bin` files that holds no real numbers; else empty. They are mapped, not read."""
+    for path in files:
+        for name, tensor in read_bin(path, mmap=True).items() if path.suffix == ".bin" else ():
+            if not tensor.is_floating_point():
+                return f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
 
 
 def _require(folder: Path, key: str, said: int, found: int) -> None:

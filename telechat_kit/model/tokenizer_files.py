@@ -1,13 +1,12 @@
 """The files of a tokenizer: which there are, whether each can be read, and whether its chat template comes to an end."""
 
-import sys
-import time
+import re
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.model.bounds import more_memory, within
 from telechat_kit.model.config_files import read_object
 from telechat_kit.strict_json import no_content
 
@@ -24,6 +23,12 @@ FILES = (
 )
 #: Seconds that a chat template may take for one short question
 MOST_SECONDS = 5.0
+#: Bytes that it may take for it
+_MOST_BYTES = 1 << 30
+#: Code of a template, the texts in it, and a power
+_CODE = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
+_STRING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_POWER = re.compile(r"[\w)\]'|]\s*\*\*")
 _PROBE = "一 a <_user>1"
 
 
@@ -66,10 +71,12 @@ def guarded(folder: Path, load: Callable[[], Any]) -> Any:
 def _require_end(folder: Path, tokenizer: Any) -> None:
     question = [{"role": "user", "content": "1"}]
     try:
-        within(
-            MOST_SECONDS,
-            lambda: tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False),
-        )
+        _require_no_powers(tokenizer.get_chat_template())
+        with more_memory(_MOST_BYTES):
+            within(
+                MOST_SECONDS,
+                lambda: tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False),
+            )
     except TimeoutError as error:
         raise CheckpointError(
             f"{folder}: the chat template of its tokenizer does not end within {MOST_SECONDS:g} seconds for one "
@@ -82,21 +89,11 @@ def _require_end(folder: Path, tokenizer: Any) -> None:
         ) from error
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` gives, written in Python; `TimeoutError` at the first of its lines after so many seconds."""
-    end = time.monotonic() + seconds
-
-    def watch(_frame: FrameType, _event: str, _argument: Any) -> Any:
-        if time.monotonic() > end:
-            raise TimeoutError(f"longer than {seconds:g} seconds")
-        return watch
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        return call()
-    finally:
-        sys.settrace(before)
+def _require_no_powers(template: str) -> None:
+    """Refuse `10 ** 10 ** 9`, which nothing can interrupt; no chat format reckons with powers."""
+    code = " ".join(_CODE.findall(template))
+    if _POWER.search(_STRING.sub("''", code)):
+        raise ValueError("it computes powers")
 
 
 def _short(error: BaseException) -> str:

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.model.bounds import more_memory
+
+#: What reading may take beside the tensors; a pickle can ask for any amount with one instruction
+_SPARE_BYTES = 1 << 30
 
 
 class _Known:
@@ -110,14 +114,14 @@ def read_dictionary(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, or holds anything but tensors and plain containers.
     """
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") as stream, more_memory(2 * path.stat().st_size + _SPARE_BYTES):
             _skip_header(stream)
             content = _TensorUnpickler(stream).load()
         values = content.content if isinstance(content, _ObjectArray) else content
     # a damaged pickle may raise anything: the bytes are instructions
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({str(error)[:200]}). "
+            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({str(error)[:200] or type(error).__name__}). "
             "Get the file from its publisher."
         ) from error
     if not isinstance(values, dict):

@@ -16,6 +16,8 @@ from telechat_kit.strict_json import LFS_POINTER, parse
 
 #: Bytes of a table of contents that no model of the family comes near
 MOST_HEADER_BYTES = 16 << 20
+#: How the names of dtypes of floating point begin in safetensors
+_REAL = ("F", "BF")
 _NUMPY_MAGIC = b"\x93NUMPY"
 
 
@@ -57,6 +59,8 @@ def _safetensors_damage(path: Path, begin: bytes) -> str | None:
 
 def _archive_damage(path: Path) -> str | None:
     """torch stores tensors as they are: an archive that unpacks to more than it holds is none of its files."""
+    if not zipfile.is_zipfile(path):
+        return "cut off, or no archive as torch writes it since 1.6: torch.load and torch.save make one of it"
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:
@@ -76,6 +80,15 @@ def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
             for name, entry in _table(path).items():
                 shapes[name] = tuple(entry["shape"])
     return shapes
+
+
+def integer_tensor(files: Iterable[Path]) -> str:
+    """The first tensor of safetensors files that holds no real numbers, by its table of contents; else empty."""
+    for path in files:
+        for name, entry in _table(path).items() if path.suffix == ".safetensors" else ():
+            if not str(entry["dtype"]).startswith(_REAL):
+                return f"{path}: {name} holds {entry['dtype']}"
+    return ""
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -95,6 +95,10 @@ def _question(where: str, row: dict[str, Any]) -> Question:
     choices, answer = row.get("choices"), str(row.get("answer", "")).strip().upper()
     if not isinstance(choices, list) or len(choices) != len(LETTERS) or answer not in tuple(LETTERS):
         raise DataError(f'{where}: expected four "choices" and an "answer" A, B, C or D. Correct the line.')
+    if not all(isinstance(choice, str | int | float) and str(choice).strip() for choice in choices):
+        raise DataError(f"{where}: a choice is empty, or no text. Correct the line.")
+    if not row["question"].strip():
+        raise DataError(f"{where}: the question is empty. Correct the line.")
     texts = tuple(str(choice) for choice in choices)
     return Question(str(row.get("subject", "general")), row["question"], texts, answer)  # type: ignore[arg-type]
 
@@ -142,6 +146,10 @@ def _read_csv(path: Path) -> Iterator[Question]:
     header = _header(rows[0][1])
     if header and (missing := [name for name in _COLUMNS if name not in header]):
         raise DataError(f'{path} has no column "{missing[0]}". Give a split with questions and answers.')
+    if header and (twice := [name for name in _COLUMNS if header.count(name) > 1]):
+        raise DataError(f'{path}: two columns are called "{twice[0]}". Remove one of them.')
+    if header and not rows[1:]:
+        raise DataError(f"{path} holds a header and no questions. Copy the file again, or remove it.")
     columns = [header.index(name) for name in _COLUMNS] if header else list(range(len(_COLUMNS)))
     width = len(header or _COLUMNS)
     for number, row in rows[1:] if header else rows:

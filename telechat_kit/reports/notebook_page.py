@@ -126,9 +126,13 @@ def log_text(text: str) -> str:
 
 def _read(notebook: Path) -> NotebookNode:
     try:
-        return nbformat.convert(nbformat.read(notebook, as_version=4), 4)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{notebook} cannot be read as a notebook: {error}. Run its step again.") from error
+        node = nbformat.convert(nbformat.read(notebook, as_version=4), 4)
+        if not all(isinstance(cell.source, str) for cell in node.cells):
+            raise ValueError("a cell holds no text")
+    except Exception as error:  # nbformat ends at damaged notebooks in many ways
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{notebook} cannot be read as a notebook: {told}. Run its step again.") from error
+    return node
 
 
 def _papermill(cell: NotebookNode, key: str) -> Any:

@@ -90,7 +90,7 @@ def _resealed(name: str, folder: Path, rewritten: dict[str, bytes]) -> dict[str,
     """The manifest with the hashes of what is packed otherwise than it lies here; nothing if all is as it is."""
     manifest = read_manifest(folder)
     places = {place: place.removeprefix(f"{name}/") for place in rewritten}
-    if manifest is None or all((folder / own).read_bytes() == rewritten[p] for p, own in places.items()):
+    if manifest is None or all(_bytes(folder / own) == rewritten[p] for p, own in places.items()):
         return {}
     files = {own: asdict(entry) for own, entry in manifest.files.items()}
     for place, own in places.items():
@@ -98,6 +98,10 @@ def _resealed(name: str, folder: Path, rewritten: dict[str, bytes]) -> dict[str,
         files[own] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     packed = json.dumps(asdict(manifest) | {"files": files}, ensure_ascii=False, indent=2)
     return {f"{name}/{SEAL}": f"{packed}\n".encode()}
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -151,7 +155,10 @@ def _is_packed_anyway(name: str) -> bool:
 def _require_own(paths: Iterable[Path], root: Path, what: str) -> None:
     """Refuse what does not lie below `root`, links followed, or has a hidden folder on its way there."""
     for path in paths:
-        real = path.resolve()
+        try:
+            real = path.resolve()
+        except RuntimeError as error:  # before Python 3.13
+            raise DataError(f"{path}, {what}, leads to itself. Remove it.") from error
         within = real.is_relative_to(root) and real != root
         if not within or any(part.startswith(".") for part in real.relative_to(root).parts):
             raise DataError(

@@ -14,12 +14,15 @@ import yaml
 from telechat_kit.comparison.rules import parse_limits
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
+from telechat_kit.records import MOST_NUMBER
 from telechat_kit.runs.parameters_cell import Declaration, has_type, read_declarations
 
-#: Most bytes of a profile, and the largest whole number that seeds and counts can be
-MOST_BYTES, MOST_NUMBER = 1 << 20, 2**63 - 1
+#: Most bytes of a profile
+MOST_BYTES = 1 << 20
 #: Numbers with an exponent that YAML 1.1 calls text: it wants a point, and a sign in the exponent
 _EXPONENT = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+")
+#: Numbers of base 60 (1:30), and of base 8 (0777), which begin with a zero that no decimal one has
+_OTHER_BASE = re.compile(r"[-+]?(?:[\d_]+:|0[0-7_]+$)")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff]")
 
 
@@ -123,6 +126,8 @@ def read_mapping(
         ParameterError: no such file, no YAML of reasonable size, no mapping, or a key twice.
     """
     try:
+        if path.exists() and not path.is_file():  # a device never ends, a pipe may never begin
+            raise ParameterError(f"{kind} {path} is a folder, a pipe or a device. Give a UTF-8 text file.")
         if path.stat().st_size > MOST_BYTES:
             raise ParameterError(
                 f"{kind} {path} has more than {MOST_BYTES:,} bytes. Give `key: value` lines."
@@ -130,6 +135,8 @@ def read_mapping(
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
         entries = node.value if isinstance(node, yaml.MappingNode) else None
+        for key, value in entries or ():
+            _require_decimal(f"{path}, line {key.start_mark.line + 1}", value)
         found = [(key, loader.construct_object(value, deep=True)) for key, value in entries or ()]
     except FileNotFoundError as error:
         known = ", ".join(sorted(relative(file) for file in (project_root() / folder).glob("*.yaml")))
@@ -141,6 +148,17 @@ def read_mapping(
     if entries is None:
         raise ParameterError(f"{path} is no flat list of `key: value` lines.")
     return {str(key.value): value for key, value in found}, _line_numbers(path, [key for key, _ in found])
+
+
+def _require_decimal(place: str, node: yaml.Node) -> None:
+    """Refuse the numbers that YAML 1.1 reads in other bases than people: 1:30 as 90, 0777 as 511."""
+    for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        numeric = part.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if numeric and _OTHER_BASE.match(str(part.value)):
+            raise ParameterError(
+                f"{place}: {str(part.value)[:40]} is no decimal number, and YAML would take another one for it. Write "
+                "the number in decimals, or a text in quotes."
+            )
 
 
 def _line_numbers(path: Path, keys: Sequence[yaml.Node]) -> dict[str, int]:
@@ -208,10 +226,14 @@ _shown.maxstring = _shown.maxother = _shown.maxlong = 80
 
 
 def _require_own_folder(place: str, run_folder: str) -> None:
-    """Refuse a run folder that is the project itself or holds it: records would lie among its files."""
+    """Refuse a run folder that is the project itself or holds it, where records would lie among its files, or a file."""
     folder = resolve(run_folder).resolve() if run_folder.strip() else project_root()
     if project_root().resolve().is_relative_to(folder):
         raise ParameterError(
             f'{place}: run_folder "{run_folder}" is the project folder or one above it. Give the run a folder of its '
             "own, such as results/mine."
+        )
+    if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+        raise ParameterError(
+            f'{place}: run_folder "{run_folder}": {relative(file)} is a file. Give a folder.'
         )

@@ -2,6 +2,7 @@
 
 Cases `FIRST .. LAST` of every target, the same for every version of the kit. The corpus is made once, by the kit that
 is on the path. Each target runs in a process of its own, so that a crash or a reader that no signal stops is counted too.
+What is printed are JSON lines; `python tests/fuzz/count_endings.py table BEFORE AFTER` sets two of them side by side.
 """
 
 import collections
@@ -10,6 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +20,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from corpus import write_texts
-from endings import BAD, MOST_SECONDS, judge, understood
+from endings import (
+    BAD,
+    HANG,
+    HASHED,
+    MOST_SECONDS,
+    OTHER,
+    REFUSED,
+    SAME,
+    SILENT,
+    TRACEBACK,
+    judge,
+    understood,
+)
 from mutations import drawn
 from targets import TARGETS, Corpus, Target
 
@@ -58,9 +72,8 @@ def _kit(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "telechat_kit", *words], check=True)
 
 
-def _work(target: Target, made: Corpus, first: int, last: int, results: Connection) -> None:
+def _work(target: Target, made: Corpus, expected: str, first: int, last: int, results: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    expected = understood(target, made)
     for seed in range(first, last):
         changes = drawn(f"{target.name} {seed}")
         name = target.files[seed % len(target.files)]
@@ -71,10 +84,11 @@ def _work(target: Target, made: Corpus, first: int, last: int, results: Connecti
 def count(target: Target, made: Corpus, first: int, last: int) -> "collections.Counter[str]":
     """How the cases of one target end; the bad ones are printed, one JSON line each."""
     counts: collections.Counter[str] = collections.Counter()
+    expected = understood(target, made)  # here, so that no process spends its patience on imports
     context = multiprocessing.get_context("fork")
     while first < last:
         ours, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(target, made, first, last, theirs))
+        worker = context.Process(target=_work, args=(target, made, expected, first, last, theirs))
         worker.start()
         theirs.close()
         try:
@@ -107,15 +121,41 @@ def count(target: Target, made: Corpus, first: int, last: int) -> "collections.C
 
 def main() -> None:
     """Count, and print a line for each target at the end."""
+    if sys.argv[1] == "table":
+        print(table(Path(sys.argv[2]), Path(sys.argv[3])))
+        return
     folder, first, last, *names = sys.argv[1:]
-    made, total = corpus(Path(folder)), collections.Counter[str]()
+    made = corpus(Path(folder))
     for target in TARGETS:
         if names and target.name not in names:
             continue
-        counts = count(target, made, int(first), int(last))
-        total += counts
-        print(f"# {target.name}: {dict(counts)}", flush=True)
-    print(f"# all: {total.total()} cases, {dict(total)}")
+        try:
+            counts = dict(count(target, made, int(first), int(last)))
+        except ImportError:  # an older kit has no such reader
+            counts = {}
+        print(json.dumps({"target": target.name, "counts": counts}), flush=True)
+
+
+def table(before: Path, after: Path) -> str:
+    """Two counts of the same cases as a table in Markdown: a row a target, before -> after in each column."""
+    kinds = (TRACEBACK, HANG, "crash", SILENT, HASHED, REFUSED, SAME, OTHER)
+    counts = [_counts(before), _counts(after)]
+    rows = [("target", "cases", *kinds), ("---",) * (2 + len(kinds))]
+    for name in counts[1]:
+        own = [each.get(name, {}) for each in counts]
+        rows.append((name, str(sum(own[1].values())), *(_pair(own, kind) for kind in kinds)))
+    sums = [sum(map(collections.Counter, each.values()), collections.Counter[str]()) for each in counts]
+    rows.append(("all", str(sums[1].total()), *(_pair(sums, kind) for kind in kinds)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _pair(counts: Sequence[Mapping[str, int]], kind: str) -> str:
+    return " -> ".join(str(each.get(kind, 0)) if each else "none" for each in counts)
+
+
+def _counts(log: Path) -> dict[str, dict[str, int]]:
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    return {line["target"]: line["counts"] for line in lines if "counts" in line}
 
 
 if __name__ == "__main__":

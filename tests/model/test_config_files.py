@@ -1,6 +1,7 @@
 """Files of a checkpoint that are damaged, hostile or absurd: refused by file and key before anything is built."""
 
 import json
+import os
 import shutil
 import struct
 import time
@@ -11,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from telechat_kit.environment import check_setup
 from telechat_kit.errors import CheckpointError
 from telechat_kit.inference.loading import load_model
+from telechat_kit.model.bounds import within
 from telechat_kit.model.hashes import settings_hash, tokenizer_hash
 from telechat_kit.model.tokenization import load_tokenizer
-from telechat_kit.model.tokenizer_files import FILES, within
+from telechat_kit.model.tokenizer_files import FILES
+from telechat_kit.model.weight_shards import Shards
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 
@@ -72,6 +76,15 @@ def error_of(read: Callable[[], object]) -> str:
         ("eos_token_id", {"a": 1}, "eos_token_id"),
         ("tie_word_embeddings", "no", "tie_word_embeddings"),
         ("quantize", ["w8a8"], "quantize"),
+        ("model_type", ["telechat"], "model_type"),
+        ("num_labels", 10**9, "num_labels: .* less than or equal to 65536"),
+        ("id2label", "x", "id2label"),
+        ("online_rotation", "yes", "online_rotation"),
+        ("hidden_act", "gelu", "hidden_act: Input should be 'silu', not 'gelu'"),
+        ("return_dict", False, "return_dict"),
+        ("n_head", None, "n_head is missing"),
+        ("eos_token_id", [2, 262], "eos_token_id 262 is beyond the 262 ids"),
+        ("num_key_value_heads", 2, "config.json says num_key_value_heads 2, the weights have 4"),
     ],
 )
 def test_a_config_that_has_no_meaning_is_refused_by_key(
@@ -82,6 +95,45 @@ def test_a_config_that_has_no_meaning_is_refused_by_key(
     with pytest.raises(CheckpointError, match=problem):
         load_model(folder, "cpu")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size"])
+def test_a_size_that_is_left_out_is_not_another_models(folder: Path, key: str) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    del values[key]
+    (folder / "config.json").write_text(json.dumps(values))
+    assert f"config.json: {key} is missing" in error_of(lambda: load_model(folder, "cpu"))
+
+
+def test_a_key_that_stands_twice_is_refused(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"n_head": 4', '"n_head": 4, "n_head": 2'))
+    assert "the key 'n_head' stands twice" in error_of(lambda: load_model(folder, "cpu"))
+
+
+def test_ids_to_stop_at_that_the_model_cannot_give_are_refused(folder: Path) -> None:
+    change(folder / "generation_config.json", eos_token_id=5000)
+    assert "eos_token_id 5000 is beyond the 262 ids" in error_of(lambda: load_model(folder, "cpu"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("read", [Shards, lambda folder: load_model(folder, "cpu")])
+def test_weights_of_whole_numbers_are_refused_by_name(
+    tiny: Path, name: str, read: Callable[[Path], object]
+) -> None:
+    tensors = load_file(tiny / "model.safetensors")
+    norm = next(key for key in tensors if "ln_f" in key)
+    tensors[norm] = tensors[norm].to(torch.int32)
+    (tiny / "model.safetensors").unlink()
+    write = save_file if name.endswith("safetensors") else torch.save
+    write(tensors, tiny / name)
+    assert f"{name}: {norm} holds" in error_of(lambda: read(tiny))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tiny: Path) -> None:
+    (tiny / "config.json").unlink()
+    os.mkfifo(tiny / "config.json")
+    assert "is a pipe or a device" in error_of(lambda: load_model(tiny, "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +186,18 @@ def test_generation_settings_are_never_passed_over(folder: Path, value: dict[str
 
 
 @pytest.mark.parametrize(
-    "weight_map", [["a"], {}, {"a": ["b"]}, {"a": "../b.safetensors"}, {"a": "b" * 5000}, "x", None]
+    "weight_map",
+    [
+        ["a"],
+        {},
+        {"a": ["b"]},
+        {"a": "../b.safetensors"},
+        {"a": "b" * 5000},
+        "x",
+        None,
+        {"a": ".."},
+        {"a": "config.json"},
+    ],
 )
 def test_an_index_that_names_no_files_of_the_folder_is_refused(tiny: Path, weight_map: Any) -> None:
     (tiny / "model.safetensors").unlink()
@@ -179,6 +242,8 @@ def test_a_sentencepiece_file_that_is_none_is_named(tiny: Path, content: bytes) 
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end"),
         ("{{ messages[0].content.nothing.more }}", "fails for one question"),
         ("{% for %}", "fails for one question"),
+        ("{{ 'x' * 20000000000 }}", "fails for one question"),
+        ("{{ 10 ** (10 ** 9) }}", "fails for one question: it computes powers"),
         ("{{ raise_exception('no') }}", "fails for one question: no"),
     ],
 )

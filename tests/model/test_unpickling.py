@@ -143,3 +143,10 @@ def test_truncated_files_are_named(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes((GOLDEN / "quant_bias.npy").read_bytes()[:kept])
     assert str(path) in error_of(path)
+
+
+def test_an_instruction_that_asks_for_all_memory_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.npy", {"a": torch.ones(1)})
+    header = path.read_bytes()[:128]
+    path.write_bytes(header + b"\x80\x04Nr\xff\xff\xff\xf0.")  # LONG_BINPUT: a memo of 64 GB
+    assert "MemoryError" in error_of(path)

@@ -26,6 +26,7 @@ from telechat_kit import (
     use_tested_operators,
     write_report,
 )
+from telechat_kit.errors import ParameterError
 from telechat_kit.runs.profile import declared_parameters, default_values, notebook_path
 
 REQUESTS = {
@@ -141,3 +142,8 @@ def test_a_calibration_without_a_text_of_its_own_reads_the_questions() -> None:
     assert Calibration().source == "kit, pydoc_data.topics"
     assert Calibration("", "lines.jsonl").source == "lines.jsonl"
     assert Calibration(Path("text.txt"), "lines.jsonl").source == "text.txt"
+
+
+def test_a_number_beyond_what_torch_draws_by_is_refused() -> None:
+    with pytest.raises(ParameterError, match="seed is beyond 9,223,372,036,854,775,807"):
+        Calibration(seed=10**20)

@@ -57,6 +57,14 @@ def test_the_shipped_questions_are_in_two_languages_and_their_answers_spread_eve
         ({"question": "q", "choices": list("abcd"), "answer": "E"}, 'line 2: expected four "choices"'),
         ({"question": "q", "choices": list("abcd"), "answer": ""}, 'line 2: expected four "choices"'),
         ({"choices": list("abcd"), "answer": "A"}, "line 2"),
+        (
+            {"question": "q", "choices": ["a", None, "c", "d"], "answer": "A"},
+            "line 2: a choice is empty, or no text",
+        ),
+        (
+            {"question": "q", "choices": ["a", " ", "c", "d"], "answer": "A"},
+            "line 2: a choice is empty, or no text",
+        ),
     ],
 )
 def test_a_malformed_question_is_named(tmp_path: Path, row: dict[str, object], problem: str) -> None:
@@ -103,6 +111,9 @@ def test_a_question_in_two_lines_and_choices_that_are_letters_stay_in_their_colu
     ("content", "problem"),
     [
         ("", r"x\.csv is empty"),
+        ("id,question,A,B,C,D,answer\n", r"x\.csv holds a header and no questions"),
+        ("id,question,A,A,B,C,D,answer\n0,q,a,b,c,d,e,A\n", r'x\.csv: two columns are called "a"'),
+        ("id,question,A,B,C,D,answer\n0,,a,b,c,d,A\n", r"x\.csv, line 2: the question is empty"),
         ("1,q,a,b,c,A,B\n", r"x\.csv, line 1: 7 columns, expected 6"),
         ("id,question,A,B,C,D,answer\n0,q,a,b,c,d\n", r"x\.csv, line 2: 6 columns, expected 7"),
     ],

@@ -1,5 +1,6 @@
 """Executed notebooks as pages: what a reader sees, what stays folded, and that nothing is fetched."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,25 @@ def test_layout_escapes_its_values() -> None:
     page = render_page("layout.html.j2", title=HOSTILE, links=[(HOSTILE, "a.html")])
     assert not FETCHES.search(page)
     assert page_css() in page
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"cell_type": "code", "source": 5},
+        {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": 5},
+        {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": 5,
+            "source": "x",
+        },
+    ],
+)
+def test_a_damaged_notebook_is_one_clear_error(tmp_path: Path, cell: dict[str, Any]) -> None:
+    path = tmp_path / "odd.ipynb"
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}))
+    with pytest.raises(DataError, match=r"odd\.ipynb cannot be read as a notebook: .*Run its step again"):
+        export_notebook(path, tmp_path / "odd.html")

@@ -1,5 +1,6 @@
 """Profiles: what is wrong with one is said before anything runs, with file, line and the remedy."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,24 @@ def test_a_key_given_twice_is_refused_with_both_lines(write: Any) -> None:
         ("run_folder: ''", 'run_folder "" is the project folder or one above it'),
         ("run_folder: /", 'run_folder "/" is the project folder or one above it'),
         ("run_folder: results/../..", "is the project folder or one above it"),
+        ("run_folder: pyproject.toml/x", "pyproject.toml is a file. Give a folder"),
+        (f"run_folder: {'x' * 300}", "cannot be a path (File name too long)"),
+        ("seed: 1:30", "line 1: 1:30 is no decimal number"),
+        ("seed: 0777", "line 1: 0777 is no decimal number"),
+        ("input_lengths: [4, 1:30]", "line 1: 1:30 is no decimal number"),
     ],
 )
 def test_values_that_no_run_can_use_are_refused_by_line(write: Any, line: str, message: str) -> None:
     found = refusal(write(f"{line}\n"))
     assert message in found
     assert len(found) < 600
+
+
+def test_a_pipe_and_a_device_are_no_profiles(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(ParameterError, match="is a folder, a pipe or a device"):
+            load_profile(path)
 
 
 def test_anchors_that_explode_do_so_nowhere_not_even_in_the_message(write: Any) -> None:
@@ -195,7 +208,7 @@ def test_a_file_that_is_no_list_of_keys_is_refused(write: Any, text: str) -> Non
 def test_a_profile_that_is_not_utf8_or_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gb.yaml").write_bytes("level: 电信\n".encode("gb18030"))
     assert "gb.yaml cannot be read" in refusal(tmp_path / "gb.yaml")
-    assert "cannot be read" in refusal(tmp_path)
+    assert "is a folder, a pipe or a device" in refusal(tmp_path)
 
 
 def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Any) -> None:

@@ -158,6 +158,20 @@ def test_a_foreign_run_packs_nothing_that_it_only_names(tiny_run: Path, tmp_path
     assert not (tmp_path / "a.zip").exists()
 
 
+def test_a_run_without_its_parameters_file_packs_and_a_link_to_itself_is_named_or_left_out(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "params.yaml").unlink(missing_ok=True)
+    pack(run, tmp_path / "a.zip")
+    (run / "loop").symlink_to(run / "loop")
+    try:
+        with zipfile.ZipFile(pack(run, tmp_path / "b.zip")) as archive:
+            assert not any("loop" in name for name in archive.namelist())
+    except DataError as error:
+        assert "loop, a link of the run" in str(error)
+
+
 def test_a_link_out_of_the_run_is_not_followed(tiny_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     (tmp_path / "secret").write_text("secret")
