@@ -24,6 +24,8 @@ _TENSORS: dict[Kind, tuple[str, ...]] = {
     "dynamic": ("weight", "weight_scale", "bias"),
     "float": ("weight", "bias"),
 }
+#: What a device may hold in another form than it was given: blocks of the weight, a bias that undoes an unsigned input
+_PREPARED = ("weight", "quant_bias")
 #: Of the input, and so one for all
 _OF_THE_INPUT = ("input_scale", "input_offset")
 _KINDS: dict[type[nn.Module], Kind] = {
@@ -72,20 +74,20 @@ class Joined(nn.Module):
         return multiply(x, **self._buffers)
 
     def tensor(self, index: int, name: str) -> Tensor | None:
-        """The tensor `name` of the linear `index` as it was given: a view, unless the weight lies in blocks."""
-        tensor = self._weight() if name == "weight" else self._buffers[name]
+        """The tensor `name` of the linear `index` as it was given: a view, unless the device holds it in another form."""
+        tensor = self._restored()[name] if name in _PREPARED else self._buffers[name]
         if tensor is None or name in _OF_THE_INPUT:
             return tensor
         start = sum(self.sizes[:index])
         return tensor[start : start + self.sizes[index]]
 
-    def _weight(self) -> Tensor:
+    def _restored(self) -> dict[str, Tensor]:
         tensors = dict(self.named_buffers())
         backend = backend_for(tensors["weight"].device.type)
         if self.kind == "float":
-            return backend.restore_float_weight(tensors["weight"])
+            return {"weight": backend.restore_float_weight(tensors["weight"])}
         restore = backend.restore_linear if self.kind == "static" else backend.restore_dynamic_linear
-        return restore(tensors, self.out_features, self.in_features)["weight"]
+        return restore(tensors, self.out_features, self.in_features)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, in_features={self.in_features}, sizes={self.sizes}"

@@ -172,6 +172,7 @@ PHRASES = {
     "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads {} GB/s ({}).": "上限由矩阵形状的字节数与运算量以及设备的能力得出：读带宽 {} GB/s（{}）。",
     "Energy per token is that of the whole device, other programs included: {}.": "每词元能耗取自整个设备的计数器，包含其他程序的能耗：{}。",
     "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware than above, so they stand beside our figures and are not compared with them.": "来自本工具所复现的指南：NPU 与 GPU 上的 TeleChat-7B。模型与硬件均与上文不同，仅并列展示，不作比较。",
+    "Per-channel int8 weights, one scale for each token of a linear's input, found as it is read.": "权重按通道量化为 int8，每个线性层的输入在读入时逐 token 求缩放系数。",
     "Per-channel int8 weights, one static scale and offset for each linear's input.": "权重按通道量化为 int8，每个线性层的输入使用一个静态缩放系数和偏移。",
     "What is needed to run it again.": "重新运行所需的条件。",
     "These records do not belong together": "这些记录不属于同一次运行",
