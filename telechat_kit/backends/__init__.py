@@ -98,7 +98,7 @@ class Backend(Protocol):
         ...
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor: ...
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, step: Callable[[], object]) -> Callable[[], None]:
         """Run `step` once, record it as a graph, and give the call that replays it on the same tensors.
 
         Raises:

@@ -5,21 +5,23 @@ suits. A way can be set aside by name: before a run (`use_slower`, what the test
 one, when its operator fails. `operators` says for the records which ways were taken, and why others were not.
 """
 
-import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from telechat_kit.backends.failures import first_line, is_lost, is_out_of_memory
+from telechat_kit.backends.failures import failed_kernels, first_line, is_lost, is_out_of_memory
 from telechat_kit.errors import DeviceError, ParameterError
 
 #: The last way of most forms
 PLAIN = "plain torch"
 #: What the records say of an operator that was replaced
-MIDDLE = "failed in the middle of the run"
+MIDDLE, NAN = "failed in the middle of the run", "gave NaN in the middle of the run"
+_FIND_IT = (
+    "telechat-kit check --operators tries every operator in a process of its own and says which to avoid"
+)
 
 
 @dataclass(frozen=True)
@@ -49,34 +51,60 @@ class Form:
         self.used: set[str] = set()
 
     def __call__(self, *args: Any) -> Any:
-        watching = self.forms.watching
-        for way in self.ways[:-1]:
-            if way.name in self.aside or not (way.there() and way.suits(*args)):
-                continue
+        if self.forms.watching:
+            return self._watched(args)
+        for way in self._left(args):
+            if way is self.ways[-1]:
+                break
             try:
-                result = way.run(*(_copied(args) if watching else args))
+                result = way.run(*args)
             except RuntimeError as error:
-                _require_device(way, error)
-                if is_out_of_memory(error):
-                    raise
-                self.aside[way.name] = f"{MIDDLE}: {first_line(error)}"
-                continue
-            if watching and _has_nan(result) and not _has_nan(args):
-                self.aside[way.name] = "gave NaN in the middle of the run"
+                self._set_aside(way, error)
                 continue
             self.used.add(way.name)
             return result
         self.used.add(self.ways[-1].name)
         return self.ways[-1].run(*args)
 
+    def _watched(self, args: tuple[Any, ...]) -> Any:
+        """The same, each result looked at: a way that made NaN of none is set aside if a slower one does not."""
+        guilty, first = list[Way](), None
+        for way in self._left(args):
+            try:
+                result = way.run(*map(_copied, args))
+            except RuntimeError as error:
+                if way is self.ways[-1]:
+                    raise
+                self._set_aside(way, error)
+                continue
+            if not _has_nan(result) or _has_nan(args):
+                self.aside.update(dict.fromkeys([bad.name for bad in guilty], NAN))
+                self.used.add(way.name)
+                return result
+            first = first or (way, result)
+            guilty.append(way)
+        assert first is not None  # NaN in every way: it is the model's own, and no operator's fault
+        self.used.add(first[0].name)
+        return first[1]
 
-def _require_device(way: Way, error: RuntimeError) -> None:
-    """Stop if CANN says that the device is lost to this process: a slower way would fail as well."""
-    if is_lost(error):
-        raise DeviceError(
-            f"{way.name} ended with {first_line(error)}: this process can no longer use the device. Start again; "
-            "telechat-kit check --operators tries every operator in a process of its own and says which to avoid."
-        ) from error
+    def taken(self) -> Iterator[Way]:
+        """The ways that were used so far and are not set aside."""
+        return (way for way in self.ways[:-1] if way.name in self.used and way.name not in self.aside)
+
+    def _left(self, args: tuple[Any, ...]) -> Iterator[Way]:
+        """The ways that `args` can take, best first; the last one always can."""
+        for way in self.ways[:-1]:
+            if way.name not in self.aside and way.there() and way.suits(*args):
+                yield way
+        yield self.ways[-1]
+
+    def _set_aside(self, way: Way, error: RuntimeError) -> None:
+        """Not to take `way` again for the `error`, unless memory was too small or the device is lost."""
+        if is_out_of_memory(error):
+            raise error
+        if is_lost(error):
+            raise self.forms.lost(error, way.name) from error
+        self.aside[way.name] = f"{MIDDLE}: {first_line(error)}"
 
 
 def _has_nan(values: Any) -> bool:
@@ -85,9 +113,10 @@ def _has_nan(values: Any) -> bool:
     return any(bool(part.isnan().any()) for part in floats)
 
 
-def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _copied(arg: Any) -> Any:
     """For an operator that writes into its arguments, and may have to be replaced behind that."""
-    return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
+    # a copy of a weight would lose its blocked format, and is written to by nobody
+    return arg.clone() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
 
 
 class Forms:
@@ -99,6 +128,8 @@ class Forms:
         self._noted: defaultdict[str, set[str]] = defaultdict(set)
         #: whether results are looked at before they are used, which waits for the device after every operation
         self.watching = False
+        #: is told operation, way and error of what took the device away, for the processes to come
+        self.remember: Callable[[str, str, str], None] | None = None
 
     def form(self, name: str, *ways: Way) -> Form:
         """A new operation `name` with its ways, best first."""
@@ -147,21 +178,29 @@ class Forms:
         finally:
             self.watching = False
 
-    def replace_failed(self, error: RuntimeError) -> bool:
-        """Set aside the way whose operator `error` names, for errors that come later than the call; whether there was one.
+    def lost(self, error: RuntimeError, called: str = "") -> DeviceError:
+        """What to stop with when `error` says that the device is lost to this process, which no slower way can help.
 
-        Raises:
-            DeviceError: the device is lost to this process.
+        The ways whose operators it names go to `remember`. `called` is the way that was called when it came, which need
+        not be the one that failed.
         """
-        kernels = set(re.findall(r"aclnn([A-Za-z]+?)(?:V\d+)?(?![A-Za-z0-9])", str(error)))
-        for form in self._forms.values():
-            for way in form.ways[:-1]:
-                taken = way.name in form.used and way.name not in form.aside
-                if taken and kernels & set(way.kernels) and not is_out_of_memory(error):
-                    _require_device(way, error)
-                    form.aside[way.name] = f"{MIDDLE}: {first_line(error)}"
-                    return True
-        return False
+        named, told = failed_kernels(error), first_line(error).rstrip(".")
+        found = [
+            (form.name, way.name)
+            for form in self._forms.values()
+            for way in form.taken()
+            if named & set(way.kernels)
+        ]
+        if self.remember is not None:
+            for operation, way in found:
+                self.remember(operation, way, told)
+        who = ", ".join(dict.fromkeys(way for _, way in found)) or ", ".join(sorted(named))
+        who = who or f"the device{f' (seen at {called})' if called else ''}"
+        helped = "a slower way then takes its place" if found and self.remember else _FIND_IT
+        return DeviceError(
+            f"{who} failed ({told}): this process can no longer use the device. See with npu-smi info or nvidia-smi whether "
+            f"it is still there, then run the same command again: it goes on where it stopped; {helped}."
+        )
 
     def set_aside(self) -> dict[str, dict[str, str]]:
         """Ways that are not taken in this process, and why: form -> way -> reason."""
@@ -192,6 +231,7 @@ class Forms:
 
     def forget(self) -> None:
         """Begin as a new process does: nothing set aside, nothing used."""
+        self.remember = None
         for form in self._forms.values():
             form.aside.clear()
             form.used.clear()

@@ -17,7 +17,7 @@ EXACT_TERMS = 2**24 // 2**14
 AddUp = Callable[[Tensor], Tensor]
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG001  (what a backend is given)
+def capture(step: Callable[[], object]) -> Callable[[], None]:  # noqa: ARG001  (what a backend is given)
     """The graph of a device for which the kit has none.
 
     Raises:

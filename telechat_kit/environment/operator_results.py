@@ -1,7 +1,8 @@
 """What the test of operators found, and how a run heeds it: the ways that passed, and the slower way for the rest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import DataError
-from telechat_kit.files import read_json, relative, resolve
+from telechat_kit.files import read_json, relative, resolve, write_json
 
 Verdict = Literal["right", "wrong", "refused", "crashed", "timed out", "no memory", "not called", "not tried"]
 #: Verdicts that a later notebook avoids the way for
 BAD = ("wrong", "refused", "crashed", "timed out")
+#: In a run folder: what took the device away from one of its steps
+FAILED = "failed_operators.json"
 #: What a record says of a way that is set aside for it
 BY_TEST = "in the test of operators"
 
@@ -33,6 +36,16 @@ class OperatorTest:
     error: float | None = None
     milliseconds: float | None = None
     message: str = ""
+
+
+@dataclass(frozen=True)
+class FailedOperator:
+    """A way of an operation that took the device away from the process that ran it."""
+
+    device_name: str
+    operation: str
+    way: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -96,10 +109,12 @@ def _next(found: OperatorTests, operation: str) -> str:
 def use_tested_operators(run_folder: str | Path, device: str = "auto") -> dict[str, dict[str, str]]:
     """Take the slower way for every operator that failed in `01_setup` of this run folder, and print which.
 
-    Results of another device than the one at hand are left alone, which is printed, as it is where none were tried. Gives operation -> way -> why.
+    Those that took the device away in an earlier step count too: they stand in `failed_operators.json`, and what takes
+    it away from now on is noted there. Results of another device than the one at hand are left alone, which is printed, as
+    it is where none were tried. Gives operation -> way -> why.
 
     Raises:
-        DataError: setup.json is damaged.
+        DataError: setup.json or failed_operators.json is damaged.
         DeviceError: the device cannot be opened.
 
     Example:
@@ -108,19 +123,48 @@ def use_tested_operators(run_folder: str | Path, device: str = "auto") -> dict[s
         >>> avoided
         {}
     """
-    found = _recorded(resolve(run_folder) / "setup.json")
+    folder = resolve(run_folder)
+    found, failed = _recorded(folder / "setup.json"), _failed(folder / FAILED)
+    backend = backend_for(resolve_device(device).type)
+    name = backend.device_name()
+    backend.operations.remember = partial(_remember, folder / FAILED, name)
+    avoided: dict[str, dict[str, str]] = {}
     if found is None:
         print("operators: 01_setup of this run tried none; they are used as they are.")
-        return {}
-    kind = resolve_device(device).type
-    if (name := backend_for(kind).device_name()) != found.device_name:
+    elif found.device_name != name:
         print(f"operators: those tried were of {found.device_name}, this is {name}. Run 01_setup again.")
-        return {}
-    for operation, ways in found.avoided().items():
+    else:
+        avoided = found.avoided()
+        print(*sentences(found), sep="\n")
+    for operation, ways in avoided.items():
         for way, why in ways.items():
-            backend_for(kind).operations.use_slower(operation, f"{BY_TEST} {why}", way)
-    print(*sentences(found), sep="\n")
-    return found.avoided()
+            backend.operations.use_slower(operation, f"{BY_TEST} {why}", way)
+    for each in failed:
+        if each.device_name == name and each.way not in avoided.get(each.operation, {}):
+            why = f"in an earlier step it took the device away: {each.message}"
+            backend.operations.use_slower(each.operation, why, each.way)
+            avoided.setdefault(each.operation, {})[each.way] = why
+            print(
+                f"{each.operation}: {each.way} is not used ({why}). Remove {relative(folder / FAILED)} to try it again."
+            )
+    return avoided
+
+
+def _remember(path: Path, device_name: str, operation: str, way: str, message: str) -> None:
+    """Note a way that took the device away; who notes it is about to stop."""
+    found = [asdict(each) for each in _failed(path)]
+    write_json(path, [*found, asdict(FailedOperator(device_name, operation, way, message))])
+
+
+def _failed(path: Path) -> list[FailedOperator]:
+    if not path.is_file():
+        return []
+    try:
+        return TypeAdapter(list[FailedOperator]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise DataError(
+            f"{relative(path)}: {error.errors()[0]['msg']}. Remove it: operators that took the device away are then tried again."
+        ) from error
 
 
 def _recorded(path: Path) -> OperatorTests | None:

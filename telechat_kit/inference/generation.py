@@ -14,7 +14,12 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.engine import Engine, EngineBatch, EngineRun, engine_for
 from telechat_kit.inference.graph import GraphRun, require_graph
 from telechat_kit.inference.memory import explained
-from telechat_kit.inference.network_run import NetworkRun, PreallocatedCache
+from telechat_kit.inference.network_run import (
+    NetworkRun,
+    PreallocatedCache,
+    logits_behind,
+    without_nan,
+)
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
 
@@ -301,8 +306,8 @@ def _extend(
     stops, step = torch.tensor(stop_ids, device=seen.device), seen
     stopped = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
     for _ in range(max_new_tokens):
-        found = model(step, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-        step = penalized(found, seen, penalty).argmax(dim=1, keepdim=True)
+        logits = logits_behind(model, cache, step, mask)
+        step = penalized(without_nan(model, logits(), logits), seen, penalty).argmax(dim=1, keepdim=True)
         seen = torch.cat([seen, step], dim=1)
         mask = None if mask is None else torch.cat([mask, torch.ones_like(step)], dim=1)
         stopped |= torch.isin(step[:, 0], stops)

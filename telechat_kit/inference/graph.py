@@ -5,6 +5,7 @@ the whole cache through a mask made from it. Nothing in a step is calculated on 
 """
 
 from collections.abc import Sequence
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class StaticStep:
         self._every = torch.arange(slots.shape[-2], device=slots.device)
         self._tables = model.transformer.rotary.rows(0, slots.shape[-2], slots)
 
-    def __call__(self) -> None:
+    def __call__(self) -> Tensor:
         """Run the step; the position must be one that the cache has room for."""
         network, x = self._model.transformer, self._model.transformer.word_embeddings(self.token)
         if self._model.config.embed_layernorm:
@@ -49,7 +50,7 @@ class StaticStep:
         cos, sin = (table.index_select(0, self.position) for table in self._tables)
         past, mask = _Positioned(self._slots, self.position), self._mask(x.dtype)
         normed = network.normed(x, (cos, sin), mask, past)
-        self.logits.copy_(self._model.lm_head(normed)[:, -1])
+        return self.logits.copy_(self._model.lm_head(normed)[:, -1])
 
     def _mask(self, dtype: torch.dtype) -> Tensor:
         """Additive mask `[1, 1, 1, capacity]` that hides what comes after the position."""
@@ -91,8 +92,18 @@ class GraphRun:
         self._step.token.fill_(ids[0])
         self._step.position.fill_(cache.length)
         self._replay()
+        if isnan(float(self._step.logits[0, 0])):
+            self._repair()
         cache.length += 1
         return self._step.logits
+
+    def _repair(self) -> None:
+        """The step again, its operators watched; those that make NaN are replaced in a new graph."""
+        backend = backend_for(self._step.logits.device.type)
+        before = backend.operations.set_aside()
+        backend.operations.repaired(self._step)
+        if backend.operations.set_aside() != before:
+            self._replay = backend.capture(self._step)
 
 
 def _heads_here(model: TelechatForCausalLM) -> int:

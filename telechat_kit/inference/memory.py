@@ -8,7 +8,7 @@ import torch
 
 from telechat_kit.backends import Backend, backend_for
 from telechat_kit.backends.data_sheets import SHEETS, DataSheet
-from telechat_kit.backends.failures import is_out_of_memory
+from telechat_kit.backends.failures import is_lost, is_out_of_memory
 from telechat_kit.errors import DeviceError
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.sharding import Shard
@@ -19,7 +19,7 @@ LEAST_CONTEXT = 1024
 BYTES_PER_OUTPUT = 4 + 4 + 8
 
 #: Operators that one NPU starts for a token in each block, by whether linears are int8, and besides: `inference.launches` counts them
-LAUNCHES_PER_BLOCK, LAUNCHES_BESIDES = {False: 12, True: 16}, 6
+LAUNCHES_PER_BLOCK, LAUNCHES_BESIDES = {False: 12, True: 16}, 7
 #: An assumption, to set beside what is measured: nobody has told the time to start an operator on a 310P
 ASSUMED_LAUNCH_SECONDS = 20e-6
 
@@ -95,7 +95,7 @@ def require_room(
 
 @contextlib.contextmanager
 def explained(case: str, backend: Backend) -> Iterator[None]:
-    """Turn an out-of-memory error of a device into one that says in which `case`, and how much there was.
+    """Turn an error of a device into one that says what to do: too little memory for `case`, or a device that is lost.
 
     Raises:
         DeviceError: in place of the device's own error.
@@ -103,6 +103,8 @@ def explained(case: str, backend: Backend) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_lost(error) and not is_out_of_memory(error):
+            raise backend.operations.lost(error) from error
         if not is_out_of_memory(error):
             raise
         peak, free = backend.peak_memory_bytes(), backend.free_memory_bytes()

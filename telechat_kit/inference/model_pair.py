@@ -14,7 +14,7 @@ from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import resolve
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.inference.loading import load_model
-from telechat_kit.inference.memory import needs
+from telechat_kit.inference.memory import explained, needs
 from telechat_kit.model.checkpoint import config_folder, needed_model_path
 from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import read_config, weight_files
@@ -105,7 +105,9 @@ class Pair:
         model = self._loaded.get(name) or self._load(name)
         if self.together:
             self._loaded[name] = model
-        yield model
+        # what a device says late comes wherever its results are read
+        with explained(f"the {name} model", backend_for(self.device.type)):
+            yield model
 
     @property
     def models(self) -> dict[str, TelechatForCausalLM]:

@@ -1,10 +1,12 @@
 """One sequence through the network's modules, and the preallocated cache of keys and values that it fills."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import isnan
 
 import torch
 from torch import Tensor
 
+from telechat_kit.backends import backend_for
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 
@@ -65,9 +67,41 @@ class NetworkRun:
 
     def best(self, ids: Sequence[int]) -> int:
         """The id of the largest logit after `ids`, which follow those given before."""
-        return int(self.logits(ids).argmax())
+        step = self._step(ids)
+        logits = step()
+        best = logits.argmax()  # started before anybody waits for the logits
+        sound = without_nan(self.model, logits, step)
+        return int(best if sound is logits else sound.argmax())
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """All logits `[1, vocab]` after `ids`, which follow those given before."""
-        step = torch.tensor([ids], device=self.model.device)
-        return self.model(step, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+        step = self._step(ids)
+        return without_nan(self.model, step(), step)
+
+    def _step(self, ids: Sequence[int]) -> Callable[[], Tensor]:
+        return logits_behind(self.model, self.cache, torch.tensor([ids], device=self.model.device))
+
+
+def logits_behind(
+    model: TelechatForCausalLM, cache: PreallocatedCache, ids: Tensor, mask: Tensor | None = None
+) -> Callable[[], Tensor]:
+    """A step that gives the logits `[B, vocab]` after `ids [B, T]`, from where the cache is now, however often it is asked."""
+    start, known = cache.length, cache.token_ids
+
+    def step() -> Tensor:
+        cache.length, cache.token_ids = start, known
+        found = model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        logits: Tensor = found.logits[:, -1]
+        return logits
+
+    return step
+
+
+def without_nan(model: TelechatForCausalLM, found: Tensor, step: Callable[[], Tensor]) -> Tensor:
+    """`found [rows, size]`, the result of `step`; if a row of it is NaN, what the step gives with its operators watched.
+
+    An operator that makes NaN is then replaced. Norm and head read all of a state, so NaN is in all of its row or none.
+    """
+    if not bool(found[:, 0].isnan().any() if len(found) > 1 else isnan(float(found[0, 0]))):
+        return found
+    return backend_for(model.device.type).operations.repaired(step)

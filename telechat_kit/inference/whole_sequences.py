@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.inference.engine import engine_for
+from telechat_kit.inference.network_run import without_nan
 from telechat_kit.model.network import TelechatForCausalLM
 
 
@@ -21,7 +22,14 @@ def hidden_states(model: TelechatForCausalLM, sequences: Sequence[Sequence[int]]
         return [
             states.to(dtype) for states in engine.batch([len(ids) for ids in sequences]).states(sequences)
         ]
-    return [
-        model.transformer(torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
-        for ids in sequences
-    ]
+    return [_states_of(model, ids) for ids in sequences]
+
+
+def _states_of(model: TelechatForCausalLM, ids: Sequence[int]) -> Tensor:
+    def step() -> Tensor:
+        states: Tensor = model.transformer(
+            torch.tensor([ids], device=model.device), use_cache=False
+        ).last_hidden_state[0]
+        return states
+
+    return without_nan(model, step(), step)

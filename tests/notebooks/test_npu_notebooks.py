@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import call_list
@@ -17,24 +16,40 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTED = json.loads((ROOT / "tests" / "data" / "npu" / "calls.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the run has left everything; its processes find the stand-in of torch_npu on their path."""
-    folder = tmp_path_factory.mktemp("npu")
+#: One operator refuses, one gives wrong numbers, one ends its process. What stands behind them gives the same bits, or in
+#: attention the same but for a rounding, which calibration does not see
+SABOTAGE = "npu_add_rms_norm:refuse,npu_incre_flash_attention:wrong,npu_quantize:kill"
+
+
+def run_tiny(folder: Path, operators: str, sabotage: str = "") -> Path:
+    """The profile in `folder`; its processes find the stand-in of torch_npu on their path."""
     (folder / "calls").mkdir()
     paths = {"checkpoint_path": "tiny", "model_path": "tiny", "quant_path": "tiny-w8a8", "run_folder": "run"}
     values = {
         "device": "npu:0",
-        "operators": "never",
+        "operators": operators,
         **{key: str(folder / name) for key, name in paths.items()},
     }
     overrides = [word for key, value in values.items() for word in ("-p", key, value)]
     main = "from telechat_kit.cli import main; main()"
     command = [sys.executable, "-c", main, "run", str(ROOT / "params" / "tiny.yaml"), *overrides]
     environment = call_list.environment("Ascend310P3", folder / "calls")
+    environment["TORCH_NPU_STAND_IN_SABOTAGE"] = sabotage
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    yield folder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run has left everything."""
+    return run_tiny(tmp_path_factory.mktemp("npu"), "never")
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three operators sabotaged, which `01_setup` has to find."""
+    return run_tiny(tmp_path_factory.mktemp("harmed"), "npu", SABOTAGE)
 
 
 def test_every_notebook_runs_and_every_record_names_the_chip(folder: Path) -> None:
@@ -71,3 +86,32 @@ def test_every_operator_call_is_in_the_list_that_real_shape_functions_accept(fol
     made = {Call(c["operator"], c["arguments"], c["result"]).kind for c in calls}
     assert made <= listed
     assert {json.loads(kind)[0] for kind in made} >= {"npu_quant_matmul", "npu_quantize", "npu_format_cast"}
+
+
+def test_a_run_with_three_sabotaged_operators_completes_and_names_them(harmed: Path) -> None:
+    state = json.loads((harmed / "run" / "run.json").read_text(encoding="utf-8"))
+    assert [step["status"] for step in state["steps"]] == ["completed"] * len(STEPS)
+    used = read_run(harmed / "run").precision.conditions.operators
+    for operation, way, verdict in (
+        ("add_rms_norm", "npu_add_rms_norm", "refused at 1 row: call npu_add_rms_norm failed"),
+        ("decode_attention", "npu_incre_flash_attention", "wrong at 1 row, off by 0.2"),
+        ("quantize", "npu_quantize, dividing", "crashed at 1 row: ended with exit code 139"),
+        ("quantize", "npu_quantize, multiplying", "crashed at 1 row: ended with exit code 139"),
+    ):
+        assert f"{way} set aside (in the test of operators {verdict}" in used[operation]
+    report = (harmed / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(f"{name} set aside" in report for name in ("npu_add_rms_norm", "npu_incre_flash_attention"))
+    assert "npu_quantize, multiplying set aside" in report
+
+
+def test_its_answers_are_those_of_the_unharmed_run(harmed: Path, folder: Path) -> None:
+    own, others = (
+        [
+            json.loads(line)
+            for line in (each / "run" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for each in (harmed, folder)
+    )
+    assert own == others
+    assert all(answer["float_ids"] and answer["w8a8_ids"] for answer in own)
+    assert all(check.equal == check.compared > 0 for check in read_run(harmed / "run").performance.id_checks)

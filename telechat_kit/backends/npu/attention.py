@@ -21,6 +21,8 @@ from telechat_kit.backends.npu.runtime import current_chip, has, operator
 #: Size of the fixed causal mask that sparse_mode 2 of the attention operators takes
 TRIANGLE = 2048
 _ALL_TOKENS = 2**31 - 1
+#: What CANN calls npu_prompt_flash_attention
+_PROMPT_KERNELS = ("PromptFlashAttention",)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -131,6 +133,7 @@ def _padded_way(multiple: int) -> Way:
         partial(_padded_prompt, multiple),
         partial(_prompt_is_there, multiple),
         _prompt_fits,
+        _PROMPT_KERNELS,
     )
 
 
@@ -142,12 +145,18 @@ prompt_attention = form(
     "prompt_attention",
     _padded_way(16),
     _padded_way(128),
-    Way("npu_prompt_flash_attention", _triangular_prompt, _prompt_is_there, _prompt_fits),
+    Way("npu_prompt_flash_attention", _triangular_prompt, _prompt_is_there, _prompt_fits, _PROMPT_KERNELS),
     Way(PLAIN, _in_products),
 )
 decode_attention = form(
     "decode_attention",
-    Way("npu_incre_flash_attention", _decode, lambda: has("npu_incre_flash_attention"), _decode_fits),
+    Way(
+        "npu_incre_flash_attention",
+        _decode,
+        lambda: has("npu_incre_flash_attention"),
+        _decode_fits,
+        ("IncreFlashAttention",),
+    ),
     Way(PLAIN, _in_products),
 )
 
@@ -193,7 +202,19 @@ def _each_fits(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:  #
 
 _rotate = form(
     "rotate",
-    Way("npu_apply_rotary_pos_emb", _rotate_pair, lambda: has("npu_apply_rotary_pos_emb"), _pair_fits),
-    Way("npu_rotary_mul", _rotate_each, lambda: has("npu_rotary_mul"), _each_fits),
+    Way(
+        "npu_apply_rotary_pos_emb",
+        _rotate_pair,
+        lambda: has("npu_apply_rotary_pos_emb"),
+        _pair_fits,
+        ("ApplyRotaryPosEmb",),
+    ),
+    Way(
+        "npu_rotary_mul",
+        _rotate_each,
+        lambda: has("npu_rotary_mul"),
+        _each_fits,
+        ("RotaryPositionEmbedding", "RotaryMul"),
+    ),
     Way(PLAIN, plain.rotate),
 )

@@ -11,8 +11,6 @@ __all__ = [
     "note",
     "operations",
     "operators",
-    "repaired",
-    "replace_failed",
     "set_aside",
     "use_slower",
     "ways",
@@ -26,5 +24,4 @@ form, forget, names, note, operators = (
     operations.note,
     operations.operators,
 )
-repaired, replace_failed = operations.repaired, operations.replace_failed
 set_aside, use_slower, ways = operations.set_aside, operations.use_slower, operations.ways

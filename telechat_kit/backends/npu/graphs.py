@@ -8,7 +8,7 @@ from telechat_kit.backends.npu.runtime import torch_npu
 from telechat_kit.errors import DeviceError
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
+def capture(step: Callable[[], object]) -> Callable[[], None]:
     """Run `step` once, record it as an NPUGraph, and give the call that replays it on the same tensors.
 
     Raises:

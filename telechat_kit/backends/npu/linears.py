@@ -15,6 +15,8 @@ from telechat_kit.errors import DeviceError
 
 #: What `prepare_linear` and `prepare_dynamic_linear` add to the tensors as on disk
 _ADDED = ("matmul_scale", "zero_point", "added_bias")
+#: What CANN calls npu_quant_matmul: two interfaces of weights in each format, and their kernel
+_QUANT_MATMUL = ("QuantMatmul", "QuantMatmulWeightNz", "QuantBatchMatmul")
 
 
 def prepare_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,8 +144,14 @@ def _quantize_fits(x: Tensor, scale: Tensor, offset: Tensor) -> bool:  # noqa: A
 
 _quantize = form(
     "quantize",
-    Way("npu_quantize, dividing", _divided, lambda: has("npu_quantize"), _quantize_fits),
-    Way("npu_quantize, multiplying", _multiplied, lambda: has("npu_quantize"), _quantize_fits),
+    Way("npu_quantize, dividing", _divided, lambda: has("npu_quantize"), _quantize_fits, ("Quantize",)),
+    Way(
+        "npu_quantize, multiplying",
+        _multiplied,
+        lambda: has("npu_quantize"),
+        _quantize_fits,
+        ("AscendQuant",),
+    ),
     Way(PLAIN, plain.quantize),
 )
 
@@ -203,6 +211,7 @@ _product = form(
         _matmul,
         lambda: has("npu_quant_matmul"),
         lambda x_q, weight, bias, deq_scale, matmul_scale, dtype: matmul_scale is not None,  # noqa: ARG005
+        _QUANT_MATMUL,
     ),
     Way(PLAIN, _plain_product),
 )
@@ -263,6 +272,7 @@ _integers = form(
         _integer_matmul,
         lambda: has("npu_quant_matmul") and current_chip().integer_output,
         lambda x_q, weight, bias, deq_scale, matmul_scale: matmul_scale is not None,  # noqa: ARG005
+        _QUANT_MATMUL,
     ),
     Way(PLAIN, _plain_integers),
 )
@@ -321,6 +331,12 @@ def _dynamic_fits(
 
 _dynamic = form(
     "dynamic_int8_linear",
-    Way("npu_dynamic_quant, npu_quant_matmul", _dynamic_matmul, _per_token_is_there, _dynamic_fits),
+    Way(
+        "npu_dynamic_quant, npu_quant_matmul",
+        _dynamic_matmul,
+        _per_token_is_there,
+        _dynamic_fits,
+        ("DynamicQuant", *_QUANT_MATMUL),
+    ),
     Way(PLAIN, _plain_dynamic),
 )

@@ -34,7 +34,13 @@ def _swiglu(both: Tensor) -> Tensor:
 
 rms_norm = form(
     "rms_norm",
-    Way("npu_rms_norm", _rms_norm, lambda: has("npu_rms_norm"), lambda x, weight, _: _norm_fits(x, weight)),
+    Way(
+        "npu_rms_norm",
+        _rms_norm,
+        lambda: has("npu_rms_norm"),
+        lambda x, weight, _: _norm_fits(x, weight),
+        ("RmsNorm",),
+    ),
     Way(PLAIN, plain.rms_norm),
 )
 add_rms_norm = form(
@@ -44,6 +50,7 @@ add_rms_norm = form(
         _add_rms_norm,
         lambda: has("npu_add_rms_norm"),
         lambda x, residual, weight, _: _norm_fits(x, weight) and x.dtype == residual.dtype,
+        ("AddRmsNorm",),
     ),
     Way("norm of the sum", _norm_of_sum),
 )
@@ -54,6 +61,7 @@ swiglu = form(
         _swiglu,
         lambda: has("npu_swiglu"),
         lambda both: both.shape[-1] % current_chip().row_multiple == 0 and both.is_contiguous(),
+        ("SwiGlu",),
     ),
     Way(PLAIN, plain.swiglu),
 )

@@ -45,6 +45,10 @@ class Follower:
         return None
 
     def _load(self, message: Load) -> Done:
+        operations = backend_for(resolve_device(self.device).type).operations
+        for name, ways in message.set_aside.items():
+            for way, reason in ways.items():
+                operations.use_slower(name, reason, way)
         try:
             self.models[message.model] = message.load(*message.arguments, self.device, self.shard)
         except KitError as error:
@@ -90,10 +94,6 @@ def follow(source: BinaryIO, answer: Callable[[Done], None]) -> None:
     start: Start = pickle.load(source)
     torch.set_num_threads(start.threads)
     device = start.devices[start.rank]
-    operations = backend_for(resolve_device(device).type).operations
-    for name, ways in start.set_aside.items():
-        for way, reason in ways.items():
-            operations.use_slower(name, reason, way)
     answer(Done())
     follower = Follower(device, join_group(start.devices, start.rank, start.port))
     while True:

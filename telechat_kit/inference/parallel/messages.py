@@ -11,7 +11,6 @@ from torch import Tensor
 class Start:
     """Join the team as `rank` of `devices`, whose store listens on `port`, with so many `threads` on a CPU.
 
-    `set_aside`: ways of operations that are not to be taken, and why, as in the first process.
     Answered by a `Done` before the process waits for the others.
     """
 
@@ -19,16 +18,20 @@ class Start:
     rank: int
     port: int
     threads: int
-    set_aside: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Load:
-    """Make the model number `model` by `load(*arguments, device, shard)`; answered by a `Done`."""
+    """Make the model number `model` by `load(*arguments, device, shard)`; answered by a `Done`.
+
+    `set_aside`: ways of operations that are not to be taken, and why, as in the first process: weights prepared for
+    another way would be added up in another form.
+    """
 
     model: int
     load: Callable[..., Any]
     arguments: tuple[Any, ...]
+    set_aside: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)

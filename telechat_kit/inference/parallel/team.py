@@ -53,9 +53,8 @@ class Team:
         self._others = [_start() for _ in devices[1:]]
         atexit.register(self.close)
         threads = max(1, torch.get_num_threads() // len(devices))
-        aside = backend_for(require_device(devices[0])[0]).operations.set_aside()
         for rank, other in enumerate(self._others, start=1):
-            _send(other, Start(devices, rank, store.port, threads, aside))
+            _send(other, Start(devices, rank, store.port, threads))
         self._require_answers()
         self.shard = join_group(devices, 0, store.port, store)
 
@@ -72,7 +71,8 @@ class Team:
         """
         number = next(self._numbers)
         self._tell_forgotten()
-        self._tell(Load(number, load, arguments))
+        aside = backend_for(require_device(self.devices[0])[0]).operations.set_aside()
+        self._tell(Load(number, load, arguments, aside))
         try:
             model = load(*arguments, self.devices[0], self.shard)
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from npu_memory import Memory
 from npu_operators import demand
+from npu_sabotage import read
 from torch import Tensor
 from torch.utils import _pytree as tree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -60,6 +61,8 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaves, structure = tree.tree_flatten((args, kwargs))
     wrappers = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, NpuTensor)}
     on_npu = _result_is_on_npu(op._schema.name, leaves)
+    if not on_npu or op._schema.name in ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"):
+        read()
     low_args, low_kwargs = tree.tree_unflatten([_lowered(leaf) for leaf in leaves], structure)
     result = op(*low_args, **low_kwargs)
     if NPUGraph.capturing is not None:
@@ -114,6 +117,10 @@ def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tenso
     return NpuTensor(torch.empty_strided(size, stride, dtype=dtype))
 
 
+def _arange(*limits: Any, dtype: Any = None, **_: Any) -> Tensor:
+    return NpuTensor(torch.arange(*limits, dtype=dtype))
+
+
 def install() -> types.ModuleType:
     """Give torch the device "npu" and the module `torch.npu`; once a process, and it stays."""
     module = Memory("npu")
@@ -125,5 +132,8 @@ def install() -> types.ModuleType:
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
     aten.impl("empty.memory_format", _empty, "PrivateUse1")
     aten.impl("empty_strided", _empty_strided, "PrivateUse1")
+    # torch makes it of an empty tensor that grows, of which the outer one would not hear
+    for name in ("arange", "arange.start", "arange.start_step"):
+        aten.impl(name, _arange, "PrivateUse1")
     _libraries.extend([every, aten])
     return module
