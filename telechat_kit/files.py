@@ -17,6 +17,7 @@ import psutil
 
 from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.strict_json import parse, read_bytes
+from telechat_kit.translation import gettext as _
 
 
 def project_root() -> Path:
@@ -65,7 +66,7 @@ def relative(path: str | Path) -> str:
 
 def written(*paths: Path) -> None:
     """Say where files were written, as the project knows them: the last cell of a notebook."""
-    print("written:", *map(relative, paths))
+    print(_("written:"), *map(relative, paths))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
 import telechat_kit
+from telechat_kit.translation import TAGS, gettext, language, ngettext
 
 #: Tables of more columns take the width of the window
 WIDE = 9
@@ -40,6 +41,7 @@ def page_css() -> str:
 
 def page_values(**values: Any) -> dict[str, Any]:
     shared = {"css": Markup(page_css()), "version": telechat_kit.__version__, "links": (), "here": None}
+    shared["language"] = TAGS[language()]
     return shared | values
 
 
@@ -98,6 +100,14 @@ def _is_numeric(texts: list[str]) -> bool:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    translate(environment)
+    return environment
+
+
+def translate(environment: jinja2.Environment) -> None:
+    """Let templates call `_`, `gettext` and `ngettext`, in the language in force when they are rendered."""
+    environment.add_extension("jinja2.ext.i18n")
+    environment.install_gettext_callables(gettext, ngettext, newstyle=False)  # type: ignore[attr-defined]

@@ -144,7 +144,7 @@ def test_unstable_cases_stay_out_of_the_speed(performance: PerformanceRecord) ->
     assert found.ratio is not None and whole.ratio is not None
     assert found.ratio.value == pytest.approx(whole.ratio.value) == pytest.approx(4)
     assert (found.unstable, whole.unstable) == (1, 0)
-    assert "1 left out, their runs vary too much" in speed_said(found, "here")
+    assert "1 left out, its runs vary too much" in speed_said(found, "here")
 
 
 def test_no_speed_is_told_where_every_case_varies(performance: PerformanceRecord) -> None:
