@@ -33,6 +33,7 @@ from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, 
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
 from telechat_kit.translation import gettext as _
+from telechat_kit.translation import ngettext
 
 SCHEMA = "telechat-kit/performance/1"
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
@@ -284,11 +285,17 @@ def _take_turns(
             )
         )
     message = (
-        _(
-            "{cases} cases, {repeats} times in {precisions} precisions and by transformers' generate(): about {time}"
+        ngettext(
+            "{cases} case, {repeats} times in {precisions} precisions and by transformers' generate(): about {time}",
+            "{cases} cases, {repeats} times in {precisions} precisions and by transformers' generate(): about {time}",
+            len(fit),
         )
         if TRANSFORMERS in ways
-        else _("{cases} cases, {repeats} times in {precisions} precisions: about {time}")
+        else ngettext(
+            "{cases} case, {repeats} times in {precisions} precisions: about {time}",
+            "{cases} cases, {repeats} times in {precisions} precisions: about {time}",
+            len(fit),
+        )
     )
     print(
         message.format(
