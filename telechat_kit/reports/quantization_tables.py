@@ -1,5 +1,6 @@
 """Tables of `02_quantize`: the recipe, its calibration, what int8 does to the linears, and which stay in float."""
 
+import re
 from collections.abc import Callable, Iterable
 from statistics import median
 
@@ -11,6 +12,7 @@ from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.reports.linear_names import block_and_kind
 from telechat_kit.reports.tables import styled
 from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked
 
 
 def recipe(record: QuantizeRecord) -> Styler:
@@ -64,7 +66,8 @@ def _activations(used: AppliedRecipe) -> str:
         2: _("static, histogram range"),
         3: _("static, automatic range"),
     }
-    return ranges.get(used.act_method, _("static, range of an unknown kind"))
+    unknown = _("static, unknown ({method}) range").format(method=used.act_method)
+    return ranges.get(used.act_method, unknown)
 
 
 def calibration(record: QuantizeRecord) -> Styler:
@@ -172,11 +175,33 @@ def dead_channels(record: QuantizeRecord) -> Styler:
 def float_linears(record: QuantizeRecord) -> Styler:
     """The linears kept in float, and why."""
     rows = [
-        (linear.name.removeprefix("transformer."), linear.score, _(linear.reason))
+        (linear.name.removeprefix("transformer."), linear.score, _reason(linear.reason))
         for linear in record.float_linears
     ]
     names = [_("kept in float"), _("score"), _("reason")]
     return styled(pd.DataFrame(rows, columns=names), {names[1]: "{:.2f}"})
+
+
+#: Records hold these in English
+_RANK, _SHARES = re.compile(r"rank (\d+) of (\d+) by (.+)"), re.compile(r"shares an input with (.+)")
+_REASONS = (
+    marked("listed"),
+    marked("in float as given"),
+    marked("sensitivity"),
+    marked("int8 noise in the residual stream"),
+)
+
+
+def _reason(told: str) -> str:
+    """Why a linear stays in float, in the language in force."""
+    if found := _RANK.fullmatch(told):
+        position, count, score = found.groups()
+        return _("rank {position} of {count} by {score}").format(
+            position=position, count=count, score=_(score)
+        )
+    if found := _SHARES.fullmatch(told):
+        return _("shares an input with {linear}").format(linear=found[1])
+    return _(told)
 
 
 def measured_choice(record: QuantizeRecord) -> Styler:
