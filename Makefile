@@ -50,7 +50,7 @@ notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quick
 	$(BIN)/telechat-kit run params/tiny.yaml
 
 lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
 bench: build/peers/.installed $(VENV)/.installed  ## the kit beside llama.cpp, OpenVINO, CTranslate2 and transformers on an idle machine
 	test -d models/smollm2-135m-telechat-w8a8 || $(BIN)/telechat-kit run params/demo.yaml
@@ -89,7 +89,7 @@ build/npu-shapes/.installed: environment/npu-shapes.txt
 	touch $@
 
 clean:  ## remove the environment and the caches; results and models stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -48,7 +48,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 # transformers asks tqdm for notebook widgets; the kit's bars are text, which also reads well in a log and a page
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Where each name of the face is defined
 _HOMES = {

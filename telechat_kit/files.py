@@ -23,11 +23,16 @@ from telechat_kit.translation import gettext as _
 def project_root() -> Path:
     """Folder that holds `notebooks/` and `params/`: the nearest one upward, else the one beside the package."""
     start = Path.cwd()
-    beside_package = Path(__file__).resolve().parent.parent
-    for folder in (start, *start.parents, beside_package):
+    for folder in (start, *start.parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "01_setup.ipynb").is_file() and (folder / "params").is_dir():
             return folder
     return start
+
+
+def shipped_project() -> Path:
+    """The project that came with the package: inside it if it was installed from a wheel, beside it in a checkout."""
+    inside = Path(__file__).resolve().parent / "project"
+    return inside if inside.is_dir() else inside.parent.parent
 
 
 def resolve(path: str | Path) -> Path:

@@ -21,6 +21,8 @@ NAME, SIGNATURE = "manifest.json", "manifest.json.sig"
 BY_RUN, BY_HAND = "run", "hand"
 #: In the environment of a kernel: the run folder that it works for. The run writes the manifest there, not its notebooks.
 RUN_FOLDER = "TELECHAT_KIT_RUN_FOLDER"
+#: Folder of a run for copies of the notebooks that a person steps through and saves (`telechat-kit lab`)
+COPIES = "notebooks"
 #: Folders with one of these are runs or checkpoints of their own
 _OTHERS = ("run.json", "config.json", NAME)
 
@@ -46,7 +48,13 @@ class Manifest:
 
         Where notebooks are stepped through by hand they are saved after their last cell, so after the manifest.
         """
-        return self.made_by == BY_RUN or name == "report.html" or not name.endswith((".ipynb", ".html"))
+        return _covered(name, self.made_by)
+
+
+def _covered(name: str, made_by: str) -> bool:
+    if name.startswith(f"{COPIES}/"):
+        return False
+    return made_by == BY_RUN or name == "report.html" or not name.endswith((".ipynb", ".html"))
 
 
 def run_files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -68,7 +76,11 @@ def write_manifest(folder: Path, made_by: str, earlier: bytes | None = None) -> 
     """
     path = folder / NAME
     before = path.read_bytes() if path.is_file() else earlier
-    files = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in run_files(folder)}
+    files = {
+        name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for name, file in run_files(folder)
+        if _covered(name, made_by)
+    }
     write_json(path, {"schema": SCHEMA, "made_by": made_by, "files": files})
     if path.read_bytes() != before:
         (folder / SIGNATURE).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+import telechat_kit
 from telechat_kit.files import project_root, sha256
 
 _PACKAGES = (
@@ -105,8 +106,15 @@ def edited_notebooks() -> list[str]:
 
 
 def code_version() -> str:
-    """The commit of the project, "+changes" if the tree differs; without git the hash of the package's files."""
+    """The commit of the project, "+changes" if the tree differs; without git the hash of the package's files.
+
+    Of an installed package its version and that hash.
+    """
     root = project_root()
+    if (
+        root.resolve() != Path(__file__).resolve().parent.parent
+    ):  # a commit there would be of another repository
+        return f"{telechat_kit.__version__} sha256:{code_hash()[:12]}"
     try:
         commit = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", "telechat_kit", "notebooks")

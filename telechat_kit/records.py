@@ -12,6 +12,12 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_json, resolve, write_json
 from telechat_kit.manifest import renew_manifest
 
+#: The notebook that leaves each record
+_WRITTEN_BY = {
+    name: f"0{number}_{name}"
+    for number, name in enumerate(("setup", "quantize", "precision", "performance"), 1)
+}
+
 
 class Record(Protocol):
     """A dataclass with a schema name such as `telechat-kit/quantize/1`."""
@@ -51,6 +57,10 @@ def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:
         DataError: the file is missing, damaged, of another schema, or lacks a field.
     """
     path = record_path(run_folder, schema)
+    if not path.exists() and path.stem in _WRITTEN_BY:
+        raise DataError(
+            f"{path} does not exist. Run {_WRITTEN_BY[path.stem]}, which writes it, or correct run_folder."
+        )
     return parse_record(read_json(path), kind, schema, str(path))
 
 

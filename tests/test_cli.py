@@ -14,7 +14,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import telechat_kit
 from telechat_kit.cli import cli, main, result_commands, weight_commands
+from telechat_kit.cli.check_commands import as_table
 from telechat_kit.comparison.alignment import Tolerances
+from telechat_kit.environment import Check
 from telechat_kit.files import sha256
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.quantization.formats import conversion
@@ -243,3 +245,40 @@ def test_lm_eval_says_how_to_get_the_harness(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     code, _, error = call("lm-eval", "-h", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2 and 'pip install "telechat-kit[tasks]"' in error
+
+
+@pytest.mark.parametrize(
+    "words", [["-p", "level", "L1"], ["-p", "level=L1"], ["-plevel=L1"], ["--parameter=level=L1"]]
+)
+def test_a_parameter_is_two_words_or_one_with_an_equals_sign(words: list[str], tmp_path: Path) -> None:
+    folder = f"run_folder={tmp_path / 'a=b'}"
+    ended = CliRunner().invoke(cli, ["run", TINY, *words, "-p", folder, "--dry-run"])
+    assert ended.exit_code == 0, ended.output
+    assert f"-> {tmp_path / 'a=b'}" in ended.output
+    wrong = CliRunner().invoke(cli, ["run", TINY, "-p", "levle=L1", "--dry-run"])
+    assert 'Did you mean "level"' in str(wrong.exception)
+
+
+def test_list_and_open_find_runs_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = CliRunner().invoke(cli, ["list", "results/reference"])
+    assert listed.exit_code == 0
+    head, row = listed.output.splitlines()
+    assert head.split() == ["run", "state", "started", "(UTC)", "limits"]
+    assert row.split()[:2] == ["results/reference", "complete"]
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)))
+    ended = CliRunner().invoke(cli, ["open", "reference"])
+    assert ended.exit_code == 0
+    assert "results/reference/report.html" in ended.output
+    assert "No browser can be started here" in ended.output
+    assert opened == [(ROOT / "results" / "reference" / "report.html").as_uri()]
+    missing = CliRunner().invoke(cli, ["open", "nowhere"])
+    assert "nowhere does not exist, nor results/nowhere" in str(missing.exception)
+
+
+def test_check_fits_a_terminal_of_80_columns() -> None:
+    rows = [
+        Check("device", "cpu: " + "a processor " * 8, "auto: npu, else cuda, else cpu", "wrong", "Do " * 60)
+    ]
+    assert max(map(len, as_table(rows, columns=80).splitlines())) <= 80
+    assert max(map(len, as_table(rows).splitlines())) > 80

@@ -104,7 +104,9 @@ def test_an_optional_number_that_json_lacks_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_missing_record_says_which_file_and_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"performance\.json does not exist. Run the step that writes it"):
+    with pytest.raises(
+        DataError, match=r"performance\.json does not exist. Run 04_performance, which writes it"
+    ):
         read(tmp_path)
 
 

@@ -11,29 +11,58 @@ import click
 
 import telechat_kit
 from telechat_kit.cli.check_commands import check, hash_folder
-from telechat_kit.cli.result_commands import compare, pack, verify
+from telechat_kit.cli.project_commands import init, lab, list_runs, open_page
+from telechat_kit.cli.result_commands import compare, pack, report, verify
 from telechat_kit.cli.run_commands import html, params, run
 from telechat_kit.cli.sweep_commands import index, sweep
 from telechat_kit.cli.weight_commands import export, lm_eval
 from telechat_kit.errors import KitError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Lists its commands as a person meets them, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(telechat_kit.__version__, prog_name="telechat-kit")
 def cli() -> None:
     """Reproduce TeleChat W8A8 inference as executed notebooks.
 
     \b
     Examples:
+      telechat-kit init my-project
       telechat-kit run params/tiny.yaml
-      telechat-kit run --help
+      telechat-kit open tiny
+
+    \b
+    Completion of words with Tab, in bash (zsh and fish likewise):
+      eval "$(_TELECHAT_KIT_COMPLETE=bash_source telechat-kit)"
 
     \b
     Exit codes: 0 done, 1 a step failed, 2 wrong input, 4 folder in use, 130 interrupted, 143 ended.
     """
 
 
-for command in (run, sweep, params, compare, verify, pack, index, html, export, lm_eval, check, hash_folder):
+_FIRST = (
+    init,
+    check,
+    run,
+    lab,
+    params,
+    list_runs,
+    open_page,
+    html,
+    report,
+    compare,
+    verify,
+    pack,
+    index,
+    sweep,
+)
+for command in (*_FIRST, export, lm_eval, hash_folder):
     cli.add_command(command)
 
 

@@ -1,6 +1,7 @@
 """Commands on the environment: check the machine before a run, hash what a run reads."""
 
 import json
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 CHECK_SCHEMA = "telechat-kit/check/1"
 HASH_SCHEMA = "telechat-kit/hash/1"
 _TITLES = ("component", "found", "required", "verdict")
+#: Of the columns, where there is room for them; in a narrow terminal the two in the middle share what is left
 _WIDTHS = (16, 42, 40, 8)
 #: Where the lines of advice begin: under `found`
 _INDENT = " " * (_WIDTHS[0] + 2)
+_GAPS = 2 * (len(_WIDTHS) - 1)
+#: Below this many columns of the terminal lines break wherever it likes
+_NARROWEST = 60
 
 
-@click.command()
+@click.command(short_help="Say what is missing or wrong before a run does.")
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
@@ -79,7 +84,12 @@ def check(
     rows = environment.check(**values)
     tested = _tested(values["checkpoint_path"], values["device"]) if operators else None
     table, report = as_table(rows, tested), as_json_object(rows, values["device"], tested)
-    click.echo(report if as_json else table)
+    if as_json:
+        click.echo(report)
+    elif sys.stdout.isatty():
+        click.echo(as_table(rows, tested, shutil.get_terminal_size().columns))
+    else:
+        click.echo(table)
     if bundle is not None:
         tables = {"check.txt": table, "check.json": report}
         names = environment.write_parcel(bundle, tables | _records(resolve(values["run_folder"])))
@@ -106,13 +116,21 @@ def _records(run_folder: Path) -> dict[str, str]:
     return {path.name: path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()}
 
 
-def as_table(checks: Sequence["Check"], tested: "OperatorTests | None" = None) -> str:
-    """The table as text: a row a check, what to do on a line below it, a sentence at the end, and the operators."""
-    lines = [*_cells(_TITLES), *_cells(["-" * width for width in _WIDTHS])]
+def as_table(
+    checks: Sequence["Check"], tested: "OperatorTests | None" = None, columns: int | None = None
+) -> str:
+    """The table as text: a row a check, what to do on a line below it, a sentence at the end, and the operators.
+
+    Args:
+        columns: of the terminal that it has to fit; as wide as it likes by default.
+    """
+    widths = _widths(columns)
+    lines = [*_cells(_TITLES, widths), *_cells(["-" * width for width in widths], widths)]
     for row in checks:
-        lines += _cells((row.component, row.found, row.required, row.verdict))
+        lines += _cells((row.component, row.found, row.required, row.verdict), widths)
         if row.advice:
-            wrapped = textwrap.wrap(row.advice, 98, break_long_words=False, break_on_hyphens=False)
+            room = sum(widths[1:]) + _GAPS - 5
+            wrapped = textwrap.wrap(row.advice, room, break_long_words=False, break_on_hyphens=False)
             lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(wrapped)]
     count = _to_do(checks)
     end = f"{count} row{'s' if count > 1 else ''} must be put right." if count else "Nothing must be done."
@@ -125,18 +143,23 @@ def _to_do(checks: Sequence["Check"]) -> int:
     return len(to_do(checks))
 
 
-def _cells(row: Sequence[str]) -> list[str]:
+def _widths(columns: int | None) -> tuple[int, ...]:
+    if columns is None or columns >= sum(_WIDTHS) + _GAPS:
+        return _WIDTHS
+    room = max(columns, _NARROWEST) - _WIDTHS[0] - _WIDTHS[3] - _GAPS
+    return _WIDTHS[0], room - room // 2, room // 2, _WIDTHS[3]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     """The lines of one row, each cell wrapped to the width of its column."""
     wrapped = [
         textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
-        for cell, width in zip(row, _WIDTHS, strict=True)
+        for cell, width in zip(row, widths, strict=True)
     ]
     lines = []
     for i in range(max(len(cell) for cell in wrapped)):
         parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
-        lines.append(
-            "  ".join(part.ljust(width) for part, width in zip(parts, _WIDTHS, strict=True)).rstrip()
-        )
+        lines.append("  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
     return lines
 
 
@@ -150,7 +173,7 @@ def as_json_object(checks: Sequence["Check"], device: str, tested: "OperatorTest
     return json.dumps(report, ensure_ascii=False, indent=2)
 
 
-@click.command("hash")
+@click.command("hash", short_help="Hashes of a checkpoint folder and its files.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def hash_folder(folder: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from telechat_kit.files import relative, resolve, write_text
 KL_TOLERANCE, AGREEMENT_TOLERANCE = 0.001, 0.98
 
 
-@click.command()
+@click.command(short_help="Put runs side by side, with intervals.")
 @click.argument("places", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--fail-if", "rules", multiple=True, metavar="CONDITION", help="Exit code 1 if a later run meets it."
@@ -91,7 +91,7 @@ def compare(
     sys.exit(1 if broken else 0)
 
 
-@click.command()
+@click.command(short_help="Check a run against itself, and repeat it.")
 @click.argument("place", metavar="RUN")
 @click.option("--only", "steps", multiple=True, metavar="STEP", help="Repeat only this step; again for more.")
 @click.option("--hashes-only", is_flag=True, help="Repeat nothing.")
@@ -150,7 +150,44 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool) 
     sys.exit(codes.get(found.outcome, 3 if strict and found.unchecked else 0))
 
 
-@click.command()
+@click.command(short_help="Write the report of a run again, or all its pages as one.")
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--single", type=click.Path(path_type=Path), metavar="FILE", help="All pages of the run as one FILE."
+)
+@click.option(
+    "--language", type=click.Choice(["en", "zh"]), help="Of the report; by default that of its profile."
+)
+def report(folder: Path, single: Path | None, language: str | None) -> None:
+    """Write report.html, report.md and tables/ of a RUN again from its records.
+
+    With --single the report and the pages of the five notebooks go into one FILE, whose links work wherever it is.
+
+    \b
+    Examples:
+      telechat-kit report results/demo
+      telechat-kit report results/demo --language zh
+      telechat-kit report results/demo --single demo.html
+
+    \b
+    Exit codes:
+      0 written, 2 a record or a page is missing or damaged.
+    """
+    from telechat_kit.comparison.run_data import read_run_data
+    from telechat_kit.reports.page import write_report
+    from telechat_kit.reports.single_page import write_single_page
+    from telechat_kit.runs.profile import default_values
+
+    path = resolve(folder)
+    if single is not None and language is None:
+        click.echo(relative(write_single_page(path, resolve(single))))
+        return
+    values = default_values("05_report") | read_run_data(path).parameters
+    written = write_report(path, language or values["language"], values["limits"])
+    click.echo(relative(write_single_page(path, resolve(single)) if single is not None else written))
+
+
+@click.command(short_help="Pack a run with its code, without weights.")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The archive; RUN.zip beside it by default."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
 
@@ -14,20 +15,10 @@ if TYPE_CHECKING:
     from telechat_kit.runs.plan import Selection
     from telechat_kit.runs.profile import Profile
 
-Pairs = tuple[tuple[str, str], ...]
 
-
-@click.command()
+@click.command(cls=WithPairs, short_help="Run the five notebooks of profiles.")
 @click.argument("profiles", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PROFILE...")
-@click.option(
-    "-p",
-    "--parameter",
-    "overrides",
-    nargs=2,
-    multiple=True,
-    metavar="KEY VALUE",
-    help="Override a parameter.",
-)
+@parameter_option
 @click.option("--only", multiple=True, metavar="STEP", help="Only this step: 3, 03, precision, 03_precision.")
 @click.option("--from", "start", metavar="STEP", help="This step and those after it.")
 @click.option("--fresh", is_flag=True, help="Run steps also if nothing changed.")
@@ -60,7 +51,7 @@ def run(
     \b
     Examples:
       telechat-kit run params/demo.yaml
-      telechat-kit run params/demo.yaml -p level L0 -p run_folder results/demo-L0
+      telechat-kit run params/demo.yaml -p level L0 -p run_folder=results/demo-L0
       telechat-kit run params/demo.yaml --from precision --dry-run
       telechat-kit run params/tiny.yaml --only 4 --fresh --timeout 600
       telechat-kit run params/demo.yaml --enforce
@@ -77,6 +68,7 @@ def run(
     from telechat_kit.runs.many import profile_jobs, run_jobs
     from telechat_kit.runs.plan import Selection
     from telechat_kit.runs.profile import load_profile
+    from telechat_kit.runs.readiness import require_inputs
 
     selection, limits = Selection(only, start, fresh), parse_timeouts(timeouts)
     selection.steps()
@@ -85,6 +77,7 @@ def run(
             _say_plan(load_profile(path, overrides), selection)
     elif len(profiles) == 1:
         profile = load_profile(profiles[0], overrides)
+        require_inputs(profile, selection.steps())
         _say_outcome(run_profile(profile, selection, limits))
         if enforce:
             enforce_limits(profile)
@@ -158,7 +151,7 @@ def _say_outcome(outcome: "Outcome") -> None:
     sys.exit(outcome.exit_code)
 
 
-@click.command()
+@click.command(short_help="List every parameter: type, default, meaning.")
 def params() -> None:
     """List every parameter: type, default, meaning, and the notebooks that take it.
 
@@ -173,7 +166,7 @@ def params() -> None:
         click.echo(f"    {parameter.help}  [{', '.join(parameter.notebooks)}]")
 
 
-@click.command()
+@click.command(short_help="Turn an executed notebook into one HTML page.")
 @click.argument("notebook", type=click.Path(path_type=Path))
 @click.argument("page", type=click.Path(path_type=Path), required=False)
 def html(notebook: Path, page: Path | None) -> None:

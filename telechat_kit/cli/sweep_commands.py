@@ -8,7 +8,7 @@ import click
 from telechat_kit.files import relative, resolve
 
 
-@click.command()
+@click.command(short_help="Run every combination that a file names.")
 @click.argument("path", metavar="SWEEP", type=click.Path(path_type=Path))
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Runs at a time, on this machine."
@@ -45,7 +45,7 @@ def sweep(path: Path, jobs: int, ray: bool, fresh: bool, dry_run: bool) -> None:
     sys.exit(max(codes.values()))
 
 
-@click.command()
+@click.command(short_help="Write a page of all runs of a folder.")
 @click.argument("results", type=click.Path(path_type=Path), default=Path("results"))
 def index(results: Path) -> None:
     """Write RESULTS/index.html: every run below that folder with its state, headline and report.

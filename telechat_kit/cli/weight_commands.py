@@ -14,7 +14,7 @@ FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors", "float")
 NAMES = ("own", "llama")
 
 
-@click.command()
+@click.command(short_help="Write weights in the format of another tool.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
@@ -77,6 +77,7 @@ def export(
 
 @click.command(
     "lm-eval",
+    short_help="lm-evaluation-harness with TeleChat known to it.",
     context_settings={
         "ignore_unknown_options": True,
         "allow_interspersed_args": False,

@@ -13,7 +13,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import KitError
-from telechat_kit.files import project_root
+from telechat_kit.files import project_root, shipped_project
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,12 @@ def ascend_releases() -> AscendReleases:
 
 
 def _path() -> Path:
-    path = project_root() / "environment" / "versions.yaml"
-    if not path.is_file():
-        raise KitError(f"{path} is missing. Run the kit from a checkout of the project.")
+    places = [root / "environment" / "versions.yaml" for root in (project_root(), shipped_project())]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise KitError(
+            f"{places[0]} is missing. Take the file from the project, or `telechat-kit init` another."
+        )
     return path
 
 

@@ -43,6 +43,10 @@ class Pair:
         if memory not in MEMORY:
             raise ParameterError(f'memory "{memory}" is unknown. Use one of {", ".join(MEMORY)}.')
         self.float_folder, self.w8a8_folder = resolve(model_path), resolve(quant_path)
+        if not self.w8a8_folder.exists():
+            raise CheckpointError(
+                f"the W8A8 folder {self.w8a8_folder} does not exist. Run 02_quantize, which makes it, or correct quant_path."
+            )
         self.folders = {"float": self.float_folder, "w8a8": self.w8a8_folder}
         self.device_name, self.device = device, resolve_device(device)
         self.devices = len(split_devices(device))

@@ -130,12 +130,12 @@ def _about(row: FolderState, results: Path) -> Iterator[str]:
     yield Markup('<a href="{}">{}</a>').format(quote(place), name) if row.page else name
     yield f"{row.kind}, {row.detail}" if row.detail else row.kind
     yield row.started or "–"
-    yield _limits(row)
+    yield may_be_shipped(row)
     conditions = row.run.setup.conditions if row.run and row.run.setup else None
     yield conditions.device_name if conditions else "–"
 
 
-def _limits(row: FolderState) -> str:
+def may_be_shipped(row: FolderState) -> str:
     """Whether the limits of the profile are kept; only a complete run is judged."""
     if row.run is None or row.kind != COMPLETE:
         return "–"

@@ -274,7 +274,7 @@ def _sections(run: RunRecords, lights: Sequence[Light]) -> list[Section]:
         ),
         Section(
             marked("How it was quantized"),
-            _("Per-channel int8 weights, one static scale and offset for each linear's input."),
+            quantization_tables.arithmetic(quantized),
             [quantization_charts.sensitivity(quantized).html(), table(quantization_tables.recipe(quantized)), table(quantization_tables.calibration(quantized)), table(quantization_tables.float_linears(quantized))],
         ),
         Section(marked("Conditions"), _("What is needed to run it again."), [table(tables.conditions(performance.conditions))]),

@@ -7,6 +7,7 @@ from statistics import median
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from telechat_kit.model.folder import DYNAMIC
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.reports.linear_names import block_and_kind
@@ -68,6 +69,15 @@ def _activations(used: AppliedRecipe) -> str:
     }
     unknown = _("static, unknown ({method}) range").format(method=used.act_method)
     return ranges.get(used.act_method, unknown)
+
+
+def arithmetic(record: QuantizeRecord) -> str:
+    """What is multiplied with what, by the linears that the record lists."""
+    if any(linear.kind == DYNAMIC for linear in record.linears):
+        return _(
+            "Per-channel int8 weights, one scale for each token of a linear's input, found as it is read."
+        )
+    return _("Per-channel int8 weights, one static scale and offset for each linear's input.")
 
 
 def calibration(record: QuantizeRecord) -> Styler:

@@ -7,7 +7,7 @@ and with it the value that a profile gives. Here every line counts, or is named.
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,34 @@ def read_declarations(notebook: Path) -> dict[str, Declaration]:
                 )
             found[one.name] = one
     return found
+
+
+def filled_in(source: str, values: Mapping[str, Any]) -> str:
+    """A parameters cell with `values` in the place of its defaults, comments as they were.
+
+    Args:
+        source: text of the cell, such as `read_declarations` reads.
+        values: by name of the parameter; those that the cell does not declare are left out.
+    """
+    lines = source.splitlines(keepends=True)
+    for statement in reversed(ast.parse(source).body):  # from the end: what stands before keeps its place
+        if not isinstance(statement, ast.AnnAssign | ast.Assign) or statement.value is None:
+            continue
+        target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+        if not isinstance(target, ast.Name) or target.id not in values:
+            continue
+        value = statement.value
+        first, last = value.lineno - 1, (value.end_lineno or value.lineno) - 1
+        # columns of ast are bytes of UTF-8
+        before = lines[first].encode()[: value.col_offset].decode()
+        after = lines[last].encode()[value.end_col_offset :].decode()
+        lines[first : last + 1] = [f"{before}{values[target.id]!r}{after}"]
+    return "".join(lines)
+
+
+def is_parameters_cell(cell: Mapping[str, Any]) -> bool:
+    """Whether papermill takes a cell of a notebook for the one of the parameters."""
+    return _TAG in cell.get("metadata", {}).get("tags", [])
 
 
 def _source(notebook: Path) -> str:

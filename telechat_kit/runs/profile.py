@@ -98,8 +98,8 @@ def _notebooks() -> list[Path]:
     paths = sorted((project_root() / "notebooks").glob("*.ipynb"))
     if not paths:
         raise ParameterError(
-            f"no notebooks in {Path.cwd()} or above it, nor beside the package: start in the project folder, which holds "
-            "notebooks/ and params/."
+            f"no project in {Path.cwd()} or above it: start in the folder that holds notebooks/ and params/, or make one "
+            "with `telechat-kit init FOLDER`."
         )
     return paths
 

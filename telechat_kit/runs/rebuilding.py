@@ -28,6 +28,7 @@ from telechat_kit.files import resolve, write_json, write_jsonl
 from telechat_kit.provenance import code_hash, file_hash, versions
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.page import page_origin, write_report
+from telechat_kit.reports.single_page import report_alone
 from telechat_kit.runs.notebook_language import cell_in_language, language_of
 from telechat_kit.runs.origins import recorded_code
 from telechat_kit.runs.profile import default_values, notebook_path
@@ -77,7 +78,12 @@ def check_pages(run: RunData, page: Path | None = None) -> Iterator[Finding]:
             else Finding(_REPORT, "a page", reason, CHANGED, PAGES)
         )
         return
-    yield _same(_REPORT, without_record(_text_of(path)), without_record(again[_REPORT]), why_not)
+    shown, with_others = report_alone(_text_of(path))
+    yield _same(_REPORT, without_record(shown), without_record(again[_REPORT]), why_not)
+    if with_others:
+        yield unchecked(
+            PAGES, "pages of the notebooks", "they lie in the same file; the run folder's are checked"
+        )
     if page is None:
         yield from _same_files(path.parent, again, why_not)
 

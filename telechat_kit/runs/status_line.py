@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+import shutil
 import sys
+import threading
 import time
 from typing import Any, TextIO
 
@@ -12,15 +14,21 @@ from rich.table import Table
 from rich.text import Text
 
 _MESSAGE = re.compile(r"(Error|failed|interrupted|\w*Error:)")
-_BAR = re.compile(r"(?P<what>[^\r\n:]*): +(?P<share>\d+)%\|")
+_BAR = re.compile(
+    r"(?P<what>[^\r\n:]*): +(?P<share>\d+)%\|(?:[^\r\n|]*\|[^\r\n|\[]*\[[\d:]+<(?P<left>[\d:]+))?"
+)
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 
 
 class StepProgress:
     """Follows one notebook: cells as they start, progress bars from its stderr.
 
-    In a terminal one line is written over; in a log each cell gets a line, and so do start and each fifth of long work.
+    In a terminal one line is written over, and its clock ticks; in a log each cell gets a line, and so do start and each
+    fifth of long work, and a minute in which nothing else was said.
     """
+
+    #: Seconds between two lines that say nothing new: in a terminal, in a log
+    TICKS = (1.0, 60.0)
 
     def __init__(self, label: str, cells: int, stream: TextIO | None = None) -> None:
         self.label, self.cells = label, cells
@@ -28,8 +36,10 @@ class StepProgress:
         self.live = self.stream.isatty()
         self.start = time.monotonic()
         self.cell, self.heading = 0, ""
-        self._last = ""
+        self._last, self._what = "", ""
         self._fifth: tuple[str, int] = ("", 0)
+        self._lock, self._ended, self._said = threading.Lock(), threading.Event(), self.start
+        self._clock = threading.Thread(target=self._tick, daemon=True)
 
     def cell_started(self, cell: Any, cell_index: int) -> None:
         """Called by nbclient for every cell. A markdown heading names what its code cells do."""
@@ -44,7 +54,7 @@ class StepProgress:
         """Called by papermill with what the notebook writes to stderr; progress bars are picked out of it."""
         bars = list(_BAR.finditer(text))
         if bars:
-            self._share(bars[-1]["what"].strip(), int(bars[-1]["share"]))
+            self._share(bars[-1]["what"].strip(), int(bars[-1]["share"]), bars[-1]["left"])
         return len(text)
 
     def flush(self) -> None:
@@ -53,22 +63,45 @@ class StepProgress:
 
     def finish(self, outcome: str) -> None:
         """End the step's line."""
+        self._ended.set()
         self._show(f"{outcome} in {time.monotonic() - self.start:.1f} s", end="\n")
 
-    def _share(self, what: str, percent: int) -> None:
+    def _share(self, what: str, percent: int, left: str | None) -> None:
         fifth = (what, percent // 20)
+        text = f"{what} {percent} %{f', about {left} left' if left and percent < 100 else ''}"
         if self.live or fifth != self._fifth:
-            self._show(f"{what} {percent} %")
-        self._fifth = fifth
+            self._show(text)
+        self._what, self._fifth = text, fifth
+
+    def _tick(self) -> None:
+        """Say the newest again, with the time, where nothing else was said for a while: all is well, it only takes long."""
+        wait = self.TICKS[0] if self.live else self.TICKS[1]
+        while not self._ended.wait(min(wait, 1.0)):
+            if time.monotonic() - self._said >= wait:
+                self._show(self._what)
 
     def _show(self, what: str, end: str = "") -> None:
-        seconds = time.monotonic() - self.start
-        text = f"{self.label}  cell {self.cell}/{self.cells}  {seconds:5.0f} s  {what}"
-        shown = f"\r\x1b[2K{text}{end}" if self.live else f"{text}\n" if text != self._last else ""
-        self._last = text
-        with contextlib.suppress(OSError):  # who read it has gone, or its disk is full: the run goes on
-            self.stream.write(shown)
-            self.stream.flush()
+        with self._lock:
+            if self._ended.is_set() and not end:
+                return
+            if not end and not self._clock.is_alive():
+                self._clock.start()
+            self._what, self._said = what, time.monotonic()
+            seconds = self._said - self.start
+            text = f"{self.label}  cell {self.cell}/{self.cells}  {seconds:5.0f} s  {what}"
+            shown = (
+                f"\r\x1b[2K{_fitting(text)}{end}" if self.live else f"{text}\n" if text != self._last else ""
+            )
+            self._last = text
+            with contextlib.suppress(OSError):  # who read it has gone, or its disk is full: the run goes on
+                self.stream.write(shown)
+                self.stream.flush()
+
+
+def _fitting(text: str) -> str:
+    """`text` cut to the terminal: a line that breaks cannot be written over."""
+    columns = shutil.get_terminal_size().columns
+    return text if len(text) < columns else f"{text[: columns - 2]}…"
 
 
 class Board:

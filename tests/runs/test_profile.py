@@ -165,7 +165,8 @@ def test_without_notebooks_in_sight_the_message_says_where_to_start(
         monkeypatch.setattr(f"{module}.project_root", lambda: tmp_path)
     for ask in (lambda: load_profile(path), lambda: default_values("01_setup")):
         with pytest.raises(
-            ParameterError, match="start in the project folder, which holds notebooks/ and params/"
+            ParameterError,
+            match="start in the folder that holds notebooks/ and params/, or make one with `telechat-kit init",
         ):
             ask()
 

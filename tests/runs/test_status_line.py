@@ -1,6 +1,7 @@
 """What a run says: one line a cell in a log, one line overwritten in a terminal, long work in fifths."""
 
 import io
+import time
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
@@ -51,7 +52,8 @@ def test_long_work_is_told_in_fifths(log: StepProgress) -> None:
     for percent in range(101):
         log.write(f"\rcalibration: {percent:3d}%|━━━·    | {percent}/100 [00:01<00:02]")
     assert [line.split(" s  ")[1] for line in in_log(log)[1:]] == [
-        f"calibration {percent} %" for percent in (0, 20, 40, 60, 80, 100)
+        *(f"calibration {percent} %, about 00:02 left" for percent in (0, 20, 40, 60, 80)),
+        "calibration 100 %",
     ]
 
 
@@ -84,3 +86,37 @@ def test_the_bars_of_the_kit_are_understood(log: StepProgress, capsys: pytest.Ca
     assert list(track(range(4), "answers of both models")) == [0, 1, 2, 3]
     log.write(capsys.readouterr().err)
     assert [line.split(" s  ")[1] for line in in_log(log)] == ["answers of both models 100 %"]
+
+
+def test_in_a_terminal_the_clock_ticks_and_no_line_breaks(
+    terminal: StepProgress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(StepProgress, "TICKS", (0.02, 60.0))
+    terminal.cell_started(new_markdown_cell("# A heading that is longer than the terminal is wide"), 0)
+    terminal.cell_started(new_code_cell("1"), 1)
+    time.sleep(0.3)
+    terminal.finish("completed")
+    assert isinstance(terminal.stream, io.StringIO)
+    lines = terminal.stream.getvalue().split("\r\x1b[2K")[1:]
+    assert len(lines) > 3
+    assert all(len(line.rstrip("\n")) < 40 for line in lines)
+
+
+def test_a_log_gets_a_sign_of_life_in_long_silence(
+    log: StepProgress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepProgress, "TICKS", (1.0, 0.02))
+    log.start -= 100
+    log.cell_started(new_markdown_cell("# Divergence"), 0)
+    log.cell_started(new_code_cell("1"), 1)
+    for _ in range(40):  # the line is the same within a second, and then not written again
+        log.start -= 1
+        time.sleep(0.03)
+    log.finish("completed")
+    lines = in_log(log)
+    assert len(lines) > 3
+    assert all(line.endswith("Divergence") for line in lines[:-1])
+    ended = len(lines)
+    time.sleep(0.1)
+    assert len(in_log(log)) == ended
