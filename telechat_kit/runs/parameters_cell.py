@@ -101,7 +101,7 @@ def filled_in(source: str, values: Mapping[str, Any]) -> str:
 
 def is_parameters_cell(cell: Mapping[str, Any]) -> bool:
     """Whether papermill takes a cell of a notebook for the one of the parameters."""
-    return _TAG in cell.get("metadata", {}).get("tags", [])
+    return TAG in cell.get("metadata", {}).get("tags", [])
 
 
 def _source(notebook: Path) -> str:
