@@ -23,6 +23,7 @@ from telechat_kit.translation import gettext as _
 from telechat_kit.translation import marked
 
 PAPERMILL_MARK = "papermill-error-cell-tag"
+CODE = marked("Code")
 INPUT_LABELS = {"injected-parameters": marked("Parameters of this run"), "parameters": marked("Parameters")}
 
 # No widgets and no JavaScript: an output that has one is shown by the next form that it carries.
@@ -184,7 +185,7 @@ def _log_last(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def _input_label(cell: NotebookNode) -> str:
     tags = cell.metadata.get("tags", [])
-    label = _(next((label for tag, label in INPUT_LABELS.items() if tag in tags), marked("Code")))
+    label = _(next((label for tag, label in INPUT_LABELS.items() if tag in tags), CODE))
     not_run = "papermill" in cell.metadata and not _papermill(cell, "start_time")
     return _("{cell}, not run").format(cell=label) if not_run else label
 
