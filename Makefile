@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test kills fuzz sanitize lint format notebooks lab bench clients npu-shapes page-check clean
+.PHONY: help report test kills fuzz sanitize lint format messages notebooks lab bench clients npu-shapes page-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(VENV)/.installed-dev  ## format code, strip outputs from the notebooks
 	$(BIN)/ruff format telechat_kit tests benchmarks
 	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 	$(BIN)/cog -r -I docs docs/api.md
+
+messages: $(VENV)/.installed-dev  ## take new messages into the Chinese catalog (new ones stand there empty) and compile it
+	$(BIN)/python tests/catalog.py
 
 notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quickest look at everything
 	$(BIN)/telechat-kit run params/tiny.yaml

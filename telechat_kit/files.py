@@ -18,6 +18,7 @@ import psutil
 
 from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.strict_json import parse, read_bytes
+from telechat_kit.translation import gettext as _
 
 
 def project_root() -> Path:
@@ -94,7 +95,7 @@ def relative(path: str | Path) -> str:
 
 def written(*paths: Path) -> None:
     """Say where files were written, as the project knows them: the last cell of a notebook."""
-    print("written:", *map(relative, paths))
+    print(_("written:"), *map(relative, paths))
 
 
 @contextlib.contextmanager

@@ -124,9 +124,9 @@ def code_version() -> str:
 
 
 def code_hash() -> str:
-    """Hash of the package's code and templates: what a step's result and its page depend on besides their inputs."""
+    """Hash of the package's code, templates and messages: what a step's result and its page depend on besides their inputs."""
     folder = Path(__file__).parent
-    files = sorted(path for kind in ("*.py", "*.c", "*.j2", "*.css") for path in folder.rglob(kind))
+    files = sorted(path for kind in ("*.py", "*.c", "*.j2", "*.css", "*.mo") for path in folder.rglob(kind))
     return combined_hash(f"{path.name} {file_hash(path)}" for path in files)
 
 

@@ -35,6 +35,7 @@ from telechat_kit.backends.plain import (
 )
 from telechat_kit.errors import DeviceError
 from telechat_kit.provenance import processor_name
+from telechat_kit.translation import marked
 
 __all__ = [
     "accumulate",
@@ -326,9 +327,10 @@ def free_memory_bytes() -> int:
 
 def device_name() -> str:
     """Model name of the processor and the number of threads that torch uses."""
-    return f"{processor_name()} ({torch.get_num_threads()} threads)"
+    count = torch.get_num_threads()
+    return f"{processor_name()} ({count} thread{'s' if count > 1 else ''})"
 
 
 def read_bandwidth() -> tuple[float, str]:
     """Bytes read per second by all threads, and that it was measured: the best of five passes over 512 MB."""
-    return measured_bandwidth(torch.device("cpu"), synchronize), "measured"
+    return measured_bandwidth(torch.device("cpu"), synchronize), marked("measured")

@@ -12,6 +12,7 @@ from telechat_kit.precision.bundle import BUNDLE, Bundle, read_bundle, save_bund
 from telechat_kit.provenance import combined_hash
 from telechat_kit.statistics import Estimate, bootstrap
 from telechat_kit.texts import common_prefix
+from telechat_kit.translation import marked
 
 __all__ = [
     "BUNDLE",
@@ -185,9 +186,9 @@ def _verdict(kl: Estimate, top1: Estimate, tolerances: Tolerances) -> tuple[str,
         f"{tolerances.top1_agreement:.2%} asked for",
     ]
     if kl.value > tolerances.kl_mean or top1.value < tolerances.top1_agreement:
-        return "not aligned", reasons
+        return marked("not aligned"), reasons
     sure = kl.coverage and kl.high <= tolerances.kl_mean and top1.low >= tolerances.top1_agreement
-    return ("aligned" if sure else "undecided"), reasons
+    return (marked("aligned") if sure else marked("undecided")), reasons
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:

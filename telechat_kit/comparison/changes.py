@@ -10,7 +10,7 @@ import numpy as np
 from telechat_kit.comparison.comparable import impossible, same_float, text_of, why_not
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.comparison.speeds import by_case, mean_speed, over_float, paired_over_float, paired_speed
-from telechat_kit.comparison.verdict import KIND_NAMES
+from telechat_kit.comparison.verdict import kind_name
 from telechat_kit.errors import DataError
 from telechat_kit.performance.measurement import CaseResult
 from telechat_kit.precision.positions import FIGURES
@@ -103,7 +103,7 @@ def _precision(run: RunData) -> dict[str, Figure]:
         "top1_agreement": Figure("same most likely token", "share", found.top1_agreement),
     }
     for loss in run.precision.kinds:
-        name, group = KIND_NAMES.get(loss.kind, loss.kind), loss.figures
+        name, group = kind_name(loss.kind), loss.figures
         rows |= {
             f"perplexity_ratio[{loss.kind}]": Figure(
                 f"perplexity, W8A8 / float, {name}", "", group.perplexity_ratio

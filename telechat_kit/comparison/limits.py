@@ -7,12 +7,14 @@ from telechat_kit.comparison.changes import Change, change, figures
 from telechat_kit.comparison.comparable import impossible
 from telechat_kit.comparison.rules import FLOAT, LIMITED, Limit, parse_limits
 from telechat_kit.comparison.run_data import RunData, read_run_data
-from telechat_kit.comparison.verdict import KIND_NAMES, Verdict, shown, verdict
+from telechat_kit.comparison.verdict import Verdict, kind_name, shown, verdict
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.statistics import Estimate
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked, ngettext
 
 #: "look": the interval holds the limit, or there is no figure to hold against it
-PASS, LOOK, FAIL = LIGHTS = ("pass", "look", "fail")
+PASS, LOOK, FAIL = LIGHTS = (marked("pass"), marked("look"), marked("fail"))
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,22 @@ class Light:
     @property
     def asked(self) -> str:
         """The limit in words."""
-        limit, name = self.limit, LIMITED[self.limit.figure][1]
-        against = f", times that of {limit.against}" if limit.against else ""
-        scope = f", on {_name(limit.where)}" if limit.where else ", on every text" if limit.by_text else ""
-        return f"{name}{scope}{against}: {limit.operator} {limit.number:g}"
+        limit = self.limit
+        message = (
+            _("{figure}, times that of {other}: {bound}")
+            if limit.against
+            else _("{figure}, on {text}: {bound}")
+            if limit.where
+            else _("{figure}, on every text: {bound}")
+            if limit.by_text
+            else _("{figure}: {bound}")
+        )
+        return message.format(
+            figure=_(LIMITED[limit.figure][1]),
+            other=_("float") if limit.against == FLOAT else limit.against,
+            text=kind_name(limit.where),
+            bound=f"{limit.operator} {limit.number:g}",
+        )
 
 
 def judge_limits(run: RunData, texts: Sequence[str]) -> list[Light]:
@@ -58,12 +72,20 @@ def answer(lights: Sequence[Light]) -> str:
     open_ones = sum(light.state == LOOK for light in lights)
     missed = sum(light.state == FAIL for light in lights)
     if not lights:
-        return "May this be shipped? Not judged: the profile sets no limits."
+        return _("May this be shipped? Not judged: the profile sets no limits.")
     if state == PASS:
-        return f"May this be shipped? Yes: all {count} limits are kept."
-    if state == FAIL:
-        return f"May this be shipped? No: {missed} of {count} limits are not kept, {open_ones} are open."
-    return f"May this be shipped? Look first: {open_ones} of {count} limits are open, the others are kept."
+        message = ngettext(
+            "May this be shipped? Yes: the one limit is kept.",
+            "May this be shipped? Yes: all {count} limits are kept.",
+            count,
+        )
+    elif state == FAIL:
+        message = _("May this be shipped? No: {missed} of {count} limits are not kept, {open} are open.")
+    else:
+        message = _(
+            "May this be shipped? Look first: {open} of {count} limits are open, the others are kept."
+        )
+    return message.format(count=count, missed=missed, open=open_ones)
 
 
 def _judge(limit: Limit, found: Verdict, run: RunData) -> Light:
@@ -71,17 +93,17 @@ def _judge(limit: Limit, found: Verdict, run: RunData) -> Light:
         return _judge_texts(limit, found)
     if limit.figure == "equal_answers":
         share = found.answers_equal / found.answers if found.answers else None
-        return _judge_exact(limit, share, "{:.0%}", f"{found.answers} answers")
+        return _judge_exact(limit, share, "{:.0%}", _answers(found.answers))
     if limit.against != FLOAT:
         return _judge_against(limit, run)
     if limit.figure == "w8a8_bytes":
-        return _judge_exact(limit, found.size_ratio, "{:.2f} times", "weight files")
+        return _judge_exact(limit, found.size_ratio, _("{:.2f} times"), _("weight files"))
     return _judge_speed(limit, found)
 
 
 def _judge_exact(limit: Limit, value: float | None, shape: str, where: str) -> Light:
     if value is None:
-        return Light(limit, LOOK, "–", "not measured")
+        return Light(limit, LOOK, "–", _("not measured"))
     return Light(limit, _exact(limit, value), shape.format(value), where)
 
 
@@ -96,9 +118,14 @@ def _judge_texts(limit: Limit, found: Verdict) -> Light:
         for loss in found.losses
     }
     if limit.where:
-        name = _name(limit.where)
+        name = kind_name(limit.where)
         if name not in values:
-            return Light(limit, LOOK, "–", f"no such text was read; there are {', '.join(values)}")
+            return Light(
+                limit,
+                LOOK,
+                "–",
+                _("no such text was read; there are {texts}").format(texts=", ".join(values)),
+            )
         values = {name: values[name]}
     sign = 1 if limit.is_ceiling else -1
     if wrong := {
@@ -114,14 +141,28 @@ def _judge_texts(limit: Limit, found: Verdict) -> Light:
 
 def _judge_speed(limit: Limit, found: Verdict) -> Light:
     if found.speed is None:
-        return Light(limit, LOOK, "–", "the run has no performance.json")
+        return Light(limit, LOOK, "–", _("the run has no performance.json"))
     speed = found.speed
     if speed.ratio is None:
-        return Light(limit, LOOK, "–", f"the runs of all {speed.unstable} cases vary too much")
-    left = f", {speed.unstable} left out: their runs vary too much" if speed.unstable else ""
-    return Light(
-        limit, _state(limit, speed.ratio), f"{shown(speed.ratio)} times", f"{speed.cases} cases{left}"
-    )
+        why = ngettext(
+            "the runs of the only case vary too much",
+            "the runs of all {count} cases vary too much",
+            speed.unstable,
+        )
+        return Light(limit, LOOK, "–", why.format(count=speed.unstable))
+    where = ngettext("{count} case", "{count} cases", speed.cases).format(count=speed.cases)
+    if speed.unstable:
+        message = _("{cases}, {left} left out: their runs vary too much")
+        where = message.format(cases=where, left=speed.unstable)
+    return Light(limit, _state(limit, speed.ratio), _times(speed.ratio), where)
+
+
+def _times(ratio: Estimate) -> str:
+    return _("{ratio} times").format(ratio=shown(ratio))
+
+
+def _answers(count: int) -> str:
+    return ngettext("{count} answer", "{count} answers", count).format(count=count)
 
 
 def _judge_against(limit: Limit, run: RunData) -> Light:
@@ -133,8 +174,13 @@ def _judge_against(limit: Limit, run: RunData) -> Light:
     before, now = figures(other).get(limit.figure), figures(run).get(limit.figure)
     found = change(limit.figure, before, now, (other, run))
     if not isinstance(found, Change):
-        return Light(limit, LOOK, "–", found.reason if found else f"not in both runs: {limit.figure}")
-    return Light(limit, _state_of(limit, found), f"{shown(found.ratio)} times", found.basis)
+        return Light(
+            limit,
+            LOOK,
+            "–",
+            found.reason if found else _("not in both runs: {figure}").format(figure=limit.figure),
+        )
+    return Light(limit, _state_of(limit, found), _times(found.ratio), found.basis)
 
 
 def _state_of(limit: Limit, found: Change) -> str:
@@ -153,7 +199,3 @@ def _state(limit: Limit, estimate: Estimate) -> str:
 
 def _exact(limit: Limit, value: float) -> str:
     return PASS if limit.keeps(value) else FAIL
-
-
-def _name(kind: str) -> str:
-    return KIND_NAMES.get(kind, kind)

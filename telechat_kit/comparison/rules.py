@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from telechat_kit.errors import ParameterError
+from telechat_kit.translation import marked
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -20,12 +21,12 @@ _LIMIT = re.compile(rf"\s*(\w+)(?:\[([^\]]+)\])?\s*(<=|>=|<|>)\s*({_NUMBER})(?:\
 
 #: Figures that a limit can be set on -> whether it is asked for each text, and what the figure is called
 LIMITED = {
-    "kl_mean": (True, "mean KL from float, nats per token"),
-    "perplexity_ratio": (True, "perplexity, W8A8 over float"),
-    "top1_agreement": (True, "same first choice, share of positions"),
-    "equal_answers": (False, "answers equal to the last token, share"),
-    "w8a8_bytes": (False, "weight files"),
-    "tokens_per_second": (False, "tokens per second"),
+    "kl_mean": (True, marked("mean KL from float, nats per token")),
+    "perplexity_ratio": (True, marked("perplexity, W8A8 over float")),
+    "top1_agreement": (True, marked("same first choice, share of positions")),
+    "equal_answers": (False, marked("answers equal to the last token, share")),
+    "w8a8_bytes": (False, marked("weight files")),
+    "tokens_per_second": (False, marked("tokens per second")),
 }
 #: Those that only mean something against another side
 RELATIVE = ("w8a8_bytes", "tokens_per_second")

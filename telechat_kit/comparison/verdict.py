@@ -4,6 +4,7 @@ It takes the worst text first, says "no difference shown" where an interval hold
 the speed, and names both engines. `said` gives whole sentences; how they look is up to the pages.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import floor, log10
@@ -15,9 +16,21 @@ from telechat_kit.precision import Divergence, Group, PrecisionRecord
 from telechat_kit.precision.kinds import like_calibration
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked, ngettext
 
 #: What the kit's kinds of text are called; other texts by their own names
-KIND_NAMES = {"zh": "Chinese", "en": "English", "docs": "documentation"}
+KIND_NAMES = {
+    "zh": marked("Chinese"),
+    "en": marked("English"),
+    "docs": marked("documentation"),
+    "chat": marked("chat"),
+    "code": marked("code"),
+    "Chinese lines": marked("Chinese lines"),
+    "English lines": marked("English lines"),
+}
+
+_THREADS = re.compile(r"(.*) \((\d+) threads?\)")
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,10 @@ def verdict(
     left_out = []
     if quantized is not None and _other_weights(precision, quantized):
         quantized = None
-        left_out.append("level and size")
+        left_out.append(marked("level and size"))
     if performance is not None and _other_weights(precision, performance):
         performance = None
-        left_out.append("speed")
+        left_out.append(marked("speed"))
     return Verdict(
         losses=losses(precision, quantized),
         answers_equal=sum(a.float_differs is None and a.w8a8_differs is None for a in precision.answers),
@@ -116,7 +129,7 @@ def losses(precision: PrecisionRecord, quantized: QuantizeRecord | None = None) 
     like = _like_calibration(precision, quantized)
     found = [
         TextLoss(
-            KIND_NAMES.get(name, name),
+            kind_name(name),
             figures.tokens,
             figures.perplexity_float.value,
             figures.perplexity_ratio,
@@ -127,6 +140,23 @@ def losses(precision: PrecisionRecord, quantized: QuantizeRecord | None = None) 
         for name, figures in groups
     ]
     return sorted(found, key=lambda loss: -loss.kl.value)
+
+
+def kind_name(kind: str) -> str:
+    """What a kind of text is called in the language in force; other texts by their own names."""
+    name = KIND_NAMES.get(kind, kind)
+    return _(name) if name in KIND_NAMES.values() else name
+
+
+def device_said(name: str) -> str:
+    """The name of a device as records hold it, in the language in force: that of a CPU ends with its threads."""
+    found = _THREADS.fullmatch(name)
+    if found is None:
+        return name
+    count = int(found[2])
+    return ngettext("{processor} ({count} thread)", "{processor} ({count} threads)", count).format(
+        processor=found[1], count=count
+    )
 
 
 def _like_calibration(precision: PrecisionRecord, quantized: QuantizeRecord | None) -> list[str] | None:
@@ -189,21 +219,36 @@ def _mean_ratio(pairs: Sequence[tuple[Estimate, Estimate]]) -> Estimate | None:
 
 def said(found: Verdict) -> list[str]:
     """The verdict in sentences: the worst text, text like the calibration's against other, answers, what int8 brings."""
-    level = f"W8A8 at level {found.level}" if found.level else "W8A8 as given" if found.given else "W8A8"
     worst = found.worst
-    lines = [f"{level}, on {worst.text} ({worst.tokens:,} tokens): {loss_said(worst)}.", against_said(found)]
+    message = (
+        _("W8A8 at level {level}, on {text} ({tokens} tokens): {loss}.")
+        if found.level
+        else _("W8A8 as given, on {text} ({tokens} tokens): {loss}.")
+        if found.given
+        else _("W8A8, on {text} ({tokens} tokens): {loss}.")
+    )
+    first = message.format(
+        level=found.level, text=worst.text, tokens=f"{worst.tokens:,}", loss=loss_said(worst)
+    )
+    lines = [first, against_said(found)]
     if found.answers:
-        lines.append(f"{found.answers_equal} of {found.answers} answers are the same to the last token.")
+        answers = ngettext(
+            "{equal} of {count} answer is the same to the last token.",
+            "{equal} of {count} answers are the same to the last token.",
+            found.answers,
+        )
+        lines.append(answers.format(equal=found.answers_equal, count=found.answers))
     if found.size_ratio is not None:
-        lines.append(f"The weight files take {found.size_ratio:.0%} of the size of float.")
+        lines.append(
+            _("The weight files take {share} of the size of float.").format(share=f"{found.size_ratio:.0%}")
+        )
     if found.speed is not None:
         lines.append(speed_said(found.speed, found.device))
     if found.engine is not None:
         lines.append(engine_said(found.engine))
     if found.left_out:
-        lines.append(
-            f"Not told, because the record is of other W8A8 weights: {' and '.join(found.left_out)}."
-        )
+        what = _(" and ").join(map(_, found.left_out))
+        lines.append(_("Not told, because the record is of other W8A8 weights: {what}.").format(what=what))
     return lines
 
 
@@ -212,87 +257,136 @@ def against_said(found: Verdict) -> str:
     like = next((loss for loss in found.losses if loss.like_calibration), None)
     other = next((loss for loss in found.losses if loss.like_calibration is False), None)
     if like and other:
-        return (
-            f"Mean KL from float, nats per token, at the worst: {shown(like.kl)} on text like the calibration's "
-            f"({like.text}), {shown(other.kl)} on other text ({other.text})."
+        return _(
+            "Mean KL from float, nats per token, at the worst: {kl} on text like the calibration's ({text}), "
+            "{other_kl} on other text ({other_text})."
+        ).format(kl=shown(like.kl), text=like.text, other_kl=shown(other.kl), other_text=other.text)
+    message = (
+        _(
+            "Mean KL from float, nats per token, at the worst: {kl} ({text}). All texts are like the calibration's: "
+            "what other text costs was not measured."
         )
-    worst = found.worst
-    kl = f"Mean KL from float, nats per token, at the worst: {shown(worst.kl)} ({worst.text})."
-    if like:
-        return f"{kl} All texts are like the calibration's: what other text costs was not measured."
-    return (
-        f"{kl} No text is like the calibration's." if other else f"{kl} What was calibrated on is not known."
+        if like
+        else _(
+            "Mean KL from float, nats per token, at the worst: {kl} ({text}). No text is like the calibration's."
+        )
+        if other
+        else _(
+            "Mean KL from float, nats per token, at the worst: {kl} ({text}). What was calibrated on is not known."
+        )
     )
+    return message.format(kl=shown(found.worst.kl), text=found.worst.text)
 
 
 def loss_said(loss: TextLoss) -> str:
     """Perplexity and the choice of tokens on one text, as far as their intervals allow."""
-    same = loss.same_token.map(lambda share: 100 * share)
-    return f"{perplexity_said(loss.perplexity_ratio)}, the next token is float's at {shown(same)} % of the positions"
+    return _("{change}, the next token is float's at {same} % of the positions").format(
+        change=perplexity_said(loss.perplexity_ratio),
+        same=shown(loss.same_token.map(lambda share: 100 * share)),
+    )
 
 
 def perplexity_said(ratio: Estimate) -> str:
     """What int8 does to perplexity: raises or lowers it, or nothing that the interval shows."""
     change = ratio.map(lambda x: 100 * (x - 1))
     if not ratio.coverage:
-        return f"perplexity changes by {change.value:+.1f} % (one sequence: no interval)"
+        return _("perplexity changes by {change} % (one sequence: no interval)").format(
+            change=f"{change.value:+.1f}"
+        )
     if ratio.low <= 1 <= ratio.high:
-        return f"no difference of perplexity is shown (change {interval_of(change, signed=True)} %)"
+        return _("no difference of perplexity is shown (change {interval} %)").format(
+            interval=interval_of(change, signed=True)
+        )
     if change.value < 0:
-        return f"perplexity falls by {shown(Estimate(-change.value, -change.high, -change.low, change.coverage))} %"
-    return f"perplexity rises by {shown(change)} %"
+        fall = Estimate(-change.value, -change.high, -change.low, change.coverage)
+        return _("perplexity falls by {change} %").format(change=shown(fall))
+    return _("perplexity rises by {change} %").format(change=shown(change))
 
 
 def speed_said(found: SpeedGain, device: str) -> str:
     """What int8 brings in speed, with both engines; no figure where none is stable."""
-    where = f" on {device}" if device else ""
-    left = f"; {found.unstable} left out, their runs vary too much" if found.unstable else ""
+    where = device_said(device) if device else _("this device")
     if found.ratio is None:
-        return f"How much faster W8A8 generates{where} is not shown: the runs of all {found.unstable} cases vary too much."
-    cases = f"{found.cases} case{'s' if found.cases > 1 else ''}{left}"
-    engines = engines_said(found.engines)
+        return ngettext(
+            "How much faster W8A8 generates on {device} is not shown: the runs of the only case vary too much.",
+            "How much faster W8A8 generates on {device} is not shown: the runs of all {count} cases vary too much.",
+            found.unstable,
+        ).format(device=where, count=found.unstable)
+    basis = _("; ").join([*_cases_said(found), *engines_said(found.engines)])
     if found.ratio.low <= 1 <= found.ratio.high:
-        return f"No difference of speed is shown{where}: tokens per second {interval_of(found.ratio)} times those of float ({cases}{engines})."
-    return (
-        f"W8A8 generates {shown(found.ratio)} times the tokens per second of float{where} ({cases}{engines})."
+        return _(
+            "No difference of speed is shown on {device}: tokens per second {interval} times those of float ({basis})."
+        ).format(device=where, interval=interval_of(found.ratio), basis=basis)
+    return _("W8A8 generates {ratio} times the tokens per second of float on {device} ({basis}).").format(
+        ratio=shown(found.ratio), device=where, basis=basis
     )
+
+
+def _cases_said(found: SpeedGain) -> list[str]:
+    """The cases that a ratio is the mean of, and how many are not among them."""
+    parts = [ngettext("{count} case", "{count} cases", found.cases).format(count=found.cases)]
+    if found.unstable:
+        left = ngettext(
+            "{count} left out, its runs vary too much",
+            "{count} left out, their runs vary too much",
+            found.unstable,
+        )
+        parts.append(left.format(count=found.unstable))
+    return parts
 
 
 def engine_said(found: SpeedGain) -> str:
     """What the engine brings by itself, int8 or not."""
-    beside = "transformers' generate() on the same float weights"
     if found.ratio is None:
-        return f"What the engine brings over {beside} is not shown: the runs of all {found.unstable} cases vary too much."
-    left = f"; {found.unstable} left out, their runs vary too much" if found.unstable else ""
-    cases = f"{found.cases} case{'s' if found.cases > 1 else ''}{left}"
+        return ngettext(
+            "What the engine brings over transformers' generate() on the same float weights is not shown: the runs of "
+            "the only case vary too much.",
+            "What the engine brings over transformers' generate() on the same float weights is not shown: the runs of "
+            "all {count} cases vary too much.",
+            found.unstable,
+        ).format(count=found.unstable)
+    cases = _("; ").join(_cases_said(found))
+    (engine,) = map(_, found.engines.values())
     if found.ratio.low <= 1 <= found.ratio.high:
-        return f"The {found.engines['float']} shows no difference from {beside}: tokens per second {interval_of(found.ratio)} times ({cases})."
-    return f"The {found.engines['float']} by itself brings {shown(found.ratio)} times the tokens per second of {beside} ({cases})."
+        return _(
+            "The {engine} shows no difference from transformers' generate() on the same float weights: tokens per second "
+            "{interval} times ({cases})."
+        ).format(engine=engine, interval=interval_of(found.ratio), cases=cases)
+    return _(
+        "The {engine} by itself brings {ratio} times the tokens per second of transformers' generate() on the same float "
+        "weights ({cases})."
+    ).format(engine=engine, ratio=shown(found.ratio), cases=cases)
 
 
 def gain_title(found: SpeedGain, what: str) -> str:
-    """A chart's title: `what` with the ratio, or that none is shown. `{}` in it stands for the ratio."""
+    """A chart's title: `what` with the ratio, or that none is shown. `{ratio}` in it stands for the ratio."""
     if found.ratio is None:
-        return "No ratio is shown: the runs of all cases vary too much"
+        return _("No ratio is shown: the runs of all cases vary too much")
     if found.ratio.low <= 1 <= found.ratio.high:
-        return f"No difference of speed is shown: {interval_of(found.ratio)} times float"
-    apart = ", in different engines" if len(set(found.engines.values())) > 1 else ""
-    return what.format(shown(found.ratio)) + apart
+        return _("No difference of speed is shown: {interval} times float").format(
+            interval=interval_of(found.ratio)
+        )
+    title = what.format(ratio=shown(found.ratio))
+    if len(set(found.engines.values())) > 1:
+        return _("{title}, in different engines").format(title=title)
+    return title
 
 
-def engines_said(engines: dict[str, str]) -> str:
-    """What ran each precision, where they differ: then the ratio is not that of int8 alone."""
+def engines_said(engines: dict[str, str]) -> list[str]:
+    """What ran each precision; where they differ the ratio is not that of int8 alone."""
     if not engines:
-        return ""
+        return []
+    names = {precision: _(engine) for precision, engine in engines.items()}
     if len(set(engines.values())) == 1:
-        return f"; both in the {engines['w8a8']}"
-    return f"; float in the {engines['float']}, W8A8 in the {engines['w8a8']}: a part of it is the engine's, not int8's"
+        return [_("both in the {w8a8}").format(**names)]
+    told = _("float in the {float}, W8A8 in the {w8a8}: a part of it is the engine's, not int8's")
+    return [told.format(**names)]
 
 
 def shown(estimate: Estimate) -> str:
     """The figure and its interval, no digit finer than the interval allows: `13 [8, 18]`."""
     if not estimate.coverage:
-        return f"{estimate.value:.2g} (no interval)"
+        return _("{value} (no interval)").format(value=f"{estimate.value:.2g}")
     return f"{_rounded(estimate.value, estimate)} {interval_of(estimate)}"
 
 

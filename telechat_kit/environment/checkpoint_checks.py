@@ -12,6 +12,7 @@ from telechat_kit.model.folder import read_config, require_fitting, weight_files
 from telechat_kit.model.tiny import build_tiny
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
+from telechat_kit.translation import marked
 
 #: Checkpoints that the kit can make by itself, under the name that a profile gives
 EMBEDDED_MODELS = {"smollm2-135m": build_demo, "tiny-random": build_tiny}
@@ -110,14 +111,14 @@ def _tokenizer(folder: Path, vocabulary: int) -> Check:
 def model_parts(folder: Path) -> list[Part]:
     """Parameters and bytes of embedding, attention, feed-forward, head and norms, from the files' own tables."""
     groups = {
-        "self_attention": "attention",
-        "mlp": "feed-forward",
-        "word_embeddings.": "embedding",
-        "lm_head": "head",
+        "self_attention": marked("attention"),
+        "mlp": marked("feed-forward"),
+        "word_embeddings.": marked("embedding"),
+        "lm_head": marked("head"),
     }
     totals: dict[str, list[int]] = {}
     for name, stored in Shards(folder).tensors.items():
-        part = next((label for key, label in groups.items() if key in name), "norms")
+        part = next((label for key, label in groups.items() if key in name), marked("norms"))
         counts = totals.setdefault(part, [0, 0])
         counts[0] += stored.shape.numel()
         counts[1] += stored.nbytes

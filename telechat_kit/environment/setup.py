@@ -23,6 +23,7 @@ from telechat_kit.files import relative, resolve
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.model.folder import origin, read_config
 from telechat_kit.provenance import Conditions
+from telechat_kit.translation import marked
 
 SCHEMA = "telechat-kit/setup/1"
 
@@ -100,12 +101,12 @@ def check_setup(
         checkpoint_path=relative(folder),
         checks=check(folder, run_folder, device) if checks is None else checks,
         architecture={
-            "blocks": config.n_layer,
-            "hidden size": config.hidden_size,
-            "attention heads": config.n_head,
-            "feed-forward size": config.ffn_hidden_size,
-            "vocabulary": config.vocab_size,
-            "trained length": config.training_seqlen,
+            marked("blocks"): config.n_layer,
+            marked("hidden size"): config.hidden_size,
+            marked("attention heads"): config.n_head,
+            marked("feed-forward size"): config.ffn_hidden_size,
+            marked("vocabulary"): config.vocab_size,
+            marked("trained length"): config.training_seqlen,
         },
         parts=model_parts(folder),
         checkpoint_bytes=size,

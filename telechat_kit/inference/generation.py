@@ -22,11 +22,12 @@ from telechat_kit.inference.network_run import (
 )
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.translation import marked
 
 Run = EngineRun | NetworkRun | GraphRun
 
-#: Name of the engine of the CPU's kernels in records and on pages
-COMPILED = "compiled engine"
+#: Names in records, and on pages in their language: the engine of the CPU's kernels, the network as it is, a graph of it
+COMPILED, MODULES, CAPTURED = marked("compiled engine"), marked("torch modules"), marked("captured graph")
 
 
 def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") -> Run:
@@ -46,8 +47,8 @@ def start_run(model: TelechatForCausalLM, capacity: int, graph: str = "none") ->
 def engine_name(model: TelechatForCausalLM, graph: str = "none") -> str:
     """What `start_run` gives a sequence of `model` to, in words for records and pages."""
     if graph != "none":
-        return "captured graph"
-    return "torch modules" if engine_for(model) is None else COMPILED
+        return CAPTURED
+    return MODULES if engine_for(model) is None else COMPILED
 
 
 @dataclass(frozen=True)

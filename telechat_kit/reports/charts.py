@@ -25,10 +25,13 @@ from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
 from telechat_kit.reports.inline_svg import hover, inline_svg
 from telechat_kit.reports.label_places import place_labels
 from telechat_kit.statistics import Estimate
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked, ngettext
 
 #: Okabe-Ito colors: told apart by color-blind readers, and by their lightness in grey print
 COLORS = {"float": "#0072B2", "w8a8": "#E69F00", "published": "#7F7F7F", "kept in float": "#D55E00"}
-NAMES = {"float": "float", "w8a8": "W8A8"}
+#: Shown in the language in force
+NAMES = {"float": marked("float"), "w8a8": "W8A8"}
 #: Blue to yellow, monotone in lightness: the same for color-blind readers and in grey print. Light is good in every chart
 COLOR_MAP = "cividis"
 UNKNOWN = "#eeeeee"
@@ -170,14 +173,14 @@ def ring(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 def speed(record: PerformanceRecord) -> Chart:
     """Tokens per second of every case, float beside W8A8."""
-    title = gain_title(speed_gain(record), "W8A8 generates {} times the tokens per second of float")
-    return _case_bars(record, "tokens_per_second", 1.0, "tokens/s, prefill included", title)
+    title = gain_title(speed_gain(record), _("W8A8 generates {ratio} times the tokens per second of float"))
+    return _case_bars(record, "tokens_per_second", 1.0, _("tokens/s, prefill included"), title)
 
 
 def first_token(record: PerformanceRecord) -> Chart:
     """Time to the first token of every case, float beside W8A8."""
-    title = gain_title(first_token_gain(record), "Prefill: W8A8 has the first token {} times as fast")
-    return _case_bars(record, "time_to_first_token", 1e3, "time to first token, ms", title)
+    title = gain_title(first_token_gain(record), _("Prefill: W8A8 has the first token {ratio} times as fast"))
+    return _case_bars(record, "time_to_first_token", 1e3, _("time to first token, ms"), title)
 
 
 @mpl.rc_context(STYLE)
@@ -195,12 +198,14 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
             else partial(axes.bar, yerr=error_bars(estimates))
         )
         places, values = [i + shift for i in range(len(cases))], [e.value for e in estimates]
-        bars = draw(places, values, 0.38, color=COLORS[name], ecolor="#333333", capsize=2, label=NAMES[name])
+        bars = draw(
+            places, values, 0.38, color=COLORS[name], ecolor="#333333", capsize=2, label=_(NAMES[name])
+        )
         for bar, row, e in zip(bars, rows, estimates, strict=True):
-            note = ", unstable" if row.unstable else ""
+            note = _("unstable") if row.unstable else ""
             hover(
                 bar,
-                f"{NAMES[name]}, {row.input_tokens} / {row.output_tokens}: {short(e.value)} [{short(e.low)}, {short(e.high)}]{note}",
+                f"{_(NAMES[name])}, {row.input_tokens} / {row.output_tokens}: {short(e.value)} [{short(e.low)}, {short(e.high)}] {note}".strip(),
             )
         labels = [
             short(e.value) + ("*" if row.unstable else "") for e, row in zip(estimates, rows, strict=True)
@@ -209,15 +214,19 @@ def _case_bars(record: PerformanceRecord, figure_name: str, factor: float, unit:
     names = [f"{i} / {o}" for i, o in cases]
     axes.margins(x=0.15) if lying else axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
-    alt = f"{len(cases)} cases in two precisions; a star marks runs that differ by more than a tenth"
+    alt = ngettext(
+        "{count} case in two precisions; a star marks runs that differ by more than a tenth",
+        "{count} cases in two precisions; a star marks runs that differ by more than a tenth",
+        len(cases),
+    ).format(count=len(cases))
     if not lying:
         axes.set_xticks(range(len(cases)), names)
-        return finish(figure, axes, title, "input / output tokens", unit, alt)
+        return finish(figure, axes, title, _("input / output tokens"), unit, alt)
     axes.set_yticks(range(len(cases)), names)
     axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
-    return finish(figure, axes, title, unit, "input / output tokens", alt)
+    return finish(figure, axes, title, unit, _("input / output tokens"), alt)
 
 
 def _rows(record: PerformanceRecord, name: str, cases: Sequence[tuple[int, int]]) -> list[CaseResult]:
@@ -230,7 +239,7 @@ def published(record: PerformanceRecord) -> Chart:
     """The guide's figures for TeleChat-7B, by themselves: another model on other hardware."""
     figure, axes = new_axes(height=2.8)
     labels = [
-        f"{case.input_tokens} / {case.output_tokens}" if case.input_tokens else "mean of 25"
+        f"{case.input_tokens} / {case.output_tokens}" if case.input_tokens else _("mean of 25")
         for case in record.published
     ]
     for shift, name, values in (
@@ -249,12 +258,14 @@ def published(record: PerformanceRecord) -> Chart:
         )
         axes.bar_label(bars, padding=2, fontsize=8.5)
         for bar, label, value in zip(bars, labels, values, strict=True):
-            hover(bar, f"{name}, {label}: {value:g} tokens/s")
+            hover(
+                bar, _("{name}, {case}: {speed} tokens/s").format(name=name, case=label, speed=f"{value:g}")
+            )
     axes.set_xticks(range(len(labels)), labels)
     axes.margins(y=0.15)
     figure.legend(ncol=2, loc="outside lower center")
-    title = "Published, not measured here: TeleChat-7B int8, batch 1"
-    return finish(figure, axes, title, "input / output tokens", "tokens/s", "the guide's table")
+    title = _("Published, not measured here: TeleChat-7B int8, batch 1")
+    return finish(figure, axes, title, _("input / output tokens"), _("tokens/s"), _("the guide's table"))
 
 
 def short(value: float) -> str:

@@ -11,15 +11,16 @@ from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
 import telechat_kit
+from telechat_kit.translation import TAGS, gettext, language, marked, ngettext
 
 #: Pages of a run, in the order of its steps
 PAGES = (
-    ("Report", "report.html"),
-    ("1 Set-up", "01_setup.html"),
-    ("2 Quantize", "02_quantize.html"),
-    ("3 Precision", "03_precision.html"),
-    ("4 Performance", "04_performance.html"),
-    ("5 Summary", "05_report.html"),
+    (marked("Report"), "report.html"),
+    (marked("1 Set-up"), "01_setup.html"),
+    (marked("2 Quantize"), "02_quantize.html"),
+    (marked("3 Precision"), "03_precision.html"),
+    (marked("4 Performance"), "04_performance.html"),
+    (marked("5 Summary"), "05_report.html"),
 )
 #: Tables of more columns take the width of the window
 WIDE = 9
@@ -49,6 +50,7 @@ def page_css() -> str:
 
 def page_values(**values: Any) -> dict[str, Any]:
     shared = {"css": Markup(page_css()), "version": telechat_kit.__version__, "links": (), "here": None}
+    shared["language"] = TAGS[language()]
     return shared | values
 
 
@@ -107,6 +109,14 @@ def _is_numeric(texts: list[str]) -> bool:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    translate(environment)
+    return environment
+
+
+def translate(environment: jinja2.Environment) -> None:
+    """Let templates call `_`, `gettext` and `ngettext`, in the language in force when they are rendered."""
+    environment.add_extension("jinja2.ext.i18n")
+    environment.install_gettext_callables(gettext, ngettext, newstyle=False)  # type: ignore[attr-defined]

@@ -17,11 +17,14 @@ from traitlets.config import Config
 
 from telechat_kit.errors import DataError
 from telechat_kit.files import write_text
-from telechat_kit.reports.html import TEMPLATES, dress_tables, page_values
+from telechat_kit.reports.html import TEMPLATES, dress_tables, page_values, translate
 from telechat_kit.reports.inline_svg import is_inline_svg
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked
 
 PAPERMILL_MARK = "papermill-error-cell-tag"
-INPUT_LABELS = {"injected-parameters": "Parameters of this run", "parameters": "Parameters"}
+CODE = marked("Code")
+INPUT_LABELS = {"injected-parameters": marked("Parameters of this run"), "parameters": marked("Parameters")}
 
 # No widgets and no JavaScript: an output that has one is shown by the next form that it carries.
 SHOWN_TYPES = [
@@ -77,7 +80,7 @@ def export_notebook(
     exporter = _exporter()
     exporter.environment.globals.update(page_values(title=title, links=links, here=html.name, failure=failed))
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
-    page, _ = exporter.from_notebook_node(node, resources=resources)
+    page, _resources = exporter.from_notebook_node(node, resources=resources)
     whole = page.encode("utf-8", "replace").decode("utf-8")  # a model can write half a character
     return write_text(html, whole)
 
@@ -92,7 +95,7 @@ def find_failure(notebook: NotebookNode, told: str | None = None) -> Failure | N
     begun = [cell for cell in cells if _papermill(cell, "start_time")]
     # After a dead kernel papermill calls every cell completed; only the times tell how far it came.
     if begun and (len(begun) < len(cells) or _papermill(begun[-1], "status") == "running"):
-        return Failure(told or "The kernel stopped before the end of the notebook.", begun[-1].id)
+        return Failure(told or _("The kernel stopped before the end of the notebook."), begun[-1].id)
     return Failure(told) if told else None
 
 
@@ -143,7 +146,7 @@ def _error_message(cell: NotebookNode) -> str | None:
     for output in cell.outputs:
         if output.output_type == "error":
             return f"{output.ename}: {output.evalue}"
-    return "A cell failed without a message." if _papermill(cell, "exception") else None
+    return _("A cell failed without a message.") if _papermill(cell, "exception") else None
 
 
 def _take_title(notebook: NotebookNode, title: str | None) -> str | None:
@@ -186,13 +189,13 @@ def _log_last(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def _input_label(cell: NotebookNode) -> str:
     tags = cell.metadata.get("tags", [])
-    label = next((label for tag, label in INPUT_LABELS.items() if tag in tags), "Code")
+    label = _(next((label for tag, label in INPUT_LABELS.items() if tag in tags), CODE))
     not_run = "papermill" in cell.metadata and not _papermill(cell, "start_time")
-    return f"{label}, not run" if not_run else label
+    return _("{cell}, not run").format(cell=label) if not_run else label
 
 
 def _log_label(log: str) -> str:
-    return "Progress" if all(_BAR.match(line) for line in log.splitlines()) else "Messages"
+    return _("Progress") if all(_BAR.match(line) for line in log.splitlines()) else _("Messages")
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
@@ -209,7 +212,7 @@ def _exporter() -> HTMLExporter:
     config = Config()
     config.NbConvertBase.display_data_priority = SHOWN_TYPES
     config.CoalesceStreamsPreprocessor.enabled = True
-    return HTMLExporter(
+    exporter = HTMLExporter(
         config=config,
         template_name="notebook",
         extra_template_basedirs=[str(TEMPLATES)],
@@ -218,3 +221,5 @@ def _exporter() -> HTMLExporter:
         embed_images=True,
         anchor_link_text="#",
     )
+    translate(exporter.environment)
+    return exporter

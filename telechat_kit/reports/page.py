@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from markupsafe import Markup
 from telechat_kit.comparison.limits import Light, answer, judge_limits
 from telechat_kit.comparison.rules import DEFAULT_LIMITS
 from telechat_kit.comparison.run_data import carried_html, collect_run, read_run_data
-from telechat_kit.comparison.verdict import said
+from telechat_kit.comparison.verdict import device_said, said
 from telechat_kit.comparison.verdict import verdict as judge
 from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
-from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve, write_text
 from telechat_kit.manifest import renew_manifest
 from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
@@ -38,25 +37,48 @@ from telechat_kit.reports import (
     quantization_tables,
     tables,
 )
-from telechat_kit.reports.chinese import translate_page
 from telechat_kit.reports.consistency import TOGETHER, stale_records
 from telechat_kit.reports.html import PAGES, dress_tables, render_page
-from telechat_kit.reports.plain_text import markdown_summary, with_data_links, write_tables
+from telechat_kit.reports.plain_text import markdown_summary, table_files, with_data_links, write_tables
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import known, marked, ngettext, speaking
 
-LANGUAGES = ("en", "zh")
 #: What the page takes for known, explained where a reader can look it up
 WORDS = (
-    ("W8A8", "Weights and the inputs of linears as 8-bit integers; what is between them stays in float."),
-    ("level", "How many linears stay in float because int8 costs most there: L0 none, L5 five."),
-    ("perplexity", "How many next tokens a model is torn between on average; lower is better."),
-    ("KL", "How far the probabilities of W8A8 are from those of float, in nats per token; 0 is the same."),
-    ("first choice", "The token that a model holds for the most likely one."),
-    ("prefill", "Reading the prompt, up to the first token of the answer."),
-    ("decode", "The tokens after the first, one at a time."),
-    ("limit", "The speed at which the device would only wait for its memory or its arithmetic."),
-    ("geometric mean", "The mean that treats twice as fast and half as fast as opposites."),
-    ("95 % interval", "Where the true figure lies with 95 % probability, as far as these samples tell."),
-    ("unstable", "Repeats of the case differ by more than a tenth; it does not enter any headline."),
+    (
+        "W8A8",
+        marked("Weights and the inputs of linears as 8-bit integers; what is between them stays in float."),
+    ),
+    (
+        marked("level"),
+        marked("How many linears stay in float because int8 costs most there: L0 none, L5 five."),
+    ),
+    (
+        marked("perplexity"),
+        marked("How many next tokens a model is torn between on average; lower is better."),
+    ),
+    (
+        "KL",
+        marked(
+            "How far the probabilities of W8A8 are from those of float, in nats per token; 0 is the same."
+        ),
+    ),
+    (marked("first choice"), marked("The token that a model holds for the most likely one.")),
+    (marked("prefill"), marked("Reading the prompt, up to the first token of the answer.")),
+    (marked("decode"), marked("The tokens after the first, one at a time.")),
+    (
+        marked("limit"),
+        marked("The speed at which the device would only wait for its memory or its arithmetic."),
+    ),
+    (marked("geometric mean"), marked("The mean that treats twice as fast and half as fast as opposites.")),
+    (
+        marked("95 % interval"),
+        marked("Where the true figure lies with 95 % probability, as far as these samples tell."),
+    ),
+    (
+        marked("unstable"),
+        marked("Repeats of the case differ by more than a tenth; it does not enter any headline."),
+    ),
 )
 
 
@@ -76,7 +98,10 @@ class RunRecords:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: heading, a sentence or a list of them, and what is shown under them."""
+    """A part of the page: heading, a sentence or a list of them, and what is shown under them.
+
+    `title` is the English message of the heading, which the template translates.
+    """
 
     title: str
     text: str | Sequence[str]
@@ -106,7 +131,7 @@ def verdict(run: RunRecords) -> str:
 def consistency_note(run: RunRecords) -> str:
     """Whether the records belong together, or which of them an earlier profile left."""
     found = stale_records(run.setup, run.quantize, run.precision, run.performance)
-    return "\n".join(found) or TOGETHER
+    return "\n".join(found) or _(TOGETHER)
 
 
 def model_name(run: RunRecords) -> str:
@@ -134,30 +159,42 @@ def write_report(
         >>> write_report("results/tiny").name
         'report.html'
     """
-    if language not in LANGUAGES:
-        raise ParameterError(f'language "{language}" is unknown. Use {" or ".join(LANGUAGES)}.')
     folder = resolve(run_folder)
-    run, lights = read_run(folder), judge_limits(read_run_data(folder), limits)
-    page = render_page(
+    with speaking(known(language)):
+        run, lights = read_run(folder), judge_limits(read_run_data(folder), limits)
+        page = _page(folder, run, lights, page_origin(language, limits))
+    with speaking("en"):  # tables for programs have the same names and headers in every language
+        plain = (
+            page if language == "en" else _page(folder, run, judge_limits(read_run_data(folder), limits), {})
+        )
+    files = table_files(plain)
+    write_tables(files, folder / "tables")
+    with speaking(language):
+        page = with_data_links(page, files)
+    write_text(folder / "report.md", markdown_summary(page, "report.html"))
+    path = write_text(folder / "report.html", page)
+    renew_manifest(folder, create=True)
+    return path
+
+
+def _page(folder: Path, run: RunRecords, lights: Sequence[Light], origin: Mapping[str, Any]) -> str:
+    """The report in the language in force."""
+    conditions = run.performance.conditions
+    return render_page(
         "report.html.j2",
-        title=f"{model_name(run)}: float against W8A8",
-        links=PAGES,
+        title=_("{model}: float against W8A8").format(model=model_name(run)),
+        links=[(_(label), href) for label, href in PAGES],
         here="report.html",
-        about=f"Run {folder.name} of {run.performance.conditions.started[:10]} on {run.performance.conditions.device_name}.",
+        about=_("Run {run} of {day} on {device}.").format(
+            run=folder.name, day=conditions.started[:10], device=device_said(conditions.device_name)
+        ),
         words=WORDS,
         to_verify="telechat-kit verify report.html",
         verdict=[answer(lights), *verdict(run).splitlines()],
         warnings=stale_records(run.setup, run.quantize, run.precision, run.performance),
         sections=_sections(run, lights),
-        carried=Markup(carried_html({**collect_run(folder), "page": page_origin(language, limits)})),
+        carried=Markup(carried_html({**collect_run(folder), "page": origin})),
     )
-    write_tables(page, folder / "tables")  # for programs: the same names and headers in every language
-    page = with_data_links(page)
-    page = translate_page(page) if language == "zh" else page
-    write_text(folder / "report.md", markdown_summary(page, "report.html"))
-    path = write_text(folder / "report.html", page)
-    renew_manifest(folder, create=True)
-    return path
 
 
 def page_origin(language: str, limits: Sequence[str]) -> dict[str, Any]:
@@ -168,17 +205,21 @@ def page_origin(language: str, limits: Sequence[str]) -> dict[str, Any]:
 
 def _speed_notes(record: PerformanceRecord) -> list[str]:
     """The sentences above the speed charts; that on energy where the table has such a column."""
+    bandwidth = _(
+        "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads "
+        "{bandwidth} GB/s ({basis})."
+    )
     notes = [
         *performance_tables.verdict(record).splitlines(),
         performance_tables.interval_note(record),
-        "The limit follows from the bytes and operations of the shapes, and from what the device can do: it reads "
-        f"{record.read_bandwidth / 1e9:.1f} GB/s ({record.read_bandwidth_basis}).",
+        bandwidth.format(
+            bandwidth=f"{record.read_bandwidth / 1e9:.1f}", basis=_(record.read_bandwidth_basis)
+        ),
     ]
     if record.launches:
         notes += performance_tables.launches(record).splitlines()
     if any(case.joules_per_token for case in record.cases):
-        found = performance_tables.energy(record)
-        notes.append(f"{found[0].upper()}{found[1:]}.")
+        notes.append(performance_tables.energy(record))
     return notes
 
 
@@ -187,44 +228,54 @@ def _sections(run: RunRecords, lights: Sequence[Light]) -> list[Section]:
         return dress_tables(style.to_html())
 
     precision, performance, quantized = run.precision, run.performance, run.quantize
-    origin_note = run.setup.origin.get("note", "")
     judged = [dress_tables(str(limit_views.table(lights)))] if lights else []
+    tokens = ngettext(
+        "The distribution is that over {count} token of {text}.",
+        "The distribution is that over {count} tokens of {text}.",
+        precision.divergence.tokens,
+    ).format(count=f"{precision.divergence.tokens:,}", text=precision.text_source)
+    greedy = _("Greedy, repetition penalty {penalty}, at most {count} new tokens.").format(
+        penalty=precision.repetition_penalty, count=precision.max_new_tokens
+    )
+    same_tokens = _(
+        "Both models read the same tokens of every text, none of which was used for calibration. Intervals are "
+        "bootstrapped over sequences."
+    )
     return [
-        Section("May this be shipped?", limit_views.HOW_TO_READ, judged),
+        Section(marked("May this be shipped?"), _(limit_views.HOW_TO_READ), judged),
+        Section(marked("At a glance"), _about_model(run), [table(tables.headline(precision, performance, quantized))]),
         Section(
-            "At a glance",
-            f"The model: {model_name(run)}, licence {run.setup.origin.get('license', 'not recorded')}. {origin_note}",
-            [table(tables.headline(precision, performance, quantized))],
-        ),
-        Section(
-            "What int8 costs",
-            [
-                "Both models read the same tokens of every text, none of which was used for calibration. Intervals are "
-                "bootstrapped over sequences.",
-                f"The distribution is that over {precision.divergence.tokens:,} tokens of {precision.text_source}.",
-            ],
+            marked("What int8 costs"),
+            [same_tokens, tokens],
             [precision_charts.texts(precision, quantized).html(), table(precision_tables.texts(precision, quantized)), precision_charts.divergence_quantiles(precision).html(), table(precision_tables.divergence(precision))],
         ),
+        Section(marked("Answers side by side"), greedy, [dress_tables(str(precision_tables.answers(precision).markup))]),
         Section(
-            "Answers side by side",
-            f"Greedy, repetition penalty {precision.repetition_penalty}, at most {precision.max_new_tokens} new tokens.",
-            [dress_tables(str(precision_tables.answers(precision).markup))],
-        ),
-        Section(
-            "Speed",
+            marked("Speed"),
             _speed_notes(performance),
             [charts.speed(performance).html(), performance_charts.heat_map(performance).html(), charts.first_token(performance).html(), table(performance_tables.cases(performance))],
         ),
         Section(
-            "Published figures",
-            "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware "
-            "than above, so they stand beside our figures and are not compared with them.",
+            marked("Published figures"),
+            _(
+                "From the guide that this kit reproduces: TeleChat-7B on an NPU and a GPU. Another model and other hardware "
+                "than above, so they stand beside our figures and are not compared with them."
+            ),
             [table(performance_tables.published(performance))],
         ),
         Section(
-            "How it was quantized",
+            marked("How it was quantized"),
             quantization_tables.arithmetic(quantized),
             [quantization_charts.sensitivity(quantized).html(), table(quantization_tables.recipe(quantized)), table(quantization_tables.calibration(quantized)), table(quantization_tables.float_linears(quantized))],
         ),
-        Section("Conditions", "What is needed to run it again.", [table(tables.conditions(performance.conditions))]),
+        Section(marked("Conditions"), _("What is needed to run it again."), [table(tables.conditions(performance.conditions))]),
     ]  # fmt: skip
+
+
+def _about_model(run: RunRecords) -> str:
+    origin = run.setup.origin
+    said = _("The model: {model}, license {license}.").format(
+        model=model_name(run), license=origin.get("license", _("not recorded"))
+    )
+    note = str(origin.get("note", ""))
+    return f"{said} {_(note)}".strip()

@@ -31,8 +31,10 @@ from telechat_kit.reports.charts import (
 )
 from telechat_kit.reports.inline_svg import ON_COLOR, hover
 from telechat_kit.reports.tables import styled
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked
 
-MARKERS = {"prefill": "^", "decode": "o"}
+MARKERS = {marked("prefill"): "^", marked("decode"): "o"}
 #: Below this share of the limit the dark end of the color scale needs white text
 DARK_BELOW = 0.48
 
@@ -90,12 +92,20 @@ def roofline(record: PerformanceRecord) -> Chart:
                 color=COLORS[name],
                 mec="white",
                 ms=8,
-                label=f"{NAMES[name]}, {phase}",
+                label=_("{precision}, {phase}").format(precision=_(NAMES[name]), phase=_(phase)),
             )
             hover(
                 marks,
                 [
-                    f"{NAMES[name]}, {phase}, {c.input_tokens} / {c.output_tokens}: {y / 1e9:,.1f} Gop/s at {x:.3g} operations per byte"
+                    _(
+                        "{precision}, {phase}, {case}: {speed} Gop/s at {intensity} operations per byte"
+                    ).format(
+                        precision=_(NAMES[name]),
+                        phase=_(phase),
+                        case=f"{c.input_tokens} / {c.output_tokens}",
+                        speed=f"{y / 1e9:,.1f}",
+                        intensity=f"{x:.3g}",
+                    )
                     for (x, y), c in zip(points, cases, strict=True)
                 ],
             )
@@ -105,23 +115,28 @@ def roofline(record: PerformanceRecord) -> Chart:
     axes.grid(visible=True, axis="both")
     figure.legend(ncol=4, loc="outside lower center")
     shares = {phase: f"{share:.0%}" for phase, share in limit_shares(record, "w8a8").items()}
-    title = "W8A8 reaches " + ", ".join(f"{share} of the limit in {phase}" for phase, share in shares.items())
-    x, y = "operations per byte read", "operations per second"
-    return finish(figure, axes, title, x, y, "Median over the cases; lines are the limits of the device")
+    message = (
+        _("W8A8 reaches {prefill} of the limit in prefill, {decode} of the limit in decode")
+        if "decode" in shares
+        else _("W8A8 reaches {prefill} of the limit in prefill")
+    )
+    x, y = _("operations per byte read"), _("operations per second")
+    alt = _("Median over the cases; lines are the limits of the device")
+    return finish(figure, axes, message.format(**shares), x, y, alt)
 
 
 def _roofs(axes: Axes, peaks: Peaks, low: float, high: float) -> None:
     """The memory's slope up to each known peak, and the peak from there on."""
     x = np.geomspace(low, high, 200)
     known = {
-        "int8 arithmetic": (peaks.int8_operations, "-"),
-        "float arithmetic": (peaks.float_operations, "--"),
+        _("int8 arithmetic"): (peaks.int8_operations, "-"),
+        _("float arithmetic"): (peaks.float_operations, "--"),
     }
     tops = [peak for peak, _ in known.values() if peak]
     slope = np.minimum(peaks.bandwidth * x, max(tops, default=np.inf))
     axes.plot(x, slope, "-", color="#333333", lw=1.2)
     axes.annotate(
-        f"memory, {peaks.bandwidth / 1e9:.0f} GB/s",
+        _("memory, {bandwidth} GB/s").format(bandwidth=f"{peaks.bandwidth / 1e9:.0f}"),
         (x[8], peaks.bandwidth * x[8]),
         (10, -9),
         textcoords="offset points",
@@ -181,21 +196,27 @@ def heat_map(record: PerformanceRecord) -> Chart:
         scale = draw_cells(axes, values, norm, partial(_case_text, cells))
         axes.set_xticks(range(len(outputs)), [str(o) for o in outputs])
         axes.set_yticks(range(len(inputs)), [str(i) for i in inputs])
-        axes.set_xlabel("output tokens")
-        axes.set_title(NAMES[name], fontsize=10)
-    panels[0].set_ylabel("input tokens")
+        axes.set_xlabel(_("output tokens"))
+        axes.set_title(_(NAMES[name]), fontsize=10)
+    panels[0].set_ylabel(_("input tokens"))
     panels[1].tick_params(left=False)
-    figure.colorbar(scale, ax=panels, label="share of the limit", format=lambda share, _: f"{share:.0%}")
+    figure.colorbar(
+        scale, ax=panels, label=_("share of the limit"), format=lambda share, _place: f"{share:.0%}"
+    )
     share = median(case.share_of_limit for case in _of(record, "w8a8"))
-    title = f"Tokens/s of each case: W8A8 reaches {share:.0%} of the limit (median)"
-    return titled(figure, title, "A cell is a case; a star marks runs that differ by more than a tenth")
+    title = _("Tokens/s of each case: W8A8 reaches {share} of the limit (median)").format(
+        share=f"{share:.0%}"
+    )
+    return titled(figure, title, _("A cell is a case; a star marks runs that differ by more than a tenth"))
 
 
 def _case_text(cells: Mapping[tuple[int, int], CaseResult], row: int, column: int) -> str:
     case = cells.get((row, column))
     if case is None:
-        return "not timed"
-    return f"{case.tokens_per_second} tokens/s, {case.share_of_limit:.0%} of the limit"
+        return _("not timed")
+    return _("{speed} tokens/s, {share} of the limit").format(
+        speed=case.tokens_per_second, share=f"{case.share_of_limit:.0%}"
+    )
 
 
 @mpl.rc_context(STYLE)
@@ -214,12 +235,14 @@ def context_cost(record: PerformanceRecord) -> Chart:
             color=COLORS[name],
             ecolor="#333333",
             capsize=2,
-            label=f"{NAMES[name]}, measured",
+            label=_("{precision}, measured").format(precision=_(NAMES[name])),
         )
         hover(
             drawn.lines[0],
             [
-                f"{NAMES[name]}, {_context(c):,.0f} positions: {e.map(lambda t: 1e3 * t)} ms"
+                _("{precision}, {positions} positions: {time} ms").format(
+                    precision=_(NAMES[name]), positions=f"{_context(c):,.0f}", time=e.map(lambda t: 1e3 * t)
+                )
                 for c, e in zip(cases, estimates, strict=True)
             ],
         )
@@ -228,8 +251,8 @@ def context_cost(record: PerformanceRecord) -> Chart:
     axes.set_ylim(bottom=0)
     figure.legend(ncol=4, loc="outside lower center")
     title = _context_title(record)
-    x, y = "positions in the cache, mean over the answer", "time per output token, ms"
-    return finish(figure, axes, title, x, y, "Dashed: the least time that the device allows")
+    x, y = _("positions in the cache, mean over the answer"), _("time per output token, ms")
+    return finish(figure, axes, title, x, y, _("Dashed: the least time that the device allows"))
 
 
 def _least_decode(size: ModelSize, peaks: Peaks, batch: int) -> Callable[[float], float]:
@@ -239,7 +262,14 @@ def _least_decode(size: ModelSize, peaks: Peaks, batch: int) -> Callable[[float]
 def _least(axes: Axes, name: str, longest: float, seconds: Callable[[float], float]) -> None:
     ends: Sequence[float] = (0.0, longest)
     values = [seconds(end) * 1e3 for end in ends]
-    axes.plot(ends, values, "--", color=COLORS[name], lw=1.2, label=f"{NAMES[name]}, least possible")
+    axes.plot(
+        ends,
+        values,
+        "--",
+        color=COLORS[name],
+        lw=1.2,
+        label=_("{precision}, least possible").format(precision=_(NAMES[name])),
+    )
 
 
 @mpl.rc_context(STYLE)
@@ -248,26 +278,35 @@ def batch_cost(record: PerformanceRecord) -> Chart | Styler:
     own = [{case.batch for case in record.cases if case.precision == name} for name in NAMES]
     sizes = sorted(set.intersection(*own))
     if len(sizes) < 2:
-        return styled(
-            pd.DataFrame({"batch": [f"only batch {record.batch} was timed: batch_sizes names more"]})
-        )
+        told = _("only batch {batch} was timed: batch_sizes names more").format(batch=record.batch)
+        return styled(pd.DataFrame({_("batch"): [told]}))
     figure, axes = new_axes()
     speeds = {name: _over_batches(record, name, sizes) for name in NAMES}
     for name, found in speeds.items():
         axes.plot(
-            sizes, [speed for speed, _ in found], "o-", color=COLORS[name], label=f"{NAMES[name]}, measured"
+            sizes,
+            [speed for speed, _ in found],
+            "o-",
+            color=COLORS[name],
+            label=_("{precision}, measured").format(precision=_(NAMES[name])),
         )
         axes.plot(
-            sizes, [limit for _, limit in found], "--", color=COLORS[name], label=f"{NAMES[name]}, limit"
+            sizes,
+            [limit for _, limit in found],
+            "--",
+            color=COLORS[name],
+            label=_("{precision}, limit").format(precision=_(NAMES[name])),
         )
     axes.set_xscale("log", base=2)
     log_axis(axes, "y")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     figure.legend(ncol=4, loc="outside lower center")
     first, last = speeds["w8a8"][0][0], speeds["w8a8"][-1][0]
-    title = f"W8A8 generates {last / first:.2f} times the tokens per second at batch {sizes[-1]} as at batch {sizes[0]}"
-    note = "Geometric mean of the cases that all batch sizes have; dashed: the limit of the device"
-    return finish(figure, axes, title, "batch", "tokens/s of all rows, prefill included", note)
+    title = _(
+        "W8A8 generates {ratio} times the tokens per second at batch {largest} as at batch {smallest}"
+    ).format(ratio=f"{last / first:.2f}", largest=sizes[-1], smallest=sizes[0])
+    note = _("Geometric mean of the cases that all batch sizes have; dashed: the limit of the device")
+    return finish(figure, axes, title, _("batch"), _("tokens/s of all rows, prefill included"), note)
 
 
 def _over_batches(
@@ -289,7 +328,9 @@ def _over_batches(
 def _context_title(record: PerformanceRecord) -> str:
     cases = sorted(_of(record, "w8a8", decode=True), key=_context)
     if not cases:
-        return "No case has tokens behind the first"
+        return _("No case has tokens behind the first")
     times = [case.time_per_output_token.value for case in cases if case.time_per_output_token is not None]
     near, far = _context(cases[0]), _context(cases[-1])
-    return f"A W8A8 token takes {times[-1] / times[0]:.1f} times as long behind {far:,.0f} positions as behind {near:,.0f}"
+    return _("A W8A8 token takes {ratio} times as long behind {far} positions as behind {near}").format(
+        ratio=f"{times[-1] / times[0]:.1f}", far=f"{far:,.0f}", near=f"{near:,.0f}"
+    )

@@ -45,19 +45,19 @@ def _rows(table: Tag) -> list[list[str]]:
     return [[" ".join(cell.get_text().split()) for cell in row] for row in rows if row]
 
 
-def write_tables(page: str, folder: Path) -> list[Path]:
-    """Each table of a report as `NN-heading.csv` in `folder`; what an earlier report left there goes."""
-    paths = [write_text(folder / name, text) for name, text in _table_files(page)]
+def write_tables(files: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
+    """What `table_files` gives, in `folder`; what an earlier report left there goes."""
+    paths = [write_text(folder / name, text) for name, text in files]
     with writing(folder):
         for left in set(folder.glob("*.csv")) - set(paths):
             left.unlink()
     return paths
 
 
-def with_data_links(page: str) -> str:
-    """The report with a link under each table that gives its figures as CSV, from the page itself."""
+def with_data_links(page: str, files: Iterable[tuple[str, str]]) -> str:
+    """The report with a link under each table that gives its figures as CSV, one of `files`, from the page itself."""
     soup = BeautifulSoup(page, "html.parser")
-    for (name, text), table in zip(_table_files(page), soup.select("section table"), strict=True):
+    for (name, text), table in zip(files, soup.select("section table"), strict=True):
         address = f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
         link = soup.new_tag("a", attrs={"href": address, "download": name})
         link.string = "CSV"
@@ -67,8 +67,8 @@ def with_data_links(page: str) -> str:
     return str(soup)
 
 
-def _table_files(page: str) -> list[tuple[str, str]]:
-    """Name and content of the CSV file of each table."""
+def table_files(page: str) -> list[tuple[str, str]]:
+    """Name, `NN-heading.csv`, and content of the CSV file of each table of a report."""
     return [
         (
             f"{number:02d}-{re.sub(_BETWEEN_WORDS, '-', table.section.lower()).strip('-')}.csv",

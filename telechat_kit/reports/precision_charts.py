@@ -23,6 +23,8 @@ from telechat_kit.reports.charts import (
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.linear_names import block_and_kind, block_inputs
+from telechat_kit.statistics import Estimate
+from telechat_kit.translation import gettext as _
 
 DARK = "#333333"
 
@@ -40,24 +42,34 @@ def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> C
             drawn = axes.errorbar(
                 estimate.value, row, xerr=bars, fmt="o", ms=6, color=color, ecolor=DARK, capsize=3
             )
-            hover(drawn.lines[0], f"{loss.text}, {loss.tokens:,} tokens: {estimate}")
+            hover(
+                drawn.lines[0],
+                _("{text}, {tokens} tokens: {figure}").format(
+                    text=loss.text, tokens=f"{loss.tokens:,}", figure=estimate
+                ),
+            )
     left.set_yticks(range(len(found)), [f"{loss.text}{_like(loss)}" for loss in found])
     left.invert_yaxis()
     left.set_xlim(left=0)
-    left.set_xlabel("mean KL from float, nats per token")
+    left.set_xlabel(_("mean KL from float, nats per token"))
     right.axvline(1, color=DARK, lw=0.8)
-    right.set_xlabel("perplexity, W8A8 over float")
+    right.set_xlabel(_("perplexity, W8A8 over float"))
     for axes in (left, right):
         _vertical_grid(axes)
         axes.margins(y=0.15)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    title = f"W8A8 loses most on {found[0].text}: {loss_said(found[0])}"
-    alt = "; ".join(f"{loss.text}: KL {loss.kl}, perplexity ratio {loss.perplexity_ratio}" for loss in found)
+    title = _("W8A8 loses most on {text}: {loss}").format(text=found[0].text, loss=loss_said(found[0]))
+    alt = "; ".join(
+        _("{text}: KL {kl}, perplexity ratio {ratio}").format(
+            text=loss.text, kl=loss.kl, ratio=loss.perplexity_ratio
+        )
+        for loss in found
+    )
     return titled(figure, title, alt)
 
 
 def _like(loss: TextLoss) -> str:
-    return "\n(like the calibration's)" if loss.like_calibration else ""
+    return "\n" + _("(like the calibration's)") if loss.like_calibration else ""
 
 
 @mpl.rc_context(STYLE)
@@ -73,7 +85,7 @@ def divergence_quantiles(record: PrecisionRecord) -> Chart:
     )
     hover(
         drawn.lines[0],
-        [f"{label}: {estimate} nats" for label, estimate in zip(labels, estimates, strict=True)],
+        [_nats(label, estimate) for label, estimate in zip(labels, estimates, strict=True)],
     )
     point_labels(axes, zip(places, values, strict=True), [f"{value:.3g}" for value in values], fontsize=9)
     axes.set_xticks(places, labels)
@@ -81,13 +93,15 @@ def divergence_quantiles(record: PrecisionRecord) -> Chart:
         log_axis(axes, "y")
     axes.margins(y=0.2)
     mean = record.divergence.kl_mean
-    title = f"KL divergence: mean {mean.value:.4f} nats per token, above {quantiles['99'].value:.3g} at 1 % of the positions"
+    title = _("KL divergence: mean {mean} nats per token, above {worst} at 1 % of the positions").format(
+        mean=f"{mean.value:.4f}", worst=f"{quantiles['99'].value:.3g}"
+    )
     return finish(
         figure,
         axes,
         title,
-        "share of positions with at most this divergence",
-        "KL(float || W8A8), nats",
+        _("share of positions with at most this divergence"),
+        _("KL(float || W8A8), nats"),
         ", ".join(f"{share} %: {estimate}" for share, estimate in quantiles.items()),
     )
 
@@ -104,19 +118,18 @@ def probability_change(record: PrecisionRecord) -> Chart:
     axes.errorbar(labels, values, yerr=error_bars(estimates), fmt="none", ecolor=DARK, capsize=3)
     axes.bar_label(bars, [f"{value:+.1f}".replace("-0.0", "0.0") for value in values], padding=6, fontsize=9)
     for bar, label, estimate in zip(bars, labels, estimates, strict=True):
-        hover(bar, f"{label}: {estimate} points")
+        hover(bar, _("{share}: {change} points").format(share=label, change=estimate))
     axes.axhline(0, color=DARK, lw=0.8)
     axes.margins(y=0.22)
-    title = (
-        f"The correct token's probability moves by {100 * change.rms.value:.1f} points (root mean square), "
-        f"{100 * change.mean.value:+.2f} on average"
-    )
+    title = _(
+        "The correct token's probability moves by {rms} points (root mean square), {mean} on average"
+    ).format(rms=f"{100 * change.rms.value:.1f}", mean=f"{100 * change.mean.value:+.2f}")
     return finish(
         figure,
         axes,
         title,
-        "share of positions with at most this change",
-        "W8A8 less float,\npercentage points",
+        _("share of positions with at most this change"),
+        _("W8A8 less float,\npercentage points"),
         ", ".join(f"{label}: {value:+.2f}" for label, value in zip(labels, values, strict=True)),
     )
 
@@ -131,19 +144,21 @@ def by_position(record: PrecisionRecord) -> Chart:
     drawn = axes.errorbar(
         names, values, yerr=error_bars(estimates), fmt="o-", color=COLORS["w8a8"], ecolor=DARK, capsize=4
     )
-    hover(drawn.lines[0], [f"{name}: {e} nats" for name, e in zip(names, estimates, strict=True)])
+    hover(drawn.lines[0], [_nats(name, e) for name, e in zip(names, estimates, strict=True)])
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
     first, last = groups[0].kl_mean, groups[-1].kl_mean
     apart = last.low > first.high or last.high < first.low
-    relation = "higher" if last.value > first.value else "lower"
-    title = (
-        f"At positions {names[-1]} the divergence is {relation} than at {names[0]}"
-        if apart
-        else f"The divergence at positions {names[-1]} is not shown to differ from that at {names[0]}"
+    message = (
+        _("The divergence at positions {last} is not shown to differ from that at {first}")
+        if not apart
+        else _("At positions {last} the divergence is higher than at {first}")
+        if last.value > first.value
+        else _("At positions {last} the divergence is lower than at {first}")
     )
+    title = message.format(last=names[-1], first=names[0])
     alt = ", ".join(f"{name}: {estimate}" for name, estimate in zip(names, estimates, strict=True))
-    return finish(figure, axes, title, "position in the sequence", "mean KL, nats", alt)
+    return finish(figure, axes, title, _("position in the sequence"), _("mean KL, nats"), alt)
 
 
 @mpl.rc_context(STYLE)
@@ -172,13 +187,17 @@ def linear_sources(sources: Sources | None) -> Chart | None:
     _ring_the_dearest(axes, sources)
     figure.legend(ncol=4, loc="outside lower center")
     dearest = sources.kept[0] if sources.kept else None
-    title = "Output noise of every int8 linear" + (
-        f": {_short_names(dearest.names)} costs most ({dearest.estimated_share:.0%}, estimated)"
+    title = (
+        _("Output noise of every int8 linear: {linears} costs most ({share}, estimated)").format(
+            linears=_short_names(dearest.names), share=f"{dearest.estimated_share:.0%}"
+        )
         if dearest
-        else ""
+        else _("Output noise of every int8 linear")
     )
     alt = "; ".join(f"{_short_names(k.names)} {k.estimated_share:.0%}" for k in sources.kept)
-    return finish(figure, axes, title, "block", "signal / noise of the output, dB\n(higher is better)", alt)
+    return finish(
+        figure, axes, title, _("block"), _("signal / noise of the output, dB\n(higher is better)"), alt
+    )
 
 
 def _ring_the_dearest(axes: Axes, sources: Sources) -> None:
@@ -213,16 +232,25 @@ def residual_stream(sources: Sources | None) -> Chart | None:
     (marks,) = axes.plot(blocks, percent, "o-", ms=4, color=COLORS["w8a8"])
     hover(
         marks,
-        [f"block {block}: {e.map(lambda x: 100 * x)} %" for block, e in zip(blocks, estimates, strict=True)],
+        [
+            _("block {block}: {error} %").format(block=block, error=e.map(lambda x: 100 * x))
+            for block, e in zip(blocks, estimates, strict=True)
+        ],
     )
     steps = [after - before for before, after in zip([0.0, *percent], percent, strict=False)]
     jump = max(range(len(steps)), key=steps.__getitem__)
-    point_labels(axes, [(blocks[jump], percent[jump])], [f"block {jump}: {steps[jump]:+.1f}"])
+    point_labels(
+        axes,
+        [(blocks[jump], percent[jump])],
+        [_("block {block}: {step}").format(block=jump, step=f"{steps[jump]:+.1f}")],
+    )
     axes.set_ylim(bottom=0)
     integer_axis(axes)
-    title = f"After the last block the residual stream is {percent[-1]:.1f} % off; block {jump} adds most"
+    title = _("After the last block the residual stream is {error} % off; block {block} adds most").format(
+        error=f"{percent[-1]:.1f}", block=jump
+    )
     alt = ", ".join(f"{block}: {value:.2f} %" for block, value in zip(blocks, percent, strict=True))
-    return finish(figure, axes, title, "block", "|W8A8 - float| / |float|, %\n(root mean square)", alt)
+    return finish(figure, axes, title, _("block"), _("|W8A8 - float| / |float|, %\n(root mean square)"), alt)
 
 
 @mpl.rc_context(STYLE)
@@ -242,16 +270,24 @@ def kept_in_float(sources: Sources | None) -> Chart | None:
         height=0.6,
     )
     for bar, name, estimate in zip(bars, names, estimates, strict=True):
-        hover(bar, f"{name}: {estimate} nats")
+        hover(bar, _nats(name, estimate))
     axes.errorbar(values, range(len(rows)), xerr=error_bars(estimates), fmt="none", ecolor=DARK, capsize=3)
     axes.axvline(0, color=DARK, lw=0.8)
     _vertical_grid(axes)
     best = min(sources.kept, key=lambda row: row.kl_change.value)
     share = -best.kl_change.value / sources.kl_mean.value if sources.kl_mean.value else 0.0
-    title = f"{_short_names(best.names)} in float would take {share:.0%} off the divergence (measured)"
-    x = f"change of mean KL, nats per token (it is {sources.kl_mean.value:.4f}); 95 % interval over {sources.sequences} sequences"
+    title = _("{linears} in float would take {share} off the divergence (measured)").format(
+        linears=_short_names(best.names), share=f"{share:.0%}"
+    )
+    x = _("change of mean KL, nats per token (it is {kl}); 95 % interval over {sequences} sequences").format(
+        kl=f"{sources.kl_mean.value:.4f}", sequences=sources.sequences
+    )
     alt = "; ".join(f"{name} {estimate}" for name, estimate in zip(names, estimates, strict=True))
     return finish(figure, axes, title, x, "", alt)
+
+
+def _nats(name: str, estimate: Estimate) -> str:
+    return _("{name}: {figure} nats").format(name=name, figure=estimate)
 
 
 def _short_names(names: list[str]) -> str:

@@ -14,7 +14,11 @@ from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import marked
 
+#: What notebooks call the groups of `groups`
+_GROUPED_BY = (marked("positions"),)
 #: A word with the blanks before it; a Chinese character is one
 _WORDS = re.compile(r"\s*(?:[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s])|\s+$")
 _LETTERS = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
@@ -37,7 +41,7 @@ def verdict(record: PrecisionRecord) -> Page:
     """The worst text first, each figure with its interval, before anything else."""
     found = judge(record)
     lines = Markup("").join(Markup('<p class="verdict">{}</p>').format(line) for line in said(found))
-    note = "None of these tokens was used for calibration; brackets: 95 % intervals over sequences."
+    note = _("None of these tokens was used for calibration; brackets: 95 % intervals over sequences.")
     return Page(lines + Markup("<p>{}</p>").format(note))
 
 
@@ -46,7 +50,7 @@ def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> S
     rows = [
         (
             loss.text,
-            {True: "yes", False: "no", None: "not known"}[loss.like_calibration],
+            {True: _("yes"), False: _("no"), None: _("not known")}[loss.like_calibration],
             loss.tokens,
             f"{loss.perplexity_float:.2f}",
             shown(loss.perplexity_ratio),
@@ -56,13 +60,13 @@ def texts(record: PrecisionRecord, quantized: QuantizeRecord | None = None) -> S
         for loss in losses(record, quantized)
     ]
     columns = [
-        "text",
-        "like the calibration's",
-        "tokens",
-        "perplexity, float",
-        "perplexity, W8A8 over float",
-        "mean KL, nats",
-        "same first choice, %",
+        _("text"),
+        _("like the calibration's"),
+        _("tokens"),
+        _("perplexity, float"),
+        _("perplexity, W8A8 over float"),
+        _("mean KL, nats"),
+        _("same first choice, %"),
     ]
     return styled(pd.DataFrame(rows, columns=columns))
 
@@ -72,21 +76,21 @@ def divergence(record: PrecisionRecord) -> Styler:
     found, change = record.divergence, record.divergence.probability_change
     points = change.mean.map(lambda x: 100 * x), change.rms.map(lambda x: 100 * x)
     rows = [
-        ("perplexity, float", *_estimate(found.perplexity_float, "{:.3f}")),
-        ("perplexity, W8A8", *_estimate(found.perplexity_w8a8, "{:.3f}")),
-        ("perplexity ratio, W8A8 / float", *_estimate(found.perplexity_ratio, "{:.4f}")),
-        ("KL(float || W8A8), nats per token, mean", *_estimate(found.kl_mean, "{:.4f}")),
+        (_("perplexity, float"), *_estimate(found.perplexity_float, "{:.3f}")),
+        (_("perplexity, W8A8"), *_estimate(found.perplexity_w8a8, "{:.3f}")),
+        (_("perplexity ratio, W8A8 / float"), *_estimate(found.perplexity_ratio, "{:.4f}")),
+        (_("KL(float || W8A8), nats per token, mean"), *_estimate(found.kl_mean, "{:.4f}")),
         *(
-            (f"KL, {share} % of positions at most", *_estimate(value, "{:.4f}"))
+            (_("KL, {share} % of positions at most").format(share=share), *_estimate(value, "{:.4f}"))
             for share, value in found.kl_quantiles.items()
         ),
-        ("KL, largest", f"{found.kl_max:.3f}", "–"),
-        ("same most likely token", *_estimate(found.top1_agreement, "{:.2%}")),
-        ("same among the five most likely", *_estimate(found.top5_agreement, "{:.2%}")),
-        ("correct token's probability, mean change, points", *_estimate(points[0], "{:+.3f}")),
-        ("correct token's probability, RMS change, points", *_estimate(points[1], "{:.3f}")),
+        (_("KL, largest"), f"{found.kl_max:.3f}", "–"),
+        (_("same most likely token"), *_estimate(found.top1_agreement, "{:.2%}")),
+        (_("same among the five most likely"), *_estimate(found.top5_agreement, "{:.2%}")),
+        (_("correct token's probability, mean change, points"), *_estimate(points[0], "{:+.3f}")),
+        (_("correct token's probability, RMS change, points"), *_estimate(points[1], "{:.3f}")),
     ]
-    return styled(pd.DataFrame(rows, columns=["figure", "value", "95 % interval"]))
+    return styled(pd.DataFrame(rows, columns=[_("figure"), _("value"), _("95 % interval")]))
 
 
 def groups(found: list[Group], name: str) -> Styler:
@@ -103,14 +107,14 @@ def groups(found: list[Group], name: str) -> Styler:
         for group in found
     ]
     columns = [
-        name,
-        "tokens",
-        "perplexity, float",
-        "ratio",
+        _(name),
+        _("tokens"),
+        _("perplexity, float"),
+        _("ratio"),
         "95 %",
-        "mean KL, nats",
+        _("mean KL, nats"),
         "95 % ",
-        "same token",
+        _("same token"),
         " 95 %",
     ]
     return styled(pd.DataFrame(rows, columns=columns))
@@ -119,7 +123,7 @@ def groups(found: list[Group], name: str) -> Styler:
 def sources(found: Sources | None, count: int = 10) -> Styler | Page:
     """The linears with the largest estimated share of the loss."""
     if found is None:
-        return _sentence("The sources of the loss were not looked for (source_sequences is 0).")
+        return _sentence(_("The sources of the loss were not looked for (source_sequences is 0)."))
     linears = sorted(found.linears, key=lambda linear: -linear.effect)[:count]
     rows = [
         (
@@ -133,12 +137,12 @@ def sources(found: Sources | None, count: int = 10) -> Styler | Page:
         for linear in linears
     ]
     names = [
-        "linear",
-        "share of the loss, estimated",
-        "output signal / noise, dB",
-        "clipped inputs",
-        "int8 range",
-        "largest input",
+        _("linear"),
+        _("share of the loss, estimated"),
+        _("output signal / noise, dB"),
+        _("clipped inputs"),
+        _("int8 range"),
+        _("largest input"),
     ]
     formats = {names[1]: "{:.1%}", names[2]: "{:.1f}", names[3]: "{:.4%}", names[5]: "{:.3g}"}
     return styled(pd.DataFrame(rows, columns=names), formats)
@@ -157,13 +161,27 @@ def kept_in_float(found: Sources | None) -> Styler | None:
         )
         for kept in found.kept
     ]
-    names = ["kept in float", "share, estimated", "mean KL then", "95 %", "change, measured", "95 % "]
+    names = [
+        _("kept in float"),
+        _("share, estimated"),
+        _("mean KL then"),
+        "95 %",
+        _("change, measured"),
+        "95 % ",
+    ]
     return styled(pd.DataFrame(rows, columns=names))
 
 
 def answers(record: PrecisionRecord) -> Page:
     """Answers of both models side by side, the place where they part marked. All text is escaped."""
-    names = ("question", "float", "W8A8", "the same", "same tokens from the start", "similarity")
+    names = (
+        _("question"),
+        _("float"),
+        "W8A8",
+        _("the same"),
+        _("same tokens from the start"),
+        _("similarity"),
+    )
     head = Markup("").join(Markup("<th>{}</th>").format(name) for name in names)
     rows = Markup("").join(_answer_row(answer) for answer in record.answers)
     return Page(
@@ -188,9 +206,9 @@ def _answer_row(answer: Answer) -> Markup:
 def same_said(answer: Answer) -> str:
     """Whether both say the same: to the token, in the same words, or not; meaning is left to the reader."""
     if answer.float_differs is None and answer.w8a8_differs is None:
-        return "yes"
+        return _("yes")
     words = [_LETTERS.findall(text.casefold()) for text in (answer.float_answer, answer.w8a8_answer)]
-    return "in the same words" if words[0] == words[1] else "no"
+    return _("in the same words") if words[0] == words[1] else _("no")
 
 
 def marked_fork(first: str, second: str) -> tuple[Markup, Markup]:
@@ -214,7 +232,7 @@ def _marked(words: list[str], place: int) -> Markup:
 def tasks(record: PrecisionRecord) -> Styler | Page:
     """Accuracy of both models on multiple-choice questions."""
     if not record.tasks:
-        return _sentence("No multiple-choice questions were asked (tasks_path is empty).")
+        return _sentence(_("No multiple-choice questions were asked (tasks_path is empty)."))
     rows = [
         (
             task.name,
@@ -227,15 +245,15 @@ def tasks(record: PrecisionRecord) -> Styler | Page:
         for task in record.tasks
     ]
     names = [
-        "questions",
-        "number",
-        "float",
+        _("questions"),
+        _("number"),
+        _("float"),
         "95 %",
         "W8A8",
         "95 % ",
-        "difference, points",
+        _("difference, points"),
         " 95 %",
-        "same choice",
+        _("same choice"),
     ]
     return styled(pd.DataFrame(rows, columns=names))
 
@@ -243,28 +261,37 @@ def tasks(record: PrecisionRecord) -> Styler | Page:
 def alignment(found: Alignment | None) -> Styler | Page:
     """Whether this run is aligned with the other that was named, if one was."""
     if found is None:
-        return _sentence("No other run was named (compare_with is empty).")
+        return _sentence(_("No other run was named (compare_with is empty)."))
     return aligned(found)
 
 
 def aligned(found: Alignment) -> Styler:
     """The verdict on two runs, what it rests on, and the conditions in which they differ."""
-    rows = [("verdict", found.verdict, "")]
-    rows += [("KL between the runs, nats per token", *_estimate(found.kl_mean, "{:.3g}"))]
-    rows += [("KL, largest of a position", f"{found.kl_max:.3g}", "–")]
-    rows += [("same most likely token", *_estimate(found.top1_agreement, "{:.2%}"))]
-    rows += [("equal answers", f"{found.equal_answers} of {found.answers}", "–")]
+    rows = [(_("verdict"), _(found.verdict), "")]
+    rows += [(_("KL between the runs, nats per token"), *_estimate(found.kl_mean, "{:.3g}"))]
+    rows += [(_("KL, largest of a position"), f"{found.kl_max:.3g}", "–")]
+    rows += [(_("same most likely token"), *_estimate(found.top1_agreement, "{:.2%}"))]
+    rows += [(_("equal answers"), _of(found.equal_answers, found.answers), "–")]
     if found.first_differing_answer:
         first = found.first_differing_answer
         rows += [
             (
-                f"first answer that differs: number {first.number}, after {first.common_tokens} tokens",
+                _("first answer that differs: number {number}, after {tokens} tokens").format(
+                    number=first.number, tokens=first.common_tokens
+                ),
                 first.first,
                 first.second,
             )
         ]
-    rows += [(f"differs: {one.condition}", one.first, one.second) for one in found.differences]
-    return styled(pd.DataFrame(rows, columns=["", "first run", "second run, or 95 % interval"]))
+    rows += [
+        (_("differs: {condition}").format(condition=one.condition), one.first, one.second)
+        for one in found.differences
+    ]
+    return styled(pd.DataFrame(rows, columns=["", _("first run"), _("second run, or 95 % interval")]))
+
+
+def _of(part: int, whole: int) -> str:
+    return _("{part} of {whole}").format(part=part, whole=whole)
 
 
 def _sentence(text: str) -> Page:

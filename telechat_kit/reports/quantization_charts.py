@@ -30,6 +30,7 @@ from telechat_kit.reports.charts import (
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.linear_names import BlockInput, block_and_kind, block_inputs, linear_kinds
+from telechat_kit.translation import gettext as _
 
 
 @mpl.rc_context(STYLE)
@@ -39,20 +40,25 @@ def input_ranges(record: QuantizeRecord) -> Chart:
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     drawn = [_draw_input(axes, record, read) for axes, read in zip(panels.flat, _inputs(record), strict=True)]
     for axes in panels[-1]:
-        axes.set_xlabel("block")
+        axes.set_xlabel(_("block"))
         integer_axis(axes)
-    figure.supylabel("largest |value| of the input", fontsize=10)
+    figure.supylabel(_("largest |value| of the input"), fontsize=10)
     if not any(drawn):
-        return titled(figure, "The input ranges were not measured: the weights were given", "")
+        return titled(figure, _("The input ranges were not measured: the weights were given"), "")
     panels[0, 0].legend(fontsize=8.5)
     top, raw = (max(record.linears, key=key) for key in (_input_absmax, _raw_absmax))
-    title = f"The widest input is that of {_short(top)}: values up to {_input_absmax(top):,.1f}"
-    if _raw_absmax(raw) > _input_absmax(top):
-        title = (
-            f"Suppression brings the widest input from {_raw_absmax(raw):,.1f} ({_short(raw)}) to "
-            f"{_input_absmax(top):,.1f} ({_short(top)})"
-        )
-    return titled(figure, title, f"{len(record.linears)} linears")
+    message = (
+        _("Suppression brings the widest input from {before} ({before_linear}) to {after} ({linear})")
+        if _raw_absmax(raw) > _input_absmax(top)
+        else _("The widest input is that of {linear}: values up to {after}")
+    )
+    title = message.format(
+        linear=_short(top),
+        after=f"{_input_absmax(top):,.1f}",
+        before_linear=_short(raw),
+        before=f"{_raw_absmax(raw):,.1f}",
+    )
+    return titled(figure, title, _("{count} linears").format(count=len(record.linears)))
 
 
 def _input_absmax(row: LinearRecord) -> float:
@@ -73,7 +79,11 @@ def _draw_input(axes: Axes, record: QuantizeRecord, read: BlockInput) -> bool:
     rows = [row for row in _of_kind(record, read.kinds[0]) if row.input_absmax is not None]
     blocks = [block_and_kind(row.name)[0] for row in rows]
     axes.plot(
-        blocks, _numbers(row.raw_absmax for row in rows), "--", color="#7F7F7F", label="without suppression"
+        blocks,
+        _numbers(row.raw_absmax for row in rows),
+        "--",
+        color="#7F7F7F",
+        label=_("without suppression"),
     )
     (marks,) = axes.plot(
         blocks,
@@ -82,12 +92,14 @@ def _draw_input(axes: Axes, record: QuantizeRecord, read: BlockInput) -> bool:
         ls="-",
         ms=3.5,
         color=color,
-        label="as quantized",
+        label=_("as quantized"),
     )
-    hover(marks, [f"{label}, block {block_and_kind(row.name)[0]}: {_range_text(row)}" for row in rows])
+    hover(marks, [_in_block(label, block_and_kind(row.name)[0], _range_text(row)) for row in rows])
     touched = any(row.raw_absmax != row.input_absmax for row in rows)
     axes.set_title(
-        f"input of {label}" + (", not suppressed" if rows and not touched else ""),
+        (_("input of {linears}, not suppressed") if rows and not touched else _("input of {linears}")).format(
+            linears=label
+        ),
         fontsize=9.5,
         fontweight="normal",
     )
@@ -96,8 +108,14 @@ def _draw_input(axes: Axes, record: QuantizeRecord, read: BlockInput) -> bool:
 
 
 def _range_text(row: LinearRecord) -> str:
-    raw = "" if row.raw_absmax is None else f", without suppression {row.raw_absmax:.4g}"
-    return f"{_input_absmax(row):.4g}{raw}"
+    shown = f"{_input_absmax(row):.4g}"
+    if row.raw_absmax is None:
+        return shown
+    return _("{largest}, without suppression {raw}").format(largest=shown, raw=f"{row.raw_absmax:.4g}")
+
+
+def _in_block(linears: str, block: int, figure: str) -> str:
+    return _("{linears}, block {block}: {figure}").format(linears=linears, block=block, figure=figure)
 
 
 @mpl.rc_context(STYLE)
@@ -116,20 +134,22 @@ def outliers(record: QuantizeRecord) -> Chart:
     if np.isnan(ratios[0]).all():
         for axes in panels:
             axes.set_axis_off()
-        return titled(figure, "Outliers were not measured: the weights were given", "")
+        return titled(figure, _("Outliers were not measured: the weights were given"), "")
     norm = LogNorm(1, np.nanmax(ratios))
     for axes, name, values in zip(
-        panels, ("without outlier suppression", "as quantized"), ratios, strict=True
+        panels, (_("without outlier suppression"), _("as quantized")), ratios, strict=True
     ):
-        image = _heat_map(axes, values, [read.label for read in inputs], norm, "{:,.1f} times", "cividis_r")
+        image = _heat_map(
+            axes, values, [read.label for read in inputs], norm, _("{:,.1f} times"), "cividis_r"
+        )
         axes.set_title(name, fontsize=9.5, fontweight="normal")
     panels[-1].set_xlabel("block")
-    log_axis(figure.colorbar(image, ax=panels, label="largest / median channel").ax, "y")
+    log_axis(figure.colorbar(image, ax=panels, label=_("largest / median channel")).ax, "y")
     worst = [f"{np.nanmax(values):,.0f}" for values in ratios]
-    title = (
-        f"The largest channel is up to {worst[1]} times the median one; without suppression {worst[0]} times"
-    )
-    return titled(figure, title, "inputs by block")
+    title = _(
+        "The largest channel is up to {after} times the median one; without suppression {before} times"
+    ).format(after=worst[1], before=worst[0])
+    return titled(figure, title, _("inputs by block"))
 
 
 @mpl.rc_context(STYLE)
@@ -145,19 +165,23 @@ def sensitivity(record: QuantizeRecord) -> Chart:
         (marks,) = axes.plot(
             [x for x, _ in points], [y for _, y in points], marker, ms=4.5, color=color, label=label
         )
-        hover(marks, [f"{label}, block {block}: {value:.4g}" for block, value in points])
+        hover(marks, [_in_block(label, block, f"{value:.4g}") for block, value in points])
     _mark_float_inputs(axes, record, drawn)
     axes.margins(y=0.18)
     integer_axis(axes)
     if by_noise:
         log_axis(axes, "y")
     figure.legend(ncol=6, loc="outside lower center")
-    title = f"{len(record.float_linears)} of {len(record.linears)} linears stay in float: {_why(record)}"
-    top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or "none"
-    label = (
-        "int8 noise over residual stream\n(energy)" if by_noise else "sensitivity score\n(largest |x| / std)"
+    title = _("{kept} of {count} linears stay in float: {why}").format(
+        kept=len(record.float_linears), count=len(record.linears), why=_why(record)
     )
-    return finish(figure, axes, title, "block", label, f"Kept in float: {top}")
+    top = ", ".join(linear.name.removeprefix("transformer.") for linear in record.float_linears) or _("none")
+    label = (
+        _("int8 noise over residual stream\n(energy)")
+        if by_noise
+        else _("sensitivity score\n(largest |x| / std)")
+    )
+    return finish(figure, axes, title, _("block"), label, _("Kept in float: {linears}").format(linears=top))
 
 
 def _chosen_by_noise(record: QuantizeRecord) -> bool:
@@ -167,14 +191,14 @@ def _chosen_by_noise(record: QuantizeRecord) -> bool:
 
 def _why(record: QuantizeRecord) -> str:
     if record.recipe is None or any(row.score is None for row in record.linears):
-        return "the scores of given weights are not known"
+        return _("the scores of given weights are not known")
     if record.measured is not None:
-        return f"what lowers the measured KL most, {record.measured.budget}"
+        return _("what lowers the measured KL most, {budget}").format(budget=record.measured.budget)
     if is_list(record.recipe.level):
-        return "those that the level lists"
+        return _("those that the level lists")
     if record.recipe.by_noise:
-        return "where int8 adds most to the stream"
-    return "those with the largest outliers"
+        return _("where int8 adds most to the stream")
+    return _("those with the largest outliers")
 
 
 def _mark_float_inputs(axes: Axes, record: QuantizeRecord, drawn: Mapping[str, float | None]) -> None:
@@ -199,27 +223,31 @@ def per_layer_error(record: QuantizeRecord) -> Chart:
     norm = Normalize(np.nanmin(errors), np.nanmax(errors)) if known else Normalize(0, 1)
     image = _heat_map(axes, errors, kinds, norm, "{:.1f} dB")
     _mark_float(axes, record, kinds)
-    axes.set_xlabel("block")
-    marks = [Patch(facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", label="kept in float")]
+    axes.set_xlabel(_("block"))
+    marks = [
+        Patch(facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", label=_("kept in float"))
+    ]
     if any(row.kind == "W8A8" and row.output_snr_db is None for row in record.linears):
-        marks.append(Patch(facecolor=UNKNOWN, label="not measured"))
+        marks.append(Patch(facecolor=UNKNOWN, label=_("not measured")))
     figure.legend(handles=marks, ncol=2, loc="outside lower center")
     if not known:
-        return titled(figure, "The int8 error of single linears was not measured", "")
-    figure.colorbar(image, ax=axes, label="signal to error, dB")
+        return titled(figure, _("The int8 error of single linears was not measured"), "")
+    figure.colorbar(image, ax=axes, label=_("signal to error, dB"))
     lowest = min(
         (row for row in record.linears if row.output_snr_db is not None),
         key=lambda row: row.output_snr_db or 0,
     )
-    title = f"The least exact int8 linear is {_short(lowest)}: {lowest.output_snr_db:.1f} dB above its error"
-    return titled(figure, title, "linears by block")
+    title = _("The least exact int8 linear is {linear}: {snr} dB above its error").format(
+        linear=_short(lowest), snr=f"{lowest.output_snr_db:.1f}"
+    )
+    return titled(figure, title, _("linears by block"))
 
 
 @mpl.rc_context(STYLE)
 def file_sizes(record: QuantizeRecord) -> Chart:
     """Size of the weight files, float and W8A8."""
     figure, axes = new_axes(height=2.0)
-    sizes = {"W8A8": record.w8a8_bytes, "float": record.float_bytes}
+    sizes = {"W8A8": record.w8a8_bytes, _("float"): record.float_bytes}
     bars = axes.barh(
         list(sizes),
         [size / 1e6 for size in sizes.values()],
@@ -228,12 +256,13 @@ def file_sizes(record: QuantizeRecord) -> Chart:
     )
     axes.bar_label(bars, [f"{size / 1e6:,.1f} MB" for size in sizes.values()], padding=4)
     for bar, (name, size) in zip(bars, sizes.items(), strict=True):
-        hover(bar, f"{name}: {size:,} bytes")
+        hover(bar, _("{name}: {size} bytes").format(name=name, size=f"{size:,}"))
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.14)
     share = record.w8a8_bytes / record.float_bytes
-    return finish(figure, axes, f"The W8A8 file is {share:.0%} of the float file", "weight files, MB", "", "")
+    title = _("The W8A8 file is {share} of the float file").format(share=f"{share:.0%}")
+    return finish(figure, axes, title, _("weight files, MB"), "", "")
 
 
 def _heat_map(
@@ -249,7 +278,8 @@ def _heat_map(
 
     def shown(row: int, block: int) -> str:
         value = values[row, block]
-        return f"{labels[row]}, block {block}: {'not measured' if np.isnan(value) else text.format(value)}"
+        figure = _("not measured") if np.isnan(value) else text.format(value)
+        return _in_block(labels[row], block, figure)
 
     scale = draw_cells(axes, values, norm, shown, color_map)
     integer_axis(axes)
@@ -264,7 +294,7 @@ def _mark_float(axes: Axes, record: QuantizeRecord, kinds: Sequence[str]) -> Non
             cell = mpl.patches.Rectangle(
                 corner, 1, 1, facecolor="white", edgecolor=COLORS["kept in float"], hatch="////", lw=0.8
             )
-            hover(cell, f"{kind}, block {block}: kept in float")
+            hover(cell, _in_block(kind, block, _("kept in float")))
             axes.add_patch(cell)
 
 

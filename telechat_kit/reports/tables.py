@@ -6,12 +6,13 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from telechat_kit.comparison.verdict import engine_gain, losses, shown, speed_gain
+from telechat_kit.comparison.verdict import device_said, engine_gain, losses, shown, speed_gain
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import NAMES
+from telechat_kit.translation import gettext as _
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:
@@ -23,37 +24,51 @@ def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler
 def conditions(found: Conditions) -> Styler:
     """Under which conditions a record was made."""
     rows = [
-        ("device", f"{found.device}: {found.device_name}"),
-        ("memory", f"{found.memory_bytes / 2**30:.1f} GiB"),
-        ("system", found.system),
-        *((f"version of {name}", version) for name, version in found.versions.items()),
-        *((f"operators of {verb.replace('_', ' ')}", way) for verb, way in found.operators.items()),
-        ("code", found.code),
-        ("started (UTC)", found.started),
-        *((f"SHA-256, {name.replace('_', ' ')}", value) for name, value in found.hashes.items()),
+        (_("device"), f"{found.device}: {device_said(found.device_name)}"),
+        (_("memory"), f"{found.memory_bytes / 2**30:.1f} GiB"),
+        (_("system"), found.system),
+        *(
+            (_("version of {package}").format(package=name), version)
+            for name, version in found.versions.items()
+        ),
+        *(
+            (_("operators of {verb}").format(verb=verb.replace("_", " ")), way)
+            for verb, way in found.operators.items()
+        ),
+        (_("code"), found.code),
+        (_("started (UTC)"), found.started),
+        *(
+            (_("SHA-256, {what}").format(what=name.replace("_", " ")), value)
+            for name, value in found.hashes.items()
+        ),
     ]
-    return styled(pd.DataFrame(rows, columns=["condition", "value"]))
+    return styled(pd.DataFrame(rows, columns=[_("condition"), _("value")]))
 
 
 def headline(precision: PrecisionRecord, performance: PerformanceRecord, quantized: QuantizeRecord) -> Styler:
     """The figures that a reader came for; of the texts the worst."""
     worst = losses(precision, quantized)[0]
     rows = [
-        (f"perplexity, {worst.text}", f"{worst.perplexity_float:.2f}", f"{worst.perplexity_float * worst.perplexity_ratio.value:.2f}", f"{shown(worst.perplexity_ratio)} times"),
-        (f"same most likely token, {worst.text}", "–", "–", f"{shown(worst.same_token.map(lambda x: 100 * x))} % of positions"),
-        ("weight files", f"{quantized.float_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / quantized.float_bytes:.2f} times"),
-        ("tokens/s, geometric mean of the cases", *_speeds(performance), _gain(performance)),
+        (_("perplexity, {text}").format(text=worst.text), f"{worst.perplexity_float:.2f}", f"{worst.perplexity_float * worst.perplexity_ratio.value:.2f}", _times(shown(worst.perplexity_ratio))),
+        (_("same most likely token, {text}").format(text=worst.text), "–", "–", _("{share} % of positions").format(share=shown(worst.same_token.map(lambda x: 100 * x)))),
+        (_("weight files"), f"{quantized.float_bytes / 1e6:,.1f} MB", f"{quantized.w8a8_bytes / 1e6:,.1f} MB", _times(f"{quantized.w8a8_bytes / quantized.float_bytes:.2f}")),
+        (_("tokens/s, geometric mean of the cases"), *_speeds(performance), _gain(performance)),
         *_transformers(performance),
     ]  # fmt: skip
-    return styled(pd.DataFrame(rows, columns=["figure", "float", "W8A8", "W8A8 against float"]))
+    return styled(pd.DataFrame(rows, columns=[_("figure"), _("float"), "W8A8", _("W8A8 against float")]))
 
 
 def _gain(record: PerformanceRecord) -> str:
     """With the engines, where they differ: then the ratio is not that of int8 alone."""
     found, apart = speed_gain(record).ratio, len(set(record.engines.values())) > 1
     if found is None:
-        return "not shown: the runs vary too much"
-    return f"{shown(found)} times" + (", in different engines" if apart else "")
+        return _("not shown: the runs vary too much")
+    message = _("{ratio} times, in different engines") if apart else _("{ratio} times")
+    return message.format(ratio=shown(found))
+
+
+def _times(ratio: str) -> str:
+    return _("{ratio} times").format(ratio=ratio)
 
 
 def _transformers(record: PerformanceRecord) -> list[tuple[str, str, str, str]]:
@@ -62,8 +77,12 @@ def _transformers(record: PerformanceRecord) -> list[tuple[str, str, str, str]]:
     if found is None:
         return []
     mean = geometric_mean(case.tokens_per_second.value for case in record.transformers)
-    brought = f"engine: {shown(found.ratio)} times" if found.ratio else "not shown: the runs vary too much"
-    return [("tokens/s of transformers' generate()", f"{mean:.1f}", "–", brought)]
+    brought = (
+        _("engine: {ratio} times").format(ratio=shown(found.ratio))
+        if found.ratio
+        else _("not shown: the runs vary too much")
+    )
+    return [(_("tokens/s of transformers' generate()"), f"{mean:.1f}", "–", brought)]
 
 
 def _speeds(record: PerformanceRecord) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from telechat_kit.performance.thread_scaling import ThreadResult, ThreadScaling
 from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.tables import styled
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import ngettext
 
 
 @mpl.rc_context(STYLE)
@@ -18,7 +20,7 @@ def thread_cost(record: PerformanceRecord) -> Chart | Styler:
     """Tokens per second over the number of threads; one line of words where fewer than two were timed."""
     found = record.threads
     if found is None or len({result.threads for result in found.results}) < 2:
-        return styled(pd.DataFrame({"threads": [_why_not(found)]}))
+        return styled(pd.DataFrame({_("threads"): [_why_not(found)]}))
     figure, axes = new_axes()
     lines = {name: found.of(name) for name in NAMES if found.of(name)}
     fastest = max(lines, key=lambda name: lines[name][-1].tokens_per_second.value)
@@ -30,14 +32,13 @@ def thread_cost(record: PerformanceRecord) -> Chart | Styler:
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: short(value)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.14, y=0.14)
-    note = (
-        f"Input {found.input_tokens}, output {found.output_tokens} tokens, batch {found.batch}; dashed: as many times "
-        "as fast as there are threads"
-    )
-    return finish(figure, axes, _title(lines), "CPU threads", "tokens/s, prefill included", note)
+    note = _(
+        "Input {input}, output {output} tokens, batch {batch}; dashed: as many times as fast as there are threads"
+    ).format(input=found.input_tokens, output=found.output_tokens, batch=found.batch)
+    return finish(figure, axes, _title(lines), _("CPU threads"), _("tokens/s, prefill included"), note)
 
 
 def _line(axes: Axes, name: str, results: list[ThreadResult], upper: bool) -> None:
@@ -55,7 +56,9 @@ def _line(axes: Axes, name: str, results: list[ThreadResult], upper: bool) -> No
     hover(
         drawn.lines[0],
         [
-            f"{NAMES[name]}, {_threads(count)}: {speed} tokens/s"
+            _("{precision}, {threads}: {speed} tokens/s").format(
+                precision=_(NAMES[name]), threads=_threads(count), speed=speed
+            )
             for count, speed in zip(counts, speeds, strict=True)
         ],
     )
@@ -64,9 +67,9 @@ def _line(axes: Axes, name: str, results: list[ThreadResult], upper: bool) -> No
     shift, ha = ((-4, 11), "right") if upper else ((6, -10), "left")  # off the lines and the intervals
     for count, speed in zip(counts, speeds, strict=True):
         _label(axes, short(speed.value), count, speed.value, shift, ha)
-    _label(axes, NAMES[name], counts[0], speeds[0].value, (-9, -2 if upper else -9), "right")
+    _label(axes, _(NAMES[name]), counts[0], speeds[0].value, (-9, -2 if upper else -9), "right")
     if upper:
-        _label(axes, "perfect scaling", counts[-1], perfect[-1], (7, 0), "left")
+        _label(axes, _("perfect scaling"), counts[-1], perfect[-1], (7, 0), "left")
 
 
 def _label(axes: Axes, text: str, x: float, y: float, shift: tuple[int, int], ha: str) -> None:
@@ -77,34 +80,38 @@ def _label(axes: Axes, text: str, x: float, y: float, shift: tuple[int, int], ha
 def _title(lines: dict[str, list[ThreadResult]]) -> str:
     """How many times the fewest threads' speed the most have, W8A8 first."""
     ratios = [
-        f"{results[-1].tokens_per_second.value / results[0].tokens_per_second.value:.2f} times {_threads(results[0].threads)} in {NAMES[name]}"
+        _("{ratio} times {threads} in {precision}").format(
+            ratio=f"{results[-1].tokens_per_second.value / results[0].tokens_per_second.value:.2f}",
+            threads=_threads(results[0].threads),
+            precision=_(NAMES[name]),
+        )
         for name, results in sorted(lines.items(), reverse=True)
     ]
     most = next(iter(lines.values()))[-1].threads
-    return f"{_threads(most)}: {', '.join(ratios)}"
+    return _("{threads}: {ratios}").format(threads=_threads(most), ratios=_(", ").join(ratios))
 
 
 def _threads(count: int) -> str:
-    return "one thread" if count == 1 else f"{count} threads"
+    return ngettext("one thread", "{count} threads", count).format(count=count)
 
 
 def _why_not(found: ThreadScaling | None) -> str:
     if found is None:
-        return "not measured: thread_counts names the numbers of CPU threads to time"
+        return _("not measured: thread_counts names the numbers of CPU threads to time")
     timed = sorted({result.threads for result in found.results})
-    said = f"only {_threads(timed[0])} timed" if timed else "not measured"
+    said = _("only {threads} timed").format(threads=_threads(timed[0])) if timed else _("not measured")
     if not found.left_out:
-        return f"{said}: thread_counts names more"
-    return f"{said}, left out were {', '.join(map(str, found.left_out))} threads: {found.reason}"
+        return _("{said}: thread_counts names more").format(said=said)
+    return _("{said}, left out were {counts} threads: {reason}").format(
+        said=said, counts=", ".join(map(str, found.left_out)), reason=_(found.reason)
+    )
 
 
 def thread_table(record: PerformanceRecord) -> Styler:
     """Medians by precision and number of threads, and the speed against the fewest threads."""
-    found, names = (
-        record.threads,
-        ["precision", "threads", "tokens/s", "interval", "times the fewest threads"],
-    )
-    names += ["first token, ms", "per output token, ms", "repeats", "note"]
+    found = record.threads
+    names = [_("precision"), _("threads"), _("tokens/s"), _("interval"), _("times the fewest threads")]
+    names += [_("first token, ms"), _("per output token, ms"), _("repeats"), _("note")]
     rows = []
     for name in NAMES if found else ():
         results = found.of(name) if found else []
@@ -113,7 +120,7 @@ def thread_table(record: PerformanceRecord) -> Styler:
             step = result.time_per_output_token
             rows.append(
                 (
-                    NAMES[name],
+                    _(NAMES[name]),
                     result.threads,
                     speed.value,
                     f"{speed.low:.1f}–{speed.high:.1f}",
@@ -121,7 +128,7 @@ def thread_table(record: PerformanceRecord) -> Styler:
                     result.time_to_first_token.value * 1e3,
                     step.value * 1e3 if step else None,
                     result.repeats,
-                    "unstable" if result.unstable else "",
+                    _("unstable") if result.unstable else "",
                 )
             )
     formats = dict(zip((names[2], *names[4:7]), ("{:.1f}", "{:.2f}", "{:.1f}", "{:.2f}"), strict=True))

@@ -21,12 +21,14 @@ from telechat_kit.provenance import edited_notebooks, versions
 from telechat_kit.runs.failed_steps import describe_failure, oom_kills
 from telechat_kit.runs.kernel import kernel_options
 from telechat_kit.runs.lock import FolderLock, locked
+from telechat_kit.runs.notebook_language import in_language
 from telechat_kit.runs.plan import KEEP, Selection, combined_key, content_parts, decide
 from telechat_kit.runs.profile import Profile, notebook_path
 from telechat_kit.runs.publishing import publish
 from telechat_kit.runs.signals import orderly_end
 from telechat_kit.runs.state import SCHEMA, STEPS, RunState, Step, StepState, load_state
 from telechat_kit.runs.status_line import StepProgress
+from telechat_kit.translation import known, speaking, telling
 
 #: Set for each of several runs at a time: their number
 AT_ONCE = "TELECHAT_KIT_RUNS_AT_ONCE"
@@ -76,8 +78,10 @@ def run_profile(
         timeouts: most seconds that a step may take, by its name.
 
     Raises:
-        KitError: the folder cannot be written, `run.json` is damaged, or another run is at work in the folder.
+        KitError: the language is unknown, the folder cannot be written, `run.json` is damaged, or another run is at
+            work in the folder.
     """
+    known(profile.language)
     selection = selection or Selection()
     chosen, folder = selection.steps(), resolve(profile.run_folder)
     with writing(folder):
@@ -150,7 +154,8 @@ def _run_step(run: _Run, step: Step, current: StepState) -> None:
         current.status, current.failure = "failed", describe_failure(step, error, limit, ooms)
     current.seconds = round(time.perf_counter() - start, 3)
     try:
-        publish(step, running, run.folder, current)
+        with speaking(run.profile.language):
+            publish(step, running, run.folder, current)
     except Exception as error:  # a full disk, mostly
         current.status, current.failure = "failed", current.failure or describe_failure(step, error)
     progress.finish(current.status)
@@ -163,9 +168,10 @@ def _execute(run: _Run, step: Step, output: Path, progress: StepProgress, limit:
         progress.cell_started(cell, cell_index)
 
     options = {"timeout_func": _time_left(limit)} if limit else {}
-    with _quiet(), kernel_options() as kernel:
+    language = run.profile.language
+    with _quiet(), telling(language), kernel_options() as kernel:
         papermill.execute_notebook(
-            _literal(notebook_path(step.name)),
+            in_language(nbformat.read(notebook_path(step.name), as_version=4), language),
             _literal(output),
             parameters=run.profile.for_notebook(step.name),
             cwd=str(project_root()),

@@ -49,6 +49,11 @@ class Profile:
         """Folder of the run: as the profile says, else `results/` and its name."""
         return str(self.values["run_folder"])
 
+    @property
+    def language(self) -> str:
+        """The language of the notebooks and pages."""
+        return str(self.values.get("language", default_values("05_report").get("language", "en")))
+
     def for_notebook(self, name: str) -> dict[str, Any]:
         """The parameters that one notebook declares."""
         known = declared_parameters(notebook_path(name))

@@ -9,9 +9,12 @@ from telechat_kit.files import relative
 from telechat_kit.provenance import file_hash
 from telechat_kit.reports.html import PAGES
 from telechat_kit.reports.notebook_page import export_notebook
+from telechat_kit.runs.notebook_language import in_language
 from telechat_kit.runs.plan import left_by
 from telechat_kit.runs.profile import notebook_path
 from telechat_kit.runs.state import Step, StepState
+from telechat_kit.translation import gettext as _
+from telechat_kit.translation import language
 
 
 def publish(step: Step, running: Path, folder: Path, current: StepState) -> None:
@@ -40,7 +43,8 @@ def _ensure_notebook(running: Path, step: Step) -> None:
     try:
         nbformat.read(running, as_version=4)
     except (OSError, ValueError):
-        nbformat.write(nbformat.read(notebook_path(step.name), as_version=4), running)
+        source = nbformat.read(notebook_path(step.name), as_version=4)
+        nbformat.write(in_language(source, language()), running)
 
 
 def _forget_place(running: Path, step: Step, target: Path) -> None:
@@ -65,4 +69,4 @@ def _running_cell(notebook: Path) -> int | None:
 
 def page_links(name: str, step: Step) -> Sequence[tuple[str, str]]:
     """The pages of a run for the line above the title of the page `name`."""
-    return [(label, name if href == f"{step.name}.html" else href) for label, href in PAGES]
+    return [(_(label), name if href == f"{step.name}.html" else href) for label, href in PAGES]

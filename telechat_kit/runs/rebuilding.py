@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from telechat_kit.provenance import code_hash, file_hash, versions
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.page import page_origin, write_report
 from telechat_kit.reports.single_page import report_alone
+from telechat_kit.runs.notebook_language import cell_in_language, language_of
 from telechat_kit.runs.origins import recorded_code
 from telechat_kit.runs.profile import default_values, notebook_path
 from telechat_kit.runs.publishing import page_links
 from telechat_kit.runs.state import STEPS, Step
 from telechat_kit.temporary import temporary_folder
+from telechat_kit.translation import LANGUAGES, speaking
 
 PAGES, NOTEBOOKS = "pages", "notebooks"
 _REPORT, _SUMMARY, _TABLES = "report.html", "report.md", "tables"
@@ -174,8 +176,13 @@ def check_notebooks(run: RunData) -> Iterator[Finding]:
         if not path.is_file() or state.get("status") not in (None, "completed", "skipped"):
             continue
         why_not = _other_code(state.get("parts") or {}, step, run)
-        yield from _shown(path, step, run, why_not)
-        yield from _exported(path, step, why_not)
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if not _injected(cell)]
+        own = nbformat.read(notebook_path(step.name), as_version=4)
+        # a step that was kept keeps the language in which it ran
+        language = language_of([cell.source for cell in cells], own, LANGUAGES)
+        with speaking(language or LANGUAGES[0]):
+            yield from _shown(cells, own.cells, path, step, run, why_not)
+            yield from _exported(path, step, why_not)
 
 
 def _other_code(parts: Mapping[str, str], step: Step, run: RunData) -> str:
@@ -201,15 +208,18 @@ def _exported(path: Path, step: Step, why_not: str) -> Iterator[Finding]:
     yield _same(page.name, *texts, why_not, NOTEBOOKS)
 
 
-def _shown(path: Path, step: Step, run: RunData, why_not: str) -> Iterator[Finding]:
+def _shown(
+    cells: Sequence[NotebookNode],
+    own: Sequence[NotebookNode],
+    path: Path,
+    step: Step,
+    run: RunData,
+    why_not: str,
+) -> Iterator[Finding]:
     """Code and outputs of an executed notebook against the project's own, whose cells show the records again."""
-    cells = [
-        cell for cell in nbformat.read(path, as_version=4).cells if "injected-parameters" not in _tags(cell)
-    ]
-    own = nbformat.read(notebook_path(step.name), as_version=4).cells
-    sources = [[cell.source for cell in some] for some in (cells, own)]
+    sources = [[cell_in_language(cell) for cell in own], [cell.source for cell in cells]]
     if sources[0] != sources[1]:
-        yield _same(f"{path.name}, cells", "\n".join(sources[0]), "\n".join(sources[1]), why_not, NOTEBOOKS)
+        yield _same(f"{path.name}, cells", "\n".join(sources[1]), "\n".join(sources[0]), why_not, NOTEBOOKS)
         return
     names = _names(step, run)
     for number, cell in enumerate(cells, start=1):
@@ -221,8 +231,8 @@ def _shown(path: Path, step: Step, run: RunData, why_not: str) -> Iterator[Findi
             yield _same(f"{path.name}, cell {number}", shown, again, why_not, NOTEBOOKS)
 
 
-def _tags(cell: NotebookNode) -> list[str]:
-    return list(cell.metadata.get("tags", []))
+def _injected(cell: NotebookNode) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
 
 
 def _names(step: Step, run: RunData) -> dict[str, Any]:

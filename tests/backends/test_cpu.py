@@ -241,9 +241,14 @@ def test_the_backend_of_a_tensor_s_device_is_found() -> None:
     assert cpu.name == "cpu"
 
 
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return "(1 thread)" if count == 1 else f"({count} threads)"
+
+
 def test_the_machine_is_described() -> None:
-    assert cpu.device_name().endswith(f"({torch.get_num_threads()} threads)")
-    assert cpu.device_name().strip() != f"({torch.get_num_threads()} threads)"
+    assert cpu.device_name().endswith(_threads())
+    assert cpu.device_name().strip() != _threads()
 
 
 def test_peak_memory_is_in_bytes_and_no_less_than_what_is_in_use() -> None:

@@ -135,7 +135,7 @@ def test_answers_have_a_limit_of_their_own(run: RunData) -> None:
     ("limits", "words"),
     [
         ([], "Not judged: the profile sets no limits"),
-        (["kl_mean[zh] <= 1"], "Yes: all 1 limits are kept"),
+        (["kl_mean[zh] <= 1"], "Yes: the one limit is kept"),
         (["kl_mean[zh] <= 1", "kl_mean[zh] <= 0.05"], "Look first: 1 of 2 limits are open"),
         (["kl_mean[zh] <= 0.05", "kl_mean[zh] <= 0.01"], "No: 1 of 2 limits are not kept, 1 are open"),
     ],

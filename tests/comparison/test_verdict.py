@@ -144,7 +144,7 @@ def test_unstable_cases_stay_out_of_the_speed(performance: PerformanceRecord) ->
     assert found.ratio is not None and whole.ratio is not None
     assert found.ratio.value == pytest.approx(whole.ratio.value) == pytest.approx(4)
     assert (found.unstable, whole.unstable) == (1, 0)
-    assert "1 left out, their runs vary too much" in speed_said(found, "here")
+    assert "1 left out, its runs vary too much" in speed_said(found, "here")
 
 
 def test_no_speed_is_told_where_every_case_varies(performance: PerformanceRecord) -> None:
@@ -152,7 +152,7 @@ def test_no_speed_is_told_where_every_case_varies(performance: PerformanceRecord
     found = speed_gain(record)
     assert found.ratio is None
     assert speed_said(found, "here").startswith("How much faster W8A8 generates on here is not shown")
-    assert gain_title(found, "{} times") == "No ratio is shown: the runs of all cases vary too much"
+    assert gain_title(found, "{ratio} times") == "No ratio is shown: the runs of all cases vary too much"
 
 
 def test_a_ratio_whose_interval_holds_one_is_no_difference() -> None:
@@ -160,7 +160,7 @@ def test_a_ratio_whose_interval_holds_one_is_no_difference() -> None:
     assert speed_said(found, "x").startswith(
         "No difference of speed is shown on x: tokens per second [0.98, 1.12]"
     )
-    assert gain_title(found, "{} times") == "No difference of speed is shown: [0.98, 1.12] times float"
+    assert gain_title(found, "{ratio} times") == "No difference of speed is shown: [0.98, 1.12] times float"
 
 
 def test_both_engines_are_named_and_what_they_mean(performance: PerformanceRecord) -> None:
@@ -204,8 +204,8 @@ def test_what_the_engine_brings_stands_apart_from_what_int8_brings(performance: 
 def test_a_chart_of_two_engines_says_so(performance: PerformanceRecord) -> None:
     apart = steady(performance, engines={"float": "torch modules", "w8a8": "compiled engine"})
     same = steady(performance, engines={"float": "compiled engine", "w8a8": "compiled engine"})
-    assert gain_title(speed_gain(apart), "{} times").endswith("times, in different engines")
-    assert gain_title(speed_gain(same), "{} times").endswith("times")
+    assert gain_title(speed_gain(apart), "{ratio} times").endswith("times, in different engines")
+    assert gain_title(speed_gain(same), "{ratio} times").endswith("times")
 
 
 def test_answers_that_differ_are_counted(precision: PrecisionRecord) -> None:

@@ -217,7 +217,7 @@ def test_a_case_without_memory_is_left_out_and_recorded_and_the_others_run(
     assert (skipped.input_tokens, skipped.output_tokens) == (300, 4)
     said = capsys.readouterr().out
     assert "left out: input 300, output 4 tokens: needs" in said
-    assert "1 cases, 1 times in 2 precisions" in said
+    assert "1 case, 1 times in 2 precisions" in said
 
 
 def test_each_sample_is_on_disk_before_the_next_is_timed(

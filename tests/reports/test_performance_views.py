@@ -163,8 +163,8 @@ def test_energy_has_a_column_and_a_sentence_only_where_it_was_read(record: Perfo
     silent = replace(record, cases=[replace(case, joules_per_token=None) for case in record.cases])
     none = replace(silent, energy_basis="no counter under /here")
     assert "energy per token" not in performance_tables.cases(none).to_html()
-    assert "energy: not reported by this device (no counter under /here)" in performance_tables.doubts(none)
-    assert "energy" not in performance_tables.doubts(replace(silent, energy_basis=""))  # of an earlier kit
+    assert "Energy: not reported by this device (no counter under /here)." in performance_tables.doubts(none)
+    assert "nergy" not in performance_tables.doubts(replace(silent, energy_basis=""))  # of an earlier kit
     first, *rest = silent.cases
     measured = replace(first, joules_per_token=Estimate(0.4567, 0.4, 0.5, 0.75))
     some = replace(silent, cases=[measured, *rest], energy_basis="the counter of 1 CPU package (RAPL)")
@@ -172,7 +172,7 @@ def test_energy_has_a_column_and_a_sentence_only_where_it_was_read(record: Perfo
     assert ">energy per token, J<" in shown and ">0.457<" in shown
     said = performance_tables.doubts(some).splitlines()[-1]
     assert said.startswith(
-        "energy per token is that of the whole device, other programs included: the counter"
+        "Energy per token is that of the whole device, other programs included: the counter"
     )
 
 
