@@ -11,6 +11,7 @@ import click
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import project_root, relative, resolve
+from telechat_kit.translation import speaking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,9 @@ def lab(name: str, profile_path: Path, overrides: Pairs, overwrite: bool, no_sta
     copies = copy_notebooks(profile, overwrite)
     click.echo(f"{relative(copies)}: five notebooks with the parameters of {relative(profile.path)}")
     if not no_start:
-        sys.exit(_start_lab(copies / "01_setup.ipynb"))
+        with speaking(str(profile.values.get("language", "en"))):  # of the kernels' charts and tables
+            code = _start_lab(copies / "01_setup.ipynb")
+        sys.exit(code)
 
 
 def _start_lab(notebook: Path) -> int:

@@ -9,6 +9,7 @@ import nbformat
 from telechat_kit.errors import DataError
 from telechat_kit.files import absolute, atomic_folder, resolve, shipped_project, write_text, writing
 from telechat_kit.manifest import COPIES
+from telechat_kit.runs.notebook_language import in_language
 from telechat_kit.runs.parameters_cell import filled_in, is_parameters_cell
 from telechat_kit.runs.profile import Profile, notebook_path
 from telechat_kit.runs.state import STEPS
@@ -60,11 +61,12 @@ def copy_notebooks(profile: Profile, overwrite: bool = False) -> Path:
         The folder of the copies.
     """
     folder = resolve(profile.run_folder) / COPIES
+    language = str(profile.values.get("language", "en"))
     for step in STEPS:
         target = folder / f"{step.name}.ipynb"
         if target.exists() and not overwrite:
             continue
-        notebook = nbformat.read(notebook_path(step.name), as_version=4)
+        notebook = in_language(nbformat.read(notebook_path(step.name), as_version=4), language)
         for cell in notebook.cells:
             if is_parameters_cell(cell):
                 cell.source = filled_in(cell.source, profile.values)

@@ -68,6 +68,18 @@ def test_copies_have_the_parameters_of_the_profile_filled_in(project: Path) -> N
     ).read_bytes()
 
 
+def test_copies_speak_the_language_of_the_profile(project: Path) -> None:
+    profile = load_profile(project / "params" / "tiny.yaml", [("language", "zh")])
+    notebook = nbformat.read(copy_notebooks(profile) / "03_precision.ipynb", as_version=4)
+    source = nbformat.read(project / "notebooks" / "03_precision.ipynb", as_version=4)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in prose)
+    code = [
+        [cell.source for cell in each.cells if cell.cell_type == "code"][1:] for each in (notebook, source)
+    ]
+    assert code[0] == code[1]
+
+
 def test_what_was_changed_in_a_copy_stays_unless_told(project: Path) -> None:
     profile = load_profile(project / "params" / "tiny.yaml")
     changed = copy_notebooks(profile) / "03_precision.ipynb"
