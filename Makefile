@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test kills fuzz sanitize lint format messages notebooks lab bench clients npu-shapes page-check clean
+.PHONY: help report test soak kills fuzz sanitize lint format messages notebooks lab bench clients npu-shapes page-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ report: $(VENV)/.installed  ## set up and run the main job: notebooks on the emb
 
 test: $(VENV)/.installed-dev  ## set up and run all tests, the notebooks on a tiny model included
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
+
+soak: $(VENV)/.installed-dev  ## whole runs and ends of runs that `make test` leaves out: sabotaged operators, given weights, signals, resumption everywhere
+	$(BIN)/python -m pytest -m soak --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 
 kills: $(VENV)/.installed-dev  ## kill -9 at 30 random moments of run, sweep, export, pack, compare, index; the next one must complete the work
 	$(BIN)/python -m pytest -m kills tests/runs/test_kills.py

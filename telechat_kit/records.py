@@ -12,11 +12,10 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_json, resolve, write_json
 from telechat_kit.manifest import renew_manifest
 
+#: The records of a run, in the order of its steps
+RECORDS = ("setup", "quantize", "precision", "performance")
 #: The notebook that leaves each record
-_WRITTEN_BY = {
-    name: f"0{number}_{name}"
-    for number, name in enumerate(("setup", "quantize", "precision", "performance"), 1)
-}
+_WRITTEN_BY = {name: f"0{number}_{name}" for number, name in enumerate(RECORDS, 1)}
 
 
 class Record(Protocol):

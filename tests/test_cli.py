@@ -137,7 +137,10 @@ def test_the_version_is_that_of_the_package() -> None:
         ),
         (["run", TINY, "-p", "repeats", "many"], '-p repeats: "repeats" must be int'),
         (["run", TINY, "-p", "repeats", "[1"], '-p repeats: "[1" is not valid YAML'),
-        (["run", TINY, "-p", "run_folder", f"{__file__}/below"], f"cannot write {__file__}/below: "),
+        (
+            ["run", TINY, "-p", "run_folder", f"{__file__}/below"],
+            "tests/test_cli.py is a file. Give a folder",
+        ),
         (["run", TINY, "--only", "6"], 'no step is called "6". Steps: 01_setup, '),
         (["run", TINY, "--timeout", "4=soon"], '"soon" is no number of seconds above 0'),
         (["run", TINY, TINY], "two profiles have the same name"),

@@ -27,6 +27,8 @@ _WIDTHS = (16, 42, 40, 8)
 #: Where the lines of advice begin: under `found`
 _INDENT = " " * (_WIDTHS[0] + 2)
 _GAPS = 2 * (len(_WIDTHS) - 1)
+#: Most columns of a line of advice
+_ADVICE = 98
 #: Below this many columns of the terminal lines break wherever it likes
 _NARROWEST = 60
 
@@ -129,7 +131,7 @@ def as_table(
     for row in checks:
         lines += _cells((row.component, row.found, row.required, row.verdict), widths)
         if row.advice:
-            room = sum(widths[1:]) + _GAPS - 5
+            room = _ADVICE if columns is None else min(_ADVICE, columns - len(_INDENT) - 3)
             wrapped = textwrap.wrap(row.advice, room, break_long_words=False, break_on_hyphens=False)
             lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(wrapped)]
     count = _to_do(checks)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from telechat_kit.comparison.run_data import RECORDS, RunData, read_run_data
+from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import KitError
 from telechat_kit.files import read_json
+from telechat_kit.records import RECORDS
 
 COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"
 #: A step that is marked as at work: it is, or its process was killed

@@ -19,11 +19,10 @@ from telechat_kit.precision import SCHEMA as PRECISION
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.records import parse_record
+from telechat_kit.records import RECORDS, parse_record
 from telechat_kit.strict_json import parse, read_bytes
 
 SCHEMA = "telechat-kit/report/1"
-RECORDS = ("setup", "quantize", "precision", "performance")
 _CARRIED = re.compile(r'<template id="telechat-kit-run">(.*?)</template>', re.DOTALL)
 
 

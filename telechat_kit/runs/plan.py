@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from telechat_kit.comparison.rules import FLOAT, parse_limits
-from telechat_kit.comparison.run_data import RECORDS
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve
 from telechat_kit.provenance import code_hash, combined_hash, file_hash, machine
+from telechat_kit.records import RECORDS
 from telechat_kit.runs.profile import Profile, default_values, notebook_path
 from telechat_kit.runs.state import STEPS, RunState, Step, StepState
 from telechat_kit.texts import text_files

@@ -22,9 +22,10 @@ import telechat_kit
 from telechat_kit import reports
 from telechat_kit.comparison.findings import CHANGED, SAME, Finding, compared, short, unchecked
 from telechat_kit.comparison.rules import FLOAT, parse_limits
-from telechat_kit.comparison.run_data import RECORDS, RunData, carried_run, collect_run, without_record
+from telechat_kit.comparison.run_data import RunData, carried_run, collect_run, without_record
 from telechat_kit.files import resolve, write_json, write_jsonl
 from telechat_kit.provenance import code_hash, file_hash, versions
+from telechat_kit.records import RECORDS
 from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.page import page_origin, write_report
 from telechat_kit.reports.single_page import report_alone

@@ -43,7 +43,7 @@ def test_a_right_operator_has_a_time_and_a_small_error(probes: Probes) -> None:
         ("error code is 561103, atten_mask must be NULL", "refused", "error code is 561103, atten_mask must be NULL"),
         ("NPU out of memory. Tried to allocate 2.00 GiB", "no memory", "NPU out of memory. Tried to allocate 2.00 GiB"),
         ("error code is 207001, memory", "no memory", "error code is 207001, memory"),
-        ("error code is 507015, aicore exception", "crashed", "npu_rms_norm ended with error code is 507015, aicore"),
+        ("error code is 507015, aicore exception", "crashed", "the device (seen at npu_rms_norm) failed (error code is 507015, aicore"),
     ],
 )  # fmt: skip
 def test_errors_are_told_apart(

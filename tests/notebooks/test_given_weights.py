@@ -29,6 +29,7 @@ def given(
     return smoothed, folder
 
 
+@pytest.mark.soak
 def test_given_weights_run_through_all_notebooks(given: tuple[Path, Path], tmp_path: Path) -> None:
     smoothed, folder = given
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

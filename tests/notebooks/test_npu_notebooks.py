@@ -88,6 +88,7 @@ def test_every_operator_call_is_in_the_list_that_real_shape_functions_accept(fol
     assert {json.loads(kind)[0] for kind in made} >= {"npu_quant_matmul", "npu_quantize", "npu_format_cast"}
 
 
+@pytest.mark.soak
 def test_a_run_with_three_sabotaged_operators_completes_and_names_them(harmed: Path) -> None:
     state = json.loads((harmed / "run" / "run.json").read_text(encoding="utf-8"))
     assert [step["status"] for step in state["steps"]] == ["completed"] * len(STEPS)
@@ -104,6 +105,7 @@ def test_a_run_with_three_sabotaged_operators_completes_and_names_them(harmed: P
     assert "npu_quantize, multiplying set aside" in report
 
 
+@pytest.mark.soak
 def test_its_answers_are_those_of_the_unharmed_run(harmed: Path, folder: Path) -> None:
     own, others = (
         [

@@ -87,10 +87,15 @@ def source(tiny_folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("die_before", "kept"),
     [
-        ("analysis-002.safetensors", ["analysis-000.safetensors", "analysis-001.safetensors"]),
-        (
+        pytest.param(
+            "analysis-002.safetensors",
+            ["analysis-000.safetensors", "analysis-001.safetensors"],
+            marks=pytest.mark.soak,
+        ),
+        pytest.param(
             "block-002.safetensors",
             ["analysis-003.safetensors", "block-000.safetensors", "block-001.safetensors"],
+            marks=pytest.mark.soak,
         ),
         ("w8a8", ["analysis-003.safetensors", "block-003.safetensors"]),
     ],
@@ -112,7 +117,10 @@ def test_resumes_where_it_was_killed_and_gives_the_bytes_of_an_unbroken_run(
     assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("die_before", ["candidates-002.safetensors", "joint-004.safetensors"])
+@pytest.mark.parametrize(
+    "die_before",
+    [pytest.param("candidates-002.safetensors", marks=pytest.mark.soak), "joint-004.safetensors"],
+)
 def test_level_auto_resumes_in_the_middle_of_measuring(
     die_before: str, source: Path, tmp_path: Path, unbroken_auto: dict[str, bytes]
 ) -> None:
@@ -127,7 +135,9 @@ def test_level_auto_resumes_in_the_middle_of_measuring(
     assert contents(target) == unbroken_auto
 
 
-@pytest.mark.parametrize("die_before", ["block-002.safetensors", "w8a8"])
+@pytest.mark.parametrize(
+    "die_before", [pytest.param("block-002.safetensors", marks=pytest.mark.soak), "w8a8"]
+)
 def test_method_best_resumes_among_the_blocks_and_behind_the_linears_given_back(
     die_before: str, source: Path, tmp_path: Path
 ) -> None:

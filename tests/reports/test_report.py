@@ -92,7 +92,9 @@ def test_a_reader_of_chinese_meets_no_english_sentence(run: Path) -> None:
     texts = [" ".join(text.split()) for text in soup.find_all(string=True)]
     texts += [str(tag["aria-label"]) for tag in soup.select("[aria-label]")]
     english = re.compile(r"\b(the|of|is|are|not|times|with|than|and|to)\b")
-    assert [text for text in texts if english.search(text) and not text.startswith("/")] == []  # nor are paths
+    assert [
+        text for text in texts if english.search(text) and not text.startswith("/")
+    ] == []  # nor are paths
     after = {path.name: path.read_bytes() for path in (run / "tables").glob("*.csv")}
     assert after == before  # tables for programs are the same in every language
 

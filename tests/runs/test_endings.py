@@ -63,7 +63,12 @@ def test_a_step_that_takes_too_long_is_ended_and_says_so(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak),
+        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.soak),
+    ],
 )
 def test_a_signal_leaves_an_orderly_state_and_no_kernel(project: Path, number: int, code: int) -> None:
     process = start(project, "-p", "ending", "wait")
@@ -94,6 +99,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_works(project: Pa
     first.communicate(timeout=240)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("victim", ["command", "kernel"])
 def test_killed_at_any_moment_a_rerun_completes_with_the_same_records(project: Path, victim: str) -> None:
     expected = {name: sha256(project / "out" / name) for name in RECORDS}

@@ -321,9 +321,9 @@ def test_a_damaged_state_is_one_clear_error_and_touches_nothing(project: Path, c
 
 def test_a_run_folder_that_cannot_be_made_is_one_clear_error(project: Path) -> None:
     (project / "file").write_text("in the way")
-    with pytest.raises(KitError, match=r"cannot write .*file.*choose another folder"):
+    with pytest.raises(KitError, match=r"run_folder .*file is a file\. Give a folder"):
         run(("run_folder", "file"))
-    with pytest.raises(KitError, match=r"cannot write .*file.*choose another folder"):
+    with pytest.raises(KitError, match=r"run_folder .*file is a file\. Give a folder"):
         run(("run_folder", "file/deeper"))
 
 

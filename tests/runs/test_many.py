@@ -51,6 +51,7 @@ def test_every_profile_runs_to_its_end_and_the_exit_code_is_the_highest(
     assert [step.status for step in state.steps][::3] == ["completed", "completed"]
 
 
+@pytest.mark.soak
 def test_ctrl_c_ends_all_of_them(project: Path, three: list[Path]) -> None:
     process = start(project, three[0], three[2], "-j", "2", "-p", "ending", "wait", "--only", "4")
     waiting = [project / "runs" / name / "waiting" for name in ("first", "third")]
@@ -68,6 +69,7 @@ def test_ctrl_c_ends_all_of_them(project: Path, three: list[Path]) -> None:
         assert not list(path.parent.glob(".*"))
 
 
+@pytest.mark.soak
 def test_runs_do_not_outlive_a_killed_command(project: Path, three: list[Path]) -> None:
     process = start(project, three[0], three[2], "-j", "2", "-p", "ending", "wait", "--only", "4")
     waiting = project / "runs" / "first" / "waiting"

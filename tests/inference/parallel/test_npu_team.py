@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import call_list
+import pytest
 
 SCRIPT = Path(call_list.HERE) / "two_chips.py"
 
@@ -20,6 +21,7 @@ def run(chip: str, calls: Path, *folders: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.soak
 def test_two_910b_generate_the_ids_of_one(
     tiny_w8a8_folder: Path, dynamic_folder: Path, tmp_path: Path
 ) -> None:
