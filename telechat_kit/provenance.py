@@ -111,9 +111,8 @@ def code_version() -> str:
     Of an installed package its version and that hash.
     """
     root = project_root()
-    if (
-        root.resolve() != Path(__file__).resolve().parent.parent
-    ):  # a commit there would be of another repository
+    own = Path(__file__).resolve().parent.parent
+    if root.resolve() != own:  # a commit there would be of another repository
         return f"{telechat_kit.__version__} sha256:{code_hash()[:12]}"
     try:
         commit = _git(root, "rev-parse", "--short=12", "HEAD")

@@ -15,7 +15,7 @@ from telechat_kit.manifest import renew_manifest
 #: The records of a run, in the order of its steps
 RECORDS = ("setup", "quantize", "precision", "performance")
 #: The notebook that leaves each record
-_WRITTEN_BY = {name: f"0{number}_{name}" for number, name in enumerate(RECORDS, 1)}
+WRITTEN_BY = {name: f"0{number}_{name}" for number, name in enumerate(RECORDS, 1)}
 
 
 class Record(Protocol):
@@ -58,9 +58,9 @@ def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:
         DataError: the file is missing, damaged, of another schema, or lacks a field.
     """
     path = record_path(run_folder, schema)
-    if not path.exists() and path.stem in _WRITTEN_BY:
+    if not path.exists() and path.stem in WRITTEN_BY:
         raise DataError(
-            f"{path} does not exist. Run {_WRITTEN_BY[path.stem]}, which writes it, or correct run_folder."
+            f"{path} does not exist. Run {WRITTEN_BY[path.stem]}, which writes it, or correct run_folder."
         )
     return parse_record(read_json(path), kind, schema, str(path))
 

@@ -46,7 +46,7 @@ def cli() -> None:
     """
 
 
-_FIRST = (
+for command in (
     init,
     check,
     run,
@@ -62,8 +62,10 @@ _FIRST = (
     pack,
     index,
     sweep,
-)
-for command in (*_FIRST, export, lm_eval, hash_folder):
+    export,
+    lm_eval,
+    hash_folder,
+):
     cli.add_command(command)
 
 

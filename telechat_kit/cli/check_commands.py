@@ -85,15 +85,11 @@ def check(
     values.pop("operators")  # the notebook's own wish
     rows = environment.check(**values)
     tested = _tested(values["checkpoint_path"], values["device"]) if operators else None
-    table, report = as_table(rows, tested), as_json_object(rows, values["device"], tested)
-    if as_json:
-        click.echo(report)
-    elif sys.stdout.isatty():
-        click.echo(as_table(rows, tested, shutil.get_terminal_size().columns))
-    else:
-        click.echo(table)
+    report = as_json_object(rows, values["device"], tested)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    click.echo(report if as_json else as_table(rows, tested, columns))
     if bundle is not None:
-        tables = {"check.txt": table, "check.json": report}
+        tables = {"check.txt": as_table(rows, tested), "check.json": report}
         names = environment.write_parcel(bundle, tables | _records(resolve(values["run_folder"])))
         click.echo(f"written: {bundle} ({len(names)} files)", err=True)
     sys.exit(1 if environment.to_do(rows) or (tested and tested.dead_ends()) else 0)

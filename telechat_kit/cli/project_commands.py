@@ -88,7 +88,7 @@ def lab(name: str, profile_path: Path, overrides: Pairs, overwrite: bool, no_sta
     copies = copy_notebooks(profile, overwrite)
     click.echo(f"{relative(copies)}: five notebooks with the parameters of {relative(profile.path)}")
     if not no_start:
-        with speaking(str(profile.values.get("language", "en"))):  # of the kernels' charts and tables
+        with speaking(profile.language):  # of the kernels' charts and tables
             code = _start_lab(copies / "01_setup.ipynb")
         sys.exit(code)
 
@@ -123,8 +123,7 @@ def list_runs(results: Path) -> None:
         )
     lines = [("run", "state", "started (UTC)", "limits")]
     for row in rows:
-        state = f"{row.kind}, {row.detail}" if row.detail else row.kind
-        lines.append((relative(row.folder), state, row.started or "–", may_be_shipped(row)))
+        lines.append((relative(row.folder), row.state, row.started or "–", may_be_shipped(row)))
     click.echo("\n".join(_columns(lines)))
 
 

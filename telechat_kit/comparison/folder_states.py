@@ -9,7 +9,7 @@ from typing import Any
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import KitError
 from telechat_kit.files import read_json
-from telechat_kit.records import RECORDS
+from telechat_kit.records import RECORDS, WRITTEN_BY
 
 COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"
 #: A step that is marked as at work: it is, or its process was killed
@@ -17,7 +17,7 @@ AT_WORK, BY_HAND, DAMAGED, EMPTY = "at work or killed", "by hand", "damaged", "n
 
 _REPORT = "report.html"
 #: Steps and the record that each leaves
-_LEAVES = {f"0{number}_{name}": f"{name}.json" for number, name in enumerate(RECORDS, start=1)}
+_LEAVES = {step: f"{name}.json" for name, step in WRITTEN_BY.items()}
 _LEAVES |= {"05_report": _REPORT}
 
 
@@ -30,6 +30,11 @@ class FolderState:
     detail: str
     run: RunData | None
     page: str = ""  # name of the file; empty: there is none
+
+    @property
+    def state(self) -> str:
+        """Its kind and what explains it."""
+        return f"{self.kind}, {self.detail}" if self.detail else self.kind
 
     @property
     def started(self) -> str:

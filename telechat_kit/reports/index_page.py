@@ -128,7 +128,7 @@ def _about(row: FolderState, results: Path) -> Iterator[str]:
     name = row.folder.relative_to(results).as_posix()
     place = f"{name}/{row.page}" if name != "." else row.page
     yield Markup('<a href="{}">{}</a>').format(quote(place), name) if row.page else name
-    yield f"{row.kind}, {row.detail}" if row.detail else row.kind
+    yield row.state
     yield row.started or "–"
     yield may_be_shipped(row)
     conditions = row.run.setup.conditions if row.run and row.run.setup else None

@@ -11,7 +11,7 @@ import tokenize
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any
 
-from telechat_kit.runs.parameters_cell import TAG
+from telechat_kit.runs.parameters_cell import is_parameters_cell
 from telechat_kit.translation import gettext, speaking
 
 _BETWEEN_PARAGRAPHS = re.compile(r"(\n(?:[ \t]*\n)+)")
@@ -53,7 +53,7 @@ def _changed(cell: Mapping[str, Any], change: Callable[[str], str]) -> Iterator[
         yield from (
             change(piece) if number % 2 == 0 and piece else piece for number, piece in enumerate(pieces)
         )
-    elif TAG in cell["metadata"].get("tags", ()):
+    elif is_parameters_cell(cell):
         yield from _comments(source, change)
     else:
         yield source

@@ -26,7 +26,7 @@ TYPES: dict[str, Any] = {
     "list[int]": list[int],
     "list[str]": list[str],
 }
-TAG = "parameters"
+_TAG = "parameters"
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -101,7 +101,7 @@ def filled_in(source: str, values: Mapping[str, Any]) -> str:
 
 def is_parameters_cell(cell: Mapping[str, Any]) -> bool:
     """Whether papermill takes a cell of a notebook for the one of the parameters."""
-    return TAG in cell.get("metadata", {}).get("tags", [])
+    return _TAG in cell.get("metadata", {}).get("tags", [])
 
 
 def _source(notebook: Path) -> str:
@@ -114,7 +114,7 @@ def _source(notebook: Path) -> str:
     for cell in cells if isinstance(cells, list) else ():
         metadata = cell.get("metadata") if isinstance(cell, dict) else None
         tags = metadata.get("tags") if isinstance(metadata, dict) else None
-        if isinstance(tags, list) and TAG in tags:
+        if isinstance(tags, list) and _TAG in tags:
             source = cell.get("source", "")
             return "".join(map(str, source)) if isinstance(source, list) else str(source)
     return ""

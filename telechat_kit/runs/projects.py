@@ -61,12 +61,11 @@ def copy_notebooks(profile: Profile, overwrite: bool = False) -> Path:
         The folder of the copies.
     """
     folder = resolve(profile.run_folder) / COPIES
-    language = str(profile.values.get("language", "en"))
     for step in STEPS:
         target = folder / f"{step.name}.ipynb"
         if target.exists() and not overwrite:
             continue
-        notebook = in_language(nbformat.read(notebook_path(step.name), as_version=4), language)
+        notebook = in_language(nbformat.read(notebook_path(step.name), as_version=4), profile.language)
         for cell in notebook.cells:
             if is_parameters_cell(cell):
                 cell.source = filled_in(cell.source, profile.values)
