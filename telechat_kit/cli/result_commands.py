@@ -155,7 +155,7 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool, 
         click.echo(f"\n{ORIGIN}")
     for line in signed_lines(found):
         click.echo(f"\n{line}")
-    click.echo(f"\n{found.outcome}: {summary(found)}")
+    click.echo(f"\n{found.outcome_said}: {summary(found)}")
     codes = {NOT_VERIFIED: 1, NOTHING: 3}
     sys.exit(codes.get(found.outcome, 3 if strict and found.unchecked else 0))
 

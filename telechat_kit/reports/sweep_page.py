@@ -11,7 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
-from telechat_kit.comparison.changes import Change, Figure, Withheld, change, figures
+from telechat_kit.comparison.changes import OVER_FLOAT, Change, Figure, Withheld, change, figures
+from telechat_kit.comparison.comparable import same_float
 from telechat_kit.comparison.folder_states import FolderState, folder_state
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import KitError
@@ -26,16 +27,25 @@ from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import markdown_text
 
 LOSS, SPEED = "kl_mean", "tokens_per_second"
+#: What stands on the axis of speed
+_SPEEDS = {SPEED: "W8A8, tokens/s", OVER_FLOAT: "W8A8's tokens per second over float's, times"}
 _HEADINGS = {
     "perplexity_ratio": "perplexity ratio",
     LOSS: "mean KL, nats",
     "top1_agreement": "same token",
-    SPEED: "W8A8, tokens/s",
+    OVER_FLOAT: "speed, times float",
+    SPEED: _SPEEDS[SPEED],
     "w8a8_bytes": "W8A8 bytes",
 }
 _HOW_TO_READ = (
     "A run beats another if their paired intervals show it better in loss or speed, and not worse in the other. What is "
     "beaten by none is not shown to be best: it may only not be told apart."
+)
+#: What the speed of a sweep is, said on the page
+_OF_RATIO = "W8A8's over float's, of the same run: the state of the machine while a run was timed cancels out"
+_OF_SPEED = (
+    "W8A8's tokens per second: float was not timed, or not under the same conditions in all runs, so nothing takes out the "
+    "state of the machine while a run was timed"
 )
 
 
@@ -48,11 +58,11 @@ class SweepRow:
     figures: dict[str, Figure]
     beaten_by: list[str] = field(default_factory=list)
 
-    def point(self, loss: str) -> tuple[Figure, Figure] | None:
+    def point(self, loss: str, speed: str) -> tuple[Figure, Figure] | None:
         """Loss and speed."""
-        if loss not in self.figures or SPEED not in self.figures:
+        if loss not in self.figures or speed not in self.figures:
             return None
-        return self.figures[loss], self.figures[SPEED]
+        return self.figures[loss], self.figures[speed]
 
 
 @dataclass(frozen=True)
@@ -61,19 +71,22 @@ class SweepResult:
 
     Attributes:
         loss: name of the figure that stands for the loss: mean KL on the text that costs most over all runs.
+        speed: name of the figure that stands for the speed: W8A8 over float where float was the same in all runs, for
+            both were timed in turns and the state of the machine in that hour cancels out; else tokens per second.
         apart: pairs of runs that do not compare, with the reason.
         told: pairs of runs of which one is shown to beat the other.
     """
 
     rows: list[SweepRow]
     loss: str
+    speed: str
     apart: dict[tuple[str, str], str]
     told: int
 
     @property
     def finished(self) -> list[SweepRow]:
         """The runs that have loss and speed."""
-        return [row for row in self.rows if row.point(self.loss) is not None]
+        return [row for row in self.rows if row.point(self.loss, self.speed) is not None]
 
     @property
     def unbeaten(self) -> list[SweepRow]:
@@ -93,23 +106,23 @@ def sweep_result(folders: Mapping[str, Path]) -> SweepResult:
     """The runs of a sweep, each against each."""
     states = {label: folder_state(folder) for label, folder in folders.items()}
     found = {label: _figures(state) for label, state in states.items()}
-    loss = worst_loss(list(found.values()))
+    loss, speed = worst_loss(list(found.values())), _speed(states, found)
     beaten: dict[str, list[str]] = {label: [] for label in folders}
     apart, told = {}, 0
     for first in folders:
         for second in folders:
             if first == second or not all(
-                name in found[label] for name in (loss, SPEED) for label in (first, second)
+                name in found[label] for name in (loss, speed) for label in (first, second)
             ):
                 continue
-            better = _beats(states[first], states[second], found[first], found[second], loss)
+            better = _beats(states[first], states[second], found[first], found[second], (loss, speed))
             if isinstance(better, str):
                 apart[first, second] = better
             elif better:
                 beaten[second].append(first)
                 told += 1
     rows = [SweepRow(label, states[label], found[label], beaten[label]) for label in folders]
-    return SweepResult(rows, loss, apart, told)
+    return SweepResult(rows, loss, speed, apart, told)
 
 
 def worst_loss(runs: Sequence[Mapping[str, Figure]]) -> str:
@@ -120,6 +133,14 @@ def worst_loss(runs: Sequence[Mapping[str, Figure]]) -> str:
     return max(common, key=lambda name: sum(run[name].estimate.value for run in finished), default=LOSS)
 
 
+def _speed(states: Mapping[str, FolderState], found: Mapping[str, Mapping[str, Figure]]) -> str:
+    """The figure that stands for the speed: over float, where all finished runs timed the same float."""
+    runs = [state.run for label, state in states.items() if SPEED in found[label]]
+    timed = [run.performance.conditions for run in runs if run and run.performance]
+    over_float = all(OVER_FLOAT in found[label] for label in found if SPEED in found[label])
+    return OVER_FLOAT if over_float and all(same_float(timed[0], other) for other in timed) else SPEED
+
+
 def _figures(state: FolderState) -> dict[str, Figure]:
     try:
         return figures(state.run) if state.run else {}
@@ -128,13 +149,17 @@ def _figures(state: FolderState) -> dict[str, Figure]:
 
 
 def _beats(
-    first: FolderState, second: FolderState, own: Mapping[str, Figure], other: Mapping[str, Figure], loss: str
+    first: FolderState,
+    second: FolderState,
+    own: Mapping[str, Figure],
+    other: Mapping[str, Figure],
+    names: tuple[str, str],
 ) -> bool | str:
-    """Whether the first run is shown to beat the second; or why the two do not compare."""
+    """Whether the first run is shown to beat the second by loss and speed; or why the two do not compare."""
     assert first.run is not None
     assert second.run is not None
     runs: tuple[RunData, RunData] = (second.run, first.run)
-    lost, gained = (change(name, other[name], own[name], runs) for name in (loss, SPEED))
+    lost, gained = (change(name, other[name], own[name], runs) for name in names)
     for found in (lost, gained):
         if isinstance(found, Withheld):
             return found.reason
@@ -198,19 +223,20 @@ def trade_chart(result: SweepResult) -> Chart:
     """Loss against speed with their intervals, a point a run; those that are beaten by none in color."""
     canvas = Canvas(figsize=(8.6, 4.4), layout="constrained")
     axes = canvas.add_subplot()
+    unit = "times float" if result.speed == OVER_FLOAT else "tokens/s"
     for row in result.finished:
-        loss, speed = (figure.estimate for figure in row.point(result.loss) or ())
+        loss, speed = (figure.estimate for figure in row.point(result.loss, result.speed) or ())
         color = COLORS["published"] if row.beaten_by else COLORS["w8a8"]
         axes.errorbar(
             loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", ecolor=color, capsize=3
         )
         (mark,) = axes.plot(loss.value, speed.value, "s" if row.beaten_by else "o", ms=7, color=color)
-        hover(mark, f"{row.label}: KL {loss} nats, {speed} tokens/s")
+        hover(mark, f"{row.label}: KL {loss} nats, {speed} {unit}")
         point_labels(axes, [(loss.value, speed.value)], [row.label], fontsize=8)
     axes.margins(x=0.25, y=0.15)
     x = f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval"
     labels = ", ".join(row.label for row in result.unbeaten)
-    return finish(canvas, axes, result.title, x, "W8A8, tokens/s, 95 % interval", labels)
+    return finish(canvas, axes, result.title, x, f"{_SPEEDS[result.speed]}, 95 % interval", labels)
 
 
 def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
@@ -240,6 +266,8 @@ def _notes(result: SweepResult) -> list[str]:
     notes = [f"Not finished: {', '.join(missing)}." if missing else "All runs are finished."]
     if result.finished:
         notes.append(f"{result.title}.")
+        basis = _OF_RATIO if result.speed == OVER_FLOAT else _OF_SPEED
+        notes.append(f"Speed is {basis}.")
     if result.apart:
         reasons = ", ".join(dict.fromkeys(result.apart.values()))
         notes.append(f"{len(result.apart) // 2} of the pairs of runs do not compare: {reasons}.")

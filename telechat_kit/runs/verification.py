@@ -16,6 +16,8 @@ from telechat_kit.runs.repetition import NOT, Verdict, judge, repeat_run, same_c
 from telechat_kit.runs.signing import check_signature
 
 VERIFIED, NOT_VERIFIED, NOTHING = "verified", "not verified", "nothing could be checked"
+#: The same of a page alone: what is sound in the record behind it says nothing of what it shows
+NOT_SHOWN = "what the page shows could not be checked"
 ORIGIN = "A record alone cannot prove its origin: give the run folder."
 
 
@@ -51,6 +53,11 @@ class Verification:
         # of a page alone what it shows must have been looked at: that its record is sound says nothing of it
         passed = any(f.verdict == SAME and (not self.alone or f.part == PAGES) for f in self.findings)
         return VERIFIED if passed or self.verdicts else NOTHING
+
+    @property
+    def outcome_said(self) -> str:
+        """The outcome as a reader needs it: of a page alone, what could not be checked is what it shows."""
+        return NOT_SHOWN if self.alone and self.outcome == NOTHING else self.outcome
 
     @property
     def good(self) -> bool:

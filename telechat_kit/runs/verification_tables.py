@@ -7,7 +7,7 @@ import pandas as pd
 from telechat_kit.comparison.findings import CHANGED, LOST, NOTE, SAME, UNCHECKED
 from telechat_kit.reports.comparison_page import figure_text
 from telechat_kit.runs.signing import PART as SIGNATURE
-from telechat_kit.runs.verification import Verification
+from telechat_kit.runs.verification import NOTHING, Verification
 
 
 def parts_frame(found: Verification) -> pd.DataFrame:
@@ -56,8 +56,9 @@ def verdicts_frame(found: Verification) -> pd.DataFrame:
 def summary(found: Verification) -> str:
     """How many of what, in a line."""
     counts = Counter(finding.verdict for finding in found.findings)
+    of_record = " of its record" if found.alone and found.outcome == NOTHING else ""
     parts = [
-        f"{counts[SAME]} checks passed, {counts[CHANGED]} failed, {len(found.unchecked)} could not be made"
+        f"{counts[SAME]} checks{of_record} passed, {counts[CHANGED]} failed, {len(found.unchecked)} could not be made"
     ]
     repeated = Counter((v.verdict, v.recorded.timed) for v in found.verdicts)
     kinds = {False: "figures", True: "times and speeds"}

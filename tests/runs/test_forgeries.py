@@ -26,6 +26,7 @@ from telechat_kit.runs.profile import notebook_path
 from telechat_kit.runs.rebuilding import check_pages
 from telechat_kit.runs.state import SCHEMA, STEPS, RunState
 from telechat_kit.runs.verification import NOT_VERIFIED, NOTHING, VERIFIED, verify
+from telechat_kit.runs.verification_tables import summary
 
 CHECKS: dict[str, Callable[[RunData], Iterator[Finding]]] = {
     "possible": impossible_figures,
@@ -148,7 +149,10 @@ def test_a_page_alone_is_judged_by_what_it_shows(copied: Path, tmp_path: Path) -
     assert verify(page, repeat=False).outcome == NOT_VERIFIED
     # who claims another version of the kit keeps the page from being made again: then nothing is verified
     page.write_text(page.read_text().replace('"made_with":{"code":"', '"made_with":{"code":"0', 1))
-    assert verify(page, repeat=False).outcome == NOTHING
+    found = verify(page, repeat=False)
+    assert found.outcome == NOTHING
+    assert found.outcome_said == "what the page shows could not be checked"
+    assert "checks of its record passed" in summary(found)
 
 
 def test_a_folder_of_a_record_alone_is_not_verified(copied: Path, tmp_path: Path) -> None:

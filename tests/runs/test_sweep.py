@@ -85,8 +85,13 @@ def test_without_ray_its_option_says_what_to_install(
         run_sweep(load_sweep(sweep_file), ray=True)
 
 
-def like(run: Path, target: Path, kl: float, speed: float, wobble: float = 0.001) -> Path:
-    """A copy of a run whose KL on every text and whose W8A8 speed are multiplied, its repeats apart by `wobble`."""
+def like(
+    run: Path, target: Path, kl: float, speed: float, wobble: float = 0.001, machine: float = 1.0
+) -> Path:
+    """A copy of a run whose KL on every text and whose W8A8 speed are multiplied, its repeats apart by `wobble`.
+
+    `machine`: how many times as fast all was, float too.
+    """
     shutil.copytree(run, target)
     record = json.loads((target / "precision.json").read_text())
     for found in (record["divergence"], *(kind["figures"] for kind in record["kinds"])):
@@ -96,11 +101,11 @@ def like(run: Path, target: Path, kl: float, speed: float, wobble: float = 0.001
     (target / "precision.json").write_text(json.dumps(record))
     rows = [json.loads(line) for line in (target / "samples.jsonl").read_text().splitlines()]
     for row in rows:
-        row["seconds"] = (1 + wobble * row["repeat"]) / (speed if row["precision"] == "w8a8" else 1)
+        row["seconds"] = (1 + wobble * row["repeat"]) / (speed if row["precision"] == "w8a8" else 1) / machine
     (target / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     timed = json.loads((target / "performance.json").read_text())
     for case in timed["cases"]:
-        tokens = case["output_tokens"] * (speed if case["precision"] == "w8a8" else 1)
+        tokens = case["output_tokens"] * (speed if case["precision"] == "w8a8" else 1) * machine
         ends = {"low": tokens / (1 + 2 * wobble), "high": tokens}
         case["tokens_per_second"] = {"value": tokens / (1 + wobble), "coverage": 0.75, **ends}
     (target / "performance.json").write_text(json.dumps(timed))
@@ -128,6 +133,31 @@ def test_a_run_is_beaten_only_beyond_the_intervals(tiny_run: Path, tmp_path: Pat
     }
     assert [row.label for row in result.unbeaten] == ["better", "trade"]
     assert result.title.startswith("2 of 4 runs are beaten by none")
+
+
+def test_a_run_of_a_quieter_hour_is_not_better(tiny_run: Path, tmp_path: Path) -> None:
+    """All of it was twice as fast, float too: W8A8 over float is what it was."""
+    folders = {
+        "busy": like(tiny_run, tmp_path / "busy", 1.0, 2.0),
+        "quiet": like(tiny_run, tmp_path / "quiet", 1.0, 2.0, machine=2.0),
+        "faster": like(tiny_run, tmp_path / "faster", 1.0, 3.0, machine=0.25),
+    }
+    result = sweep_result(folders)
+    assert result.speed == "speed_over_float"
+    assert {row.label: row.beaten_by for row in result.rows} == {
+        "busy": ["faster"],
+        "quiet": ["faster"],
+        "faster": [],
+    }
+    page = write_sweep(folders, tmp_path / "sweep").read_text()
+    assert "the state of the machine while a run was timed cancels out" in page
+    # on two machines the ratio says nothing of which is faster: there tokens per second decide
+    record = json.loads((folders["faster"] / "performance.json").read_text())
+    record["conditions"]["device_name"] = "another"
+    (folders["faster"] / "performance.json").write_text(json.dumps(record))
+    result = sweep_result(folders)
+    assert result.speed == "tokens_per_second"
+    assert result.rows[2].beaten_by == ["busy", "quiet"]
 
 
 def test_runs_that_cannot_be_told_apart_are_not_called_best(tiny_run: Path, tmp_path: Path) -> None:
