@@ -1,6 +1,6 @@
 """The figures of a run by name, and how much one of them changed between two runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, log
@@ -16,6 +16,8 @@ from telechat_kit.performance.measurement import CaseResult
 from telechat_kit.precision.positions import FIGURES
 from telechat_kit.statistics import Estimate, bootstrap
 
+#: Mean KL on `text_path`; `kl_mean[KIND]` on a kind of text
+LOSS = "kl_mean"
 #: W8A8's speed over float's, both of one run
 OVER_FLOAT = "speed_over_float"
 
@@ -89,6 +91,14 @@ def exact(value: float) -> Estimate:
 def figures(run: RunData) -> dict[str, Figure]:
     """All figures of a run, by the names that conditions and tables use."""
     return {**_precision(run), **_sizes(run), **_speeds(run)}
+
+
+def worst_loss(runs: Sequence[Mapping[str, Figure]]) -> str:
+    """The mean KL, of those that all runs with a loss have, that is largest over them."""
+    told = [run for run in runs if LOSS in run]
+    names = [name for name in (told[0] if told else {}) if name.split("[")[0] == LOSS]
+    common = [name for name in names if all(name in run for run in told)]
+    return max(common, key=lambda name: sum(run[name].estimate.value for run in told), default=LOSS)
 
 
 def _precision(run: RunData) -> dict[str, Figure]:

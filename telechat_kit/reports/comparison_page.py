@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison.changes import Change, Figure, Withheld
 from telechat_kit.comparison.side_by_side import BundleRow, Comparison, FigureRow
+from telechat_kit.comparison.verdict import shown
 from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, titled
 from telechat_kit.reports.html import dress_tables, render_page
@@ -21,6 +22,7 @@ from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import csv_text, markdown_rows, markdown_text
 from telechat_kit.reports.precision_tables import aligned
 from telechat_kit.reports.tables import styled
+from telechat_kit.statistics import LEVEL
 
 HOW_TO_READ = (
     "Changes are multiples of the first run. An interval that leaves out 1 is marked * : the runs differ. "
@@ -87,17 +89,13 @@ def _with_unit(row: FigureRow) -> str:
 
 
 def figure_text(figure: Figure | None) -> str:
-    """A value with its interval, if it has one."""
+    """A value with its interval, if it has one, and no digit finer than that allows."""
     if figure is None:
         return "–"
-    found = figure.estimate
+    value = figure.estimate.value
     if figure.exact:
-        return _number(found.value)
-    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
+        return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
+    return shown(figure.estimate)
 
 
 def change_text(change: Change | Withheld | None) -> str:
@@ -127,7 +125,23 @@ def markdown(found: Comparison) -> str:
 
 
 def _how_to_read(found: Comparison) -> str:
-    return f"{HOW_TO_READ} {BY_MACHINE}" if _by_machine(found) else HOW_TO_READ
+    notes = [HOW_TO_READ, by_chance(found)] + [BY_MACHINE] * _by_machine(found)
+    return " ".join(filter(None, notes))
+
+
+def by_chance(found: Comparison) -> str:
+    """How many intervals would be marked if nothing differed: one in twenty, however the figures hang together."""
+    count = sum(
+        isinstance(change, Change) and change.ratio.coverage >= LEVEL
+        for row in found.figures
+        for change in row.changes
+    )
+    expected = round(count * (1 - LEVEL))
+    return (
+        f"Where nothing differs, about {expected} of {count} intervals leave out 1 by chance."
+        if expected
+        else ""
+    )
 
 
 def _by_machine(found: Comparison) -> bool:
@@ -179,8 +193,8 @@ def changes_chart(found: Comparison) -> Chart:
     seen = sum(isinstance(change, Change) and change.seen for row in rows for change in row.changes)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")
-    title = f"{seen} of {len(rows) * len(runs)} figures changed more than chance explains"
-    return titled(canvas, title, "The table under the chart has the values")
+    title = f"{seen} of {len(rows) * len(runs)} figures changed beyond their intervals"
+    return titled(canvas, title, by_chance(found) or "The table under the chart has the values")
 
 
 def _draw(
@@ -224,7 +238,7 @@ def write_comparison(found: Comparison, page: Path) -> Path:
 
 
 def verdict(found: Comparison) -> str:
-    """One sentence: what differs, and which figures changed more than chance explains."""
+    """What differs, which figures changed beyond their intervals, and how many would by chance."""
     apart = "; ".join(f"{row.name} {' / '.join(map(str, row.values))}" for row in found.differing[:4])
     more = f" and {len(found.differing) - 4} more" if len(found.differing) > 4 else ""
     seen = [
@@ -242,9 +256,9 @@ def verdict(found: Comparison) -> str:
     if not any(compared):
         return f"{conditions} No figure is compared: {_reasons(found)}."
     figures = (
-        f"Changed more than chance explains: {', '.join(seen)}."
+        f"Changed beyond their intervals: {', '.join(seen)}. {by_chance(found)}".rstrip()
         if seen
-        else "No figure changed more than chance explains."
+        else "No figure changed beyond its interval."
     )
     withheld = f" Not compared: {_reasons(found)}." if _reasons(found) else ""
     machine = " The machine was in another state: float's speed changed too." if _by_machine(found) else ""

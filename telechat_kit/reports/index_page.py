@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from telechat_kit.comparison.changes import Figure, figures
+from telechat_kit.comparison.changes import LOSS, OVER_FLOAT, Figure, figures, worst_loss
 from telechat_kit.comparison.comparable import float_weights, why_not
 from telechat_kit.comparison.folder_states import COMPLETE, FolderState, folder_state, run_folders
 from telechat_kit.comparison.limits import judge_limits, worst_state
@@ -19,13 +19,13 @@ from telechat_kit.reports.comparison_page import figure_text
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
 from telechat_kit.reports.page import Section
 
-#: Figures of the table by name, and what heads their columns
-_SHOWN = {
+#: Figures of the table by name, and what heads their columns; before them the loss on the text that costs most
+_HEADINGS = {
     "perplexity_ratio": "perplexity, W8A8 / float",
-    "kl_mean": "mean KL, nats",
+    LOSS: "mean KL, nats",
     "top1_agreement": "same token",
+    OVER_FLOAT: "speed, times float",
     "tokens_per_second": "W8A8, tokens/s",
-    "tokens_per_second_float": "float, tokens/s",
 }
 #: Parameters that every run must have its own of
 _OWN = {"run_folder", "quant_path"}
@@ -84,18 +84,26 @@ def _model(rows: Sequence[FolderState]) -> str:
 def _table(rows: Sequence[FolderState], results: Path) -> Markup:
     varied = varied_parameters([row.run.parameters if row.run else {} for row in rows])
     found = [_figures(row) for row in rows]
-    bases = {name: next((i for i, own in enumerate(found) if name in own), 0) for name in _SHOWN}
-    headings = ["run", "state", "started (UTC)", "may be shipped", "device", *varied, *_SHOWN.values()]
+    shown = headed(_HEADINGS, worst_loss(found), found)
+    bases = {name: next((i for i, own in enumerate(found) if name in own), 0) for name in shown}
+    headings = ["run", "state", "started (UTC)", "may be shipped", "device", *varied, *shown.values()]
     lines = []
     for number, row in enumerate(rows):
         parameters = row.run.parameters if row.run else {}
         cells = [*_about(row, results), *(_value(parameters.get(name)) for name in varied)]
         cells += [
-            _cell(name, (row.run, found[number]), rows[bases[name]].run) if row.run else "–"
-            for name in _SHOWN
+            _cell(name, (row.run, found[number]), rows[bases[name]].run) if row.run else "–" for name in shown
         ]
         lines.append(cells)
     return dress_tables(str(plain_table(headings, lines)))
+
+
+def headed(headings: Mapping[str, str], loss: str, runs: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
+    """Figures and what heads them, the loss on the worst text first where it is not that on `text_path`."""
+    if loss == LOSS:
+        return dict(headings)
+    label = next((run[loss].label for run in runs if loss in run), loss)
+    return {loss: f"{label}, nats", **headings}
 
 
 def varied_parameters(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
@@ -14,7 +15,7 @@ from matplotlib.transforms import Bbox
 #: Directions that are tried, right and left before above and below
 _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 #: Distances in points that are tried; far labels get a line to their point
-_DISTANCES = (7, 13, 20, 28, 38, 50)
+_DISTANCES = (7, 13, 20, 28, 38, 50, 66, 84)
 _LINE_FROM = 20
 _NO_MARK = (None, "None", "none", "", " ")
 _WAITING, PLACED = "a label without a place", "placed"
@@ -99,7 +100,7 @@ def _other_texts(axes: Axes, labels: Sequence[Text]) -> list[Text]:
 
 
 def mark_boxes(axes: Axes) -> Iterator[Bbox]:
-    """A box round every mark of the lines, and small ones along what joins them."""
+    """A box round every mark of the lines, and small ones along what joins them and along the bars of intervals."""
     for line in axes.lines:
         points = line.get_transform().transform(line.get_xydata())
         points = points[np.isfinite(points).all(1)]
@@ -108,6 +109,10 @@ def mark_boxes(axes: Axes) -> Iterator[Bbox]:
             yield from (Bbox([point - half, point + half]) for point in points)
         if line.get_linestyle() not in _NO_MARK:
             yield from (Bbox([point - 1, point + 1]) for point in _along(points))
+    bars = (one for one in axes.collections if isinstance(one, LineCollection))  # of intervals
+    for segment in (segment for one in bars for segment in one.get_segments()):
+        points = axes.transData.transform(segment)
+        yield from (Bbox([point - 1, point + 1]) for point in _along(points[np.isfinite(points).all(1)]))
 
 
 def _along(points: np.ndarray) -> Iterator[np.ndarray]:

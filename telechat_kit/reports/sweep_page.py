@@ -1,6 +1,6 @@
 """The result of a sweep: one row a run, loss against speed, and which runs are shown to be beaten by another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,16 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
-from telechat_kit.comparison.changes import OVER_FLOAT, Change, Figure, Withheld, change, figures
+from telechat_kit.comparison.changes import (
+    LOSS,
+    OVER_FLOAT,
+    Change,
+    Figure,
+    Withheld,
+    change,
+    figures,
+    worst_loss,
+)
 from telechat_kit.comparison.comparable import same_float
 from telechat_kit.comparison.folder_states import FolderState, folder_state
 from telechat_kit.comparison.run_data import RunData
@@ -20,15 +29,15 @@ from telechat_kit.files import write_text
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars, finish
 from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
-from telechat_kit.reports.index_page import varied_parameters
+from telechat_kit.reports.index_page import headed, varied_parameters
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
 from telechat_kit.reports.plain_text import markdown_text
 
-LOSS, SPEED = "kl_mean", "tokens_per_second"
+SPEED = "tokens_per_second"
 #: What stands on the axis of speed
-_SPEEDS = {SPEED: "W8A8, tokens/s", OVER_FLOAT: "W8A8's tokens per second over float's, times"}
+_SPEEDS = {SPEED: "W8A8, tokens/s", OVER_FLOAT: "W8A8, times float's tokens/s"}
 _HEADINGS = {
     "perplexity_ratio": "perplexity ratio",
     LOSS: "mean KL, nats",
@@ -125,14 +134,6 @@ def sweep_result(folders: Mapping[str, Path]) -> SweepResult:
     return SweepResult(rows, loss, speed, apart, told)
 
 
-def worst_loss(runs: Sequence[Mapping[str, Figure]]) -> str:
-    """The mean KL, of those that all finished runs have, that is largest over them."""
-    finished = [run for run in runs if LOSS in run and SPEED in run]
-    names = [name for name in (finished[0] if finished else {}) if name.split("[")[0] == LOSS]
-    common = [name for name in names if all(name in run for run in finished)]
-    return max(common, key=lambda name: sum(run[name].estimate.value for run in finished), default=LOSS)
-
-
 def _speed(states: Mapping[str, FolderState], found: Mapping[str, Mapping[str, Figure]]) -> str:
     """The figure that stands for the speed: over float, where all finished runs timed the same float."""
     runs = [state.run for label, state in states.items() if SPEED in found[label]]
@@ -204,12 +205,7 @@ def sweep_data(result: SweepResult) -> pd.DataFrame:
 
 def _shown(result: SweepResult) -> dict[str, str]:
     """The figures of the table and what heads them; that of the worst text where it is not `text_path`'s."""
-    if result.loss == LOSS:
-        return _HEADINGS
-    label = next(
-        (row.figures[result.loss].label for row in result.rows if result.loss in row.figures), result.loss
-    )
-    return {result.loss: f"{label}, nats", **_HEADINGS}
+    return headed(_HEADINGS, result.loss, [row.figures for row in result.rows])
 
 
 def _text(value: Any) -> str:
@@ -234,6 +230,7 @@ def trade_chart(result: SweepResult) -> Chart:
         hover(mark, f"{row.label}: KL {loss} nats, {speed} {unit}")
         point_labels(axes, [(loss.value, speed.value)], [row.label], fontsize=8)
     axes.margins(x=0.25, y=0.15)
+    axes.set_xlim(left=0)  # no divergence lies below
     x = f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval"
     labels = ", ".join(row.label for row in result.unbeaten)
     return finish(canvas, axes, result.title, x, f"{_SPEEDS[result.speed]}, 95 % interval", labels)

@@ -20,7 +20,7 @@ from telechat_kit.comparison.side_by_side import broken_by, compare, not_aligned
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
-from telechat_kit.reports.comparison_page import markdown, verdict, write_comparison
+from telechat_kit.reports.comparison_page import by_chance, markdown, verdict, write_comparison
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -224,7 +224,7 @@ def test_runs_of_another_model_share_no_figure(tiny_run: Path, tmp_path: Path) -
     assert changes_of(tiny_run, other) == {}
     page = write_comparison(compare([str(tiny_run), str(other)]), tmp_path / "page.html").read_text()
     assert "No figure is compared: " in page
-    assert "Changed more than chance explains" not in page
+    assert "Changed beyond their intervals" not in page
 
 
 def test_the_published_table_stands_beside_a_run_that_timed_its_cases(tiny_run: Path, tmp_path: Path) -> None:
@@ -319,14 +319,23 @@ def test_a_figure_that_does_not_exist_is_an_error_and_no_pass(tiny_run: Path) ->
         broken_by(parse_rule("token_per_second < 1"), found)
 
 
+def test_many_intervals_are_said_to_leave_out_1_by_chance(tiny_run: Path, tmp_path: Path) -> None:
+    slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
+    few = compare([str(slow), str(fast)])
+    with_intervals = [row for row in few.figures if row.name == "tokens_per_second"]
+    many = replace(few, figures=with_intervals * 40)
+    sentence = "Where nothing differs, about 2 of 40 intervals leave out 1 by chance."
+    assert by_chance(many) == sentence
+    assert sentence in verdict(many) and sentence in markdown(many)
+    assert by_chance(replace(few, figures=with_intervals)) == ""
+
+
 def test_the_page_opens_alone_and_says_what_differs(tiny_run: Path, tmp_path: Path) -> None:
     slow, fast = timed(tiny_run, tmp_path / "slow", 1.0), timed(tiny_run, tmp_path / "fast", 1.5)
     found = compare([str(slow), str(fast)])
     page = write_comparison(found, tmp_path / "page.html").read_text()
     assert "slow against fast" in page
-    assert (
-        "Changed more than chance explains: W8A8, geometric mean of the cases 1.50x, W8A8 over float" in page
-    )
+    assert "Changed beyond their intervals: W8A8, geometric mean of the cases 1.50x, W8A8 over float" in page
     assert "http" not in page.replace("http-equiv", "").replace('xmlns="http://www.w3.org/2000/svg"', "")
 
 

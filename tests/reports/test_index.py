@@ -156,8 +156,22 @@ def test_figures_that_do_not_compare_give_place_to_the_reason(results: Path, tin
     assert rows["new"]["mean KL, nats"][0].isdigit()
     assert rows["text"]["mean KL, nats"] == rows["text"]["same token"] == "other text"
     assert rows["text"]["W8A8, tokens/s"] == rows["new"]["W8A8, tokens/s"]
-    assert rows["cases"]["W8A8, tokens/s"] == rows["cases"]["float, tokens/s"] == "no case in common"
+    assert rows["cases"]["W8A8, tokens/s"] == rows["cases"]["speed, times float"] == "no case in common"
     assert rows["cases"]["mean KL, nats"] == rows["new"]["mean KL, nats"]
+
+
+def test_the_loss_on_the_worst_text_stands_first(results: Path, tiny_run: Path) -> None:
+    def costly(record: dict[str, Any]) -> None:
+        for kind in record["kinds"]:
+            factor = 100 if kind["kind"] == "zh" else 0.01
+            found = kind["figures"]["kl_mean"]
+            kind["figures"]["kl_mean"] = {
+                key: value * (1 if key == "coverage" else factor) for key, value in found.items()
+            }
+
+    edit(place(results, tiny_run, "one"), "precision.json", costly)
+    headings = list(cells(results)["one"])
+    assert headings.index("mean KL, Chinese, nats") < headings.index("perplexity, W8A8 / float")
 
 
 def test_models_do_not_share_a_table(results: Path, tiny_run: Path) -> None:

@@ -1,6 +1,7 @@
 """`verify` notices forgeries: of records, samples, answers, pages, tables, weights, manifest; honest runs pass."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from telechat_kit.files import sha256, write_json
 from telechat_kit.precision import write_answers
 from telechat_kit.provenance import code_hash, file_hash, machine, versions
 from telechat_kit.reports import write_report
+from telechat_kit.reports.plain_text import markdown_text
 from telechat_kit.runs.bindings import check_manifest, check_state
 from telechat_kit.runs.origins import check_answer_files, check_origins, check_weights_told
 from telechat_kit.runs.plan import combined_key
@@ -28,6 +30,10 @@ from telechat_kit.runs.state import SCHEMA, STEPS, RunState
 from telechat_kit.runs.verification import NOT_VERIFIED, NOTHING, VERIFIED, verify
 from telechat_kit.runs.verification_tables import summary
 
+ROOT = Path(__file__).resolve().parents[2]
+TABLE_BEGIN = (
+    "| forgery | hashes made to fit | noticed by | what `verify` says first |\n| --- | --- | --- | --- |"
+)
 CHECKS: dict[str, Callable[[RunData], Iterator[Finding]]] = {
     "possible": impossible_figures,
     **dict.fromkeys(("figures", "answers", "speeds", "settings"), recomputed),
@@ -83,8 +89,24 @@ def copied(sealed_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sealed_run, tmp_path / "run"))
 
 
+def noticed(run: Path, check: str) -> list[Finding]:
+    return [one for one in CHECKS[check](read_run_data(run)) if one.verdict == "changed"]
+
+
 def wrong(run: Path, check: str) -> list[str]:
-    return [one.name for one in CHECKS[check](read_run_data(run)) if one.verdict == "changed"]
+    return [one.name for one in noticed(run, check)]
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[str, str]]:
+    """What `verify` says to each forgery; with FORGERIES_TABLE=docs/verify.md the table there is written anew."""
+    rows: dict[str, str] = {}
+    yield rows
+    if os.environ.get("FORGERIES_TABLE") and len(rows) == len(FORGERIES):
+        path = ROOT / os.environ["FORGERIES_TABLE"]
+        before, _, old = path.read_text(encoding="utf-8").partition(TABLE_BEGIN)
+        after = old[old.index("\n\n") :]
+        path.write_text(before + "\n".join([TABLE_BEGIN, *rows.values()]) + after, encoding="utf-8")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -93,14 +115,31 @@ def test_an_honest_run_passes_every_check(sealed_run: Path, check: str) -> None:
 
 
 @pytest.mark.parametrize("forgery", FORGERIES, ids=lambda forgery: f"{forgery.check}: {forgery.name}")
-def test_a_forgery_is_noticed(copied: Path, forgery: Forgery) -> None:
+def test_a_forgery_is_noticed(copied: Path, forgery: Forgery, table: dict[str, str]) -> None:
     forgery.forge(copied)
     if forgery.sealed:
         seal(copied)
     try:
-        assert wrong(copied, forgery.check) != []
+        found = noticed(copied, forgery.check)
+        assert found != []
+        told = (
+            f"{found[0].name}: recorded {found[0].recorded or 'nothing'}, found {found[0].found or 'nothing'}"
+        )
     except DataError as error:
         assert forgery.name == "a second record in a comment", error
+        told = str(error)
+    cells = [forgery.name, "yes" if forgery.sealed else "no", forgery.check, told]
+    table[forgery.name] = (
+        f"| {' | '.join(markdown_text(cell.replace(str(copied), 'RUN')) for cell in cells)} |"
+    )
+
+
+def test_the_document_has_every_forgery() -> None:
+    text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.partition(TABLE_BEGIN)[2].splitlines() if " | " in line]
+    assert [(row[0].removeprefix("| "), row[2]) for row in rows if row[1] in ("yes", "no")] == [
+        (markdown_text(forgery.name), forgery.check) for forgery in FORGERIES
+    ]
 
 
 def test_a_number_that_is_none_is_refused_when_it_is_read(copied: Path) -> None:

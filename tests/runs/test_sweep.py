@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from telechat_kit.comparison.changes import figures
+from telechat_kit.comparison.changes import figures, worst_loss
 from telechat_kit.comparison.run_data import read_run_data
 from telechat_kit.errors import ParameterError
-from telechat_kit.reports.sweep_page import sweep_result, worst_loss, write_sweep
+from telechat_kit.reports.sweep_page import sweep_result, write_sweep
 from telechat_kit.runs.state import SCHEMA, RunState, load_state
 from telechat_kit.runs.sweep import folders, load_sweep, run_sweep, sweep_jobs
 
