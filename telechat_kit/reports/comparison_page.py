@@ -25,7 +25,8 @@ from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import LEVEL
 
 HOW_TO_READ = (
-    "Changes are multiples of the first run. An interval that leaves out 1 is marked * : the runs differ. "
+    "Changes are multiples of the first run. A 95 % interval that leaves out 1 is marked * : the runs differ. One that "
+    "covers less, of a single case with few repeats, says so and is not judged. "
     "Precision: sequence by sequence where both runs read the same text; speeds: the cases of both in pairs, repeats "
     "drawn anew; elsewhere from the two runs' own intervals."
 )
@@ -106,7 +107,10 @@ def change_text(change: Change | Withheld | None) -> str:
         return f"not compared: {change.reason}"
     if change.ratio.coverage == 0:
         return f"{change.ratio.value:.3f}x"
-    star = " *" if change.seen else f" {BY_MACHINE_MARK}" if change.differs else ""
+    if change.ratio.coverage < LEVEL:
+        star = f" ({100 * change.ratio.coverage:.0f} %)"
+    else:
+        star = " *" if change.seen else f" {BY_MACHINE_MARK}" if change.differs else ""
     return f"{change.ratio.value:.3f}x [{change.ratio.low:.3f}, {change.ratio.high:.3f}]{star}"
 
 
@@ -189,7 +193,7 @@ def changes_chart(found: Comparison) -> Chart:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
-    axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval where there is one")
+    axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval, or what the repeats allow")
     seen = sum(isinstance(change, Change) and change.seen for row in rows for change in row.changes)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")

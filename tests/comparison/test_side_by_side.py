@@ -20,7 +20,8 @@ from telechat_kit.comparison.side_by_side import broken_by, compare, not_aligned
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
-from telechat_kit.reports.comparison_page import by_chance, markdown, verdict, write_comparison
+from telechat_kit.reports.comparison_page import by_chance, change_text, markdown, verdict, write_comparison
+from telechat_kit.statistics import Estimate
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -317,6 +318,12 @@ def test_a_figure_that_does_not_exist_is_an_error_and_no_pass(tiny_run: Path) ->
     found = compare([str(tiny_run), str(tiny_run)])
     with pytest.raises(ParameterError, match='Did you mean "tokens_per_second"'):
         broken_by(parse_rule("token_per_second < 1"), found)
+
+
+def test_an_interval_that_covers_less_says_so_and_is_not_marked() -> None:
+    ratio = Estimate(0.8, 0.75, 0.85, 0.75)
+    assert change_text(changes.Change(ratio, "two separate intervals")) == "0.800x [0.750, 0.850] (75 %)"
+    assert change_text(changes.Change(replace(ratio, coverage=0.95), "pairs")) == "0.800x [0.750, 0.850] *"
 
 
 def test_many_intervals_are_said_to_leave_out_1_by_chance(tiny_run: Path, tmp_path: Path) -> None:
