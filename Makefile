@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test soak kills fuzz sanitize lint format messages notebooks lab bench clients npu-shapes page-check clean
+.PHONY: help report test soak kills fuzz sanitize lint format messages notebooks lab bench clients npu-shapes page-check lab-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ build/npu-shapes/.installed: environment/npu-shapes.txt
 
 page-check: build/browser/.installed  ## the reference run's pages in Chromium: axe-core's rules, text cut off, light and dark
 	build/browser/bin/python tests/page_check.py results/reference/*.html
+
+lab-check: build/browser/.installed $(VENV)/.installed-dev  ## the notebooks in JupyterLab, driven in Chromium: Run All, an interrupt, an error on purpose
+	build/browser/bin/python tests/lab_check.py --python $(BIN)/python
 
 build/browser/.installed: environment/browser.txt
 	$(PYTHON) -m venv build/browser

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any, ClassVar, TypeVar
 
@@ -20,9 +21,29 @@ def track(items: Iterable[Item], description: str, total: int | None = None, don
     Of `total`, `done` were finished before and are not among the items.
     """
     options: dict[str, Any] = {"desc": description, "total": total, "initial": done, "mininterval": 0.5}
-    if _SESSION in os.environ and "IPython" in sys.modules:
+    if _in_jupyterlab():
         return _CellBar(items, gui=True, **options)
     return tqdm(items, ascii=" ·━", ncols=88, **options)
+
+
+@contextmanager
+def bars_of_transformers() -> Iterator[None]:
+    """Meanwhile transformers' own bars (loading, writing) look like those of `track` in JupyterLab."""
+    from transformers.utils import logging  # noqa: PLC0415  (loaded by whoever calls this)
+
+    set_hook = getattr(logging, "set_tqdm_hook", None)  # older ones cannot be told
+    if set_hook is None or not _in_jupyterlab():
+        yield
+        return
+    before = set_hook(lambda _, args, options: _CellBar(*args, **{**options, "gui": True}))
+    try:
+        yield
+    finally:
+        set_hook(before)
+
+
+def _in_jupyterlab() -> bool:
+    return _SESSION in os.environ and "IPython" in sys.modules
 
 
 class _CellBar(tqdm):

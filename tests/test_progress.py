@@ -1,11 +1,13 @@
 """Progress: text on stderr for logs and headless runs, one bar a cell where a person works in JupyterLab."""
 
+from pathlib import Path
 from typing import Any
 
 import IPython.display  # noqa: F401  (what the fixture stands in for)
 import pytest
+from transformers.utils import logging
 
-from telechat_kit import progress
+from telechat_kit import load_model, progress
 from telechat_kit.progress import track
 
 
@@ -73,3 +75,13 @@ def test_without_a_session_it_is_text_on_stderr(
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     list(track(range(2), "blocks"))
     assert "blocks: 100%" in capsys.readouterr().err
+
+
+def test_bars_of_transformers_are_the_cell_s_too(
+    screen: Screen, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_model(tiny_folder)
+    assert "Loading weights: 100 %" in screen.outputs[-1][-1]
+    assert capsys.readouterr().err == ""
+    list(logging.tqdm(range(3), desc="by others"))
+    assert "by others" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from telechat_kit.model.sharding import Shard, narrow, sliced
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import W8A8Weights, place, read_described
 from telechat_kit.model.weight_shards import Shards
+from telechat_kit.progress import bars_of_transformers
 
 
 def config_folder(folder: Path, model_path: Path | None) -> Path:
@@ -115,10 +116,11 @@ def build_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
     safetensors = weight_files(folder)[0].suffix == ".safetensors"
     read_generation_config(folder)  # transformers passes over a damaged one
     try:
-        model, info = network_of(read_config(folder)).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True,
-            use_safetensors=safetensors,
-        )  # fmt: skip
+        with bars_of_transformers():
+            model, info = network_of(read_config(folder)).from_pretrained(
+                folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True,
+                use_safetensors=safetensors,
+            )  # fmt: skip
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{folder}: a .bin file holds more than tensors and could run code, so it is refused. "

@@ -11,6 +11,7 @@ from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import ORIGIN
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.telechat3 import network_of
+from telechat_kit.progress import bars_of_transformers
 
 SPECIAL = ("<_unk>", "<_start>", "<_end>", "<_pad>", "<_user>", "<_bot>")
 
@@ -36,7 +37,8 @@ def build_tiny(folder: Path, seed: int = 0) -> Path:
 def write_random(folder: Path, config: TelechatConfig, seed: int = 0) -> Path:
     """Write a checkpoint of the shape of `config` with weights drawn by `seed`, and the byte tokenizer beside it."""
     with atomic_folder(folder) as temporary:
-        _random_model(config, seed).save_pretrained(temporary)
+        with bars_of_transformers():
+            _random_model(config, seed).save_pretrained(temporary)
         byte_tokenizer().save_pretrained(temporary)
         write_json(
             temporary / ORIGIN, {"name": "random TeleChat", "license": "none (random numbers)", "seed": seed}
