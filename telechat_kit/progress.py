@@ -2,14 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from html import escape
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from tqdm.std import tqdm
 
+from telechat_kit.translation import gettext as _
+
 Item = TypeVar("Item")
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 #: Set by a Jupyter server for the kernels that people work in, not by papermill, whose runs read stderr
 _SESSION = "JPY_SESSION_NAME"
@@ -24,6 +29,32 @@ def track(items: Iterable[Item], description: str, total: int | None = None, don
     if _in_jupyterlab():
         return _CellBar(items, gui=True, **options)
     return tqdm(items, ascii=" ·━", ncols=88, **options)
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt by a person in JupyterLab: what is kept of the work, in the place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it."""
+        return [str(self)]
+
+
+def resumable(kept: str) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
+    """A function that goes on where it was stopped: an interrupt in JupyterLab says `kept`, what is there already."""
+
+    def decorated(work: Callable[Given, Made]) -> Callable[Given, Made]:
+        @wraps(work)
+        def working(*args: Given.args, **options: Given.kwargs) -> Made:
+            try:
+                return work(*args, **options)
+            except KeyboardInterrupt as signal:
+                if not _in_jupyterlab():
+                    raise
+                raise Interrupted(_("Interrupted. {kept}").format(kept=_(kept))) from signal
+
+        return working
+
+    return decorated
 
 
 @contextmanager

@@ -145,7 +145,9 @@ def check_interrupt(lab: Lab, project: Path) -> None:
     stopped = errors(left)
     lab.show_error(left)
     lab.picture("interrupted")
-    lab.expect(len(stopped) == 1 and "KeyboardInterrupt" in stopped[0], f"interrupt: {stopped[:1]}")
+    lab.expect(
+        len(stopped) == 1 and stopped[0].startswith("Interrupted. The blocks"), f"interrupt: {stopped[:1]}"
+    )
     record = project / "results" / "long" / "quantize.json"
     lab.expect(not record.exists(), "interrupt: a record of a quantization that did not end")
     again = lab.run_all()
@@ -171,7 +173,11 @@ def check_error(lab: Lab) -> None:
 def served(python: str, project: Path, scratch: Path) -> Iterator[str]:
     """A JupyterLab at the root of the project; its address."""
     runtime = scratch / "runtime"
-    given = {"JUPYTER_RUNTIME_DIR": runtime, "JUPYTER_CONFIG_DIR": scratch / "c", "JUPYTERLAB_SETTINGS_DIR": scratch / "s"}
+    given = {
+        "JUPYTER_RUNTIME_DIR": runtime,
+        "JUPYTER_CONFIG_DIR": scratch / "c",
+        "JUPYTERLAB_SETTINGS_DIR": scratch / "s",
+    }
     quiet = scratch / "s" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false"}')  # no question about news over what is looked at
@@ -223,7 +229,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder for a screenshot of each step")
     parser.add_argument("--python", default=".venv/bin/python", help="interpreter that has telechat-kit[lab]")
     asked = parser.parse_args()
-    python = os.path.abspath(asked.python)  # not resolved: a link into an environment means that environment
+    python = str(Path(asked.python).absolute())  # not resolved: a link into an environment means that environment
     with tempfile.TemporaryDirectory(prefix="lab-") as scratch, sync_playwright() as driver:
         project = Path(scratch) / "project"
         make_project(python, project)

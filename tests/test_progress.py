@@ -85,3 +85,20 @@ def test_bars_of_transformers_are_the_cell_s_too(
     assert capsys.readouterr().err == ""
     list(logging.tqdm(range(3), desc="by others"))
     assert "by others" in capsys.readouterr().err
+
+
+def stopped() -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_jupyterlab_says_what_is_kept(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = progress.resumable("Ten of twelve are kept.")(stopped)
+    with pytest.raises(progress.Interrupted, match=r"^Interrupted\. Ten of twelve are kept\.$") as found:
+        work()
+    assert found.value._render_traceback_() == [str(found.value)]
+    monkeypatch.delenv("JPY_SESSION_NAME")  # a headless run ends as others do
+    with pytest.raises(KeyboardInterrupt) as plain:
+        work()
+    assert not isinstance(plain.value, progress.Interrupted)

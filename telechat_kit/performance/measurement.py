@@ -30,10 +30,11 @@ from telechat_kit.performance.thread_scaling import (
 )
 from telechat_kit.performance.timed_runs import TRANSFORMERS, Timing, time_cases, timed_generation
 from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, drift, summarize
+from telechat_kit.progress import resumable
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
 from telechat_kit.translation import gettext as _
-from telechat_kit.translation import ngettext
+from telechat_kit.translation import marked, ngettext
 
 SCHEMA = "telechat-kit/performance/1"
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
@@ -133,6 +134,9 @@ class _Findings:
     launches: list[Launches] = field(default_factory=list)
 
 
+@resumable(
+    marked("The runs that are timed stand in the run folder: run the cell again, and it goes on from there.")
+)
 def measure_performance(
     model_path: str | Path,
     quant_path: str | Path,

@@ -14,10 +14,12 @@ from telechat_kit.precision.divergence import Divergence, Group, measure_diverge
 from telechat_kit.precision.kinds import KindLoss, like_calibration, measure_kinds
 from telechat_kit.precision.sources import Sources, measure_sources
 from telechat_kit.precision.tasks import TaskResult, load_questions, measure_tasks, require_harness
+from telechat_kit.progress import resumable
 from telechat_kit.provenance import Conditions
 from telechat_kit.records import require_types
 from telechat_kit.rows import read_rows
 from telechat_kit.texts import Block, evaluation_texts, load_text
+from telechat_kit.translation import marked
 
 SCHEMA = "telechat-kit/precision/2"
 
@@ -98,6 +100,11 @@ class Evaluation:
         require_types(self)
 
 
+@resumable(
+    marked(
+        "The answers that are done stand in the run folder: run the cell again, and it goes on from there; the texts are read anew."
+    )
+)
 def measure_precision(
     model_path: str | Path,
     quant_path: str | Path,

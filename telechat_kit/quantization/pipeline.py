@@ -21,6 +21,7 @@ from telechat_kit.model.folder import is_w8a8, read_config, weight_files
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
+from telechat_kit.progress import resumable
 from telechat_kit.provenance import Conditions, code_hash, combined_hash, file_hash
 from telechat_kit.quantization.blocks import model_linear_names
 from telechat_kit.quantization.calibration.groups import BEST
@@ -46,6 +47,7 @@ from telechat_kit.quantization.recipe import (
 from telechat_kit.quantization.request import Calibration, Recipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
+from telechat_kit.translation import marked
 
 ACTIVATIONS = ("static", "dynamic")
 
@@ -77,6 +79,11 @@ class QuantizeRecord:
     measured: MeasuredLevel | None = None  # of level auto
 
 
+@resumable(
+    marked(
+        "The blocks that are done stand beside the W8A8 folder: run the cell again, and it goes on from there."
+    )
+)
 def quantize(
     checkpoint_path: str | Path,
     quant_path: str | Path,

@@ -6,7 +6,9 @@ and with it the value that a profile gives. Here every line counts, or is named.
 
 import ast
 import io
+import textwrap
 import tokenize
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ TYPES: dict[str, Any] = {
     "list[str]": list[str],
 }
 _TAG = "parameters"
+#: What a code cell of JupyterLab shows in a window of 1280 px with the list of files beside it
+COLUMNS = 84
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -97,6 +101,30 @@ def filled_in(source: str, values: Mapping[str, Any]) -> str:
         after = lines[last].encode()[value.end_col_offset :].decode()
         lines[first : last + 1] = [f"{before}{values[target.id]!r}{after}"]
     return "".join(lines)
+
+
+def comments_in_sight(source: str, columns: int = COLUMNS) -> str:
+    """The cell with each comment that would end beyond `columns` on lines of its own, above its declaration."""
+    found = {
+        token.start[0] - 1: token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    lines = []
+    for number, line in enumerate(source.splitlines()):
+        comment = found.get(number)
+        if comment is None or comment.start[1] == 0 or _columns(line) <= columns:
+            lines.append(line)
+            continue
+        text = comment.string.lstrip("#").strip()
+        width = columns - 2 if text.isascii() else columns // 2
+        lines += [*(f"# {part}" for part in textwrap.wrap(text, width)), line[: comment.start[1]].rstrip()]
+    return "\n".join(lines)
+
+
+def _columns(line: str) -> int:
+    """Columns of a monospaced font: signs of Chinese take two."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in line)
 
 
 def is_parameters_cell(cell: Mapping[str, Any]) -> bool:

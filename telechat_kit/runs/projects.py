@@ -10,7 +10,7 @@ from telechat_kit.errors import DataError
 from telechat_kit.files import absolute, atomic_folder, resolve, shipped_project, write_text, writing
 from telechat_kit.manifest import COPIES
 from telechat_kit.runs.notebook_language import in_language
-from telechat_kit.runs.parameters_cell import filled_in, is_parameters_cell
+from telechat_kit.runs.parameters_cell import comments_in_sight, filled_in, is_parameters_cell
 from telechat_kit.runs.profile import Profile, notebook_path
 from telechat_kit.runs.state import STEPS
 
@@ -68,6 +68,6 @@ def copy_notebooks(profile: Profile, overwrite: bool = False) -> Path:
         notebook = in_language(nbformat.read(notebook_path(step.name), as_version=4), profile.language)
         for cell in notebook.cells:
             if is_parameters_cell(cell):
-                cell.source = filled_in(cell.source, profile.values)
+                cell.source = comments_in_sight(filled_in(cell.source, profile.values))
         write_text(target, nbformat.writes(notebook))
     return folder

@@ -10,7 +10,13 @@ import nbformat
 import pytest
 
 from telechat_kit.errors import DataError
-from telechat_kit.runs.parameters_cell import filled_in, is_parameters_cell, read_declarations
+from telechat_kit.runs.parameters_cell import (
+    COLUMNS,
+    comments_in_sight,
+    filled_in,
+    is_parameters_cell,
+    read_declarations,
+)
 from telechat_kit.runs.profile import load_profile
 from telechat_kit.runs.projects import PARTS, copy_notebooks, create_project
 from telechat_kit.runs.state import STEPS
@@ -120,3 +126,22 @@ def test_a_wheel_carries_the_project(tmp_path: Path) -> None:
     assert wanted <= inside
     assert "telechat_kit/backends/cpu_kernels/kernels.c" in names
     assert "telechat_kit/reports/templates/page.css" in names
+
+
+def test_the_comments_of_parameters_are_in_sight() -> None:
+    """JupyterLab cuts off what is wider than the cell; every declaration stays, and every word of the comments."""
+    for step in STEPS:
+        for source in parameters_cells(ROOT / "notebooks" / f"{step.name}.ipynb"):
+            shown = comments_in_sight(source)
+            assert [line for line in shown.splitlines() if "#" in line and len(line) > COLUMNS] == []
+            assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse(source))
+            assert sorted(shown.replace("#", " ").split()) == sorted(source.replace("#", " ").split())
+    chinese = 'level: str = "L5"  # ' + "保留为浮点的线性层" * 8
+    lines = comments_in_sight(chinese).splitlines()
+    assert lines[-1] == 'level: str = "L5"'
+    assert len(lines) == 3
+    assert comments_in_sight('a: str = "# no comment"  # one') == 'a: str = "# no comment"  # one'
+
+
+def parameters_cells(notebook: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(notebook, as_version=4).cells if is_parameters_cell(cell)]
