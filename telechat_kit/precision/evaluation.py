@@ -183,12 +183,14 @@ def _check_request(bundle: str, run_folder: str | Path | None, source_sequences:
     """Refuse what cannot be measured before the minutes of work."""
     if bundle and (bundle not in ("float", "w8a8") or run_folder is None):
         raise ParameterError(
-            f'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.'
+            'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.', bundle=bundle
         )
     if source_sequences and len(split_devices(device)) > 1:
         raise ParameterError(
-            f"source_sequences is {source_sequences}, but the sources are looked for in linears that {device} share. "
-            "Set source_sequences: 0, or use one device."
+            "source_sequences is {source_sequences}, but the sources are looked for in linears that {device} "
+            "share. Set source_sequences: 0, or use one device.",
+            source_sequences=source_sequences,
+            device=device,
         )
 
 

@@ -16,10 +16,12 @@ from telechat_kit.comparison.folder_states import FolderState, folder_state
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import KitError
 from telechat_kit.files import write_text
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext, shown
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars, finish
 from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
-from telechat_kit.reports.index_page import varied_parameters
+from telechat_kit.reports.index_page import state_text, varied_parameters
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
@@ -27,13 +29,13 @@ from telechat_kit.reports.plain_text import markdown_text
 
 LOSS, SPEED = "kl_mean", "tokens_per_second"
 _HEADINGS = {
-    "perplexity_ratio": "perplexity ratio",
-    LOSS: "mean KL, nats",
-    "top1_agreement": "same token",
-    SPEED: "W8A8, tokens/s",
-    "w8a8_bytes": "W8A8 bytes",
+    "perplexity_ratio": marked("perplexity ratio"),
+    LOSS: marked("mean KL, nats"),
+    "top1_agreement": marked("same token"),
+    SPEED: marked("W8A8, tokens/s"),
+    "w8a8_bytes": marked("W8A8 bytes"),
 }
-_HOW_TO_READ = (
+_HOW_TO_READ = marked(
     "A run beats another if their paired intervals show it better in loss or speed, and not worse in the other. What is "
     "beaten by none is not shown to be best: it may only not be told apart."
 )
@@ -85,8 +87,11 @@ class SweepResult:
         """What the sweep shows, in a sentence."""
         count = len(self.finished)
         if not self.told:
-            return f"None of {count} runs is shown to be better than another"
-        return f"{len(self.unbeaten)} of {count} runs are beaten by none in loss and speed, as far as the intervals show"
+            return _("None of {count} runs is shown to be better than another").format(count=count)
+        told = _(
+            "{unbeaten} of {count} runs are beaten by none in loss and speed, as far as the intervals show"
+        )
+        return told.format(unbeaten=len(self.unbeaten), count=count)
 
 
 def sweep_result(folders: Mapping[str, Path]) -> SweepResult:
@@ -148,18 +153,20 @@ def _beats(
 def sweep_frame(result: SweepResult) -> pd.DataFrame:
     """One row a run: its parameters where runs differ, state, figures with their intervals, and who beats it."""
     parameters = [row.state.run.parameters if row.state.run else {} for row in result.rows]
-    varied, shown = varied_parameters(parameters), _shown(result)
+    varied, heads = varied_parameters(parameters), _shown(result)
     rows = [
         (
             row.label,
             *(_text(given.get(name)) for name in varied),
-            f"{row.state.kind}, {row.state.detail}" if row.state.detail else row.state.kind,
-            *(figure_text(row.figures.get(name)) for name in shown),
-            ", ".join(row.beaten_by) or ("none" if row in result.finished else "–"),
+            state_text(row.state),
+            *(figure_text(row.figures.get(name)) for name in heads),
+            ", ".join(row.beaten_by) or (_("none") if row in result.finished else "–"),
         )
         for row, given in zip(result.rows, parameters, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["run", *varied, "state", *shown.values(), "beaten by"])
+    return pd.DataFrame(
+        rows, columns=[_("run"), *varied, _("state"), *map(_, heads.values()), _("beaten by")]
+    )
 
 
 def sweep_data(result: SweepResult) -> pd.DataFrame:
@@ -184,7 +191,7 @@ def _shown(result: SweepResult) -> dict[str, str]:
     label = next(
         (row.figures[result.loss].label for row in result.rows if result.loss in row.figures), result.loss
     )
-    return {result.loss: f"{label}, nats", **_HEADINGS}
+    return {result.loss: _("{figure}, nats").format(figure=shown(label)), **_HEADINGS}
 
 
 def _text(value: Any) -> str:
@@ -205,12 +212,14 @@ def trade_chart(result: SweepResult) -> Chart:
             loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", ecolor=color, capsize=3
         )
         (mark,) = axes.plot(loss.value, speed.value, "s" if row.beaten_by else "o", ms=7, color=color)
-        hover(mark, f"{row.label}: KL {loss} nats, {speed} tokens/s")
+        told = _("{run}: KL {loss} nats, {speed} tokens/s")
+        hover(mark, told.format(run=row.label, loss=loss, speed=speed))
         point_labels(axes, [(loss.value, speed.value)], [row.label], fontsize=8)
     axes.margins(x=0.25, y=0.15)
-    x = f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval"
+    x = _("{figure} per token (lower is better), 95 % interval")
+    x = x.format(figure=_(_shown(result)[result.loss]))
     labels = ", ".join(row.label for row in result.unbeaten)
-    return finish(canvas, axes, result.title, x, "W8A8, tokens/s, 95 % interval", labels)
+    return finish(canvas, axes, result.title, x, _("W8A8, tokens/s, 95 % interval"), labels)
 
 
 def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
@@ -221,15 +230,19 @@ def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
     chart = [trade_chart(result).html()] if result.finished else []
     page = render_page(
         "report.html.j2",
-        title=f"Sweep: {results.name}",
-        verdict=[f"{len(result.rows)} runs. {notes[0]}", *notes[1:]],
+        title=_("Sweep: {name}").format(name=results.name),
+        verdict=[f"{_runs(result)} {notes[0]}", *notes[1:]],
         sections=[
-            Section("Loss against speed", _HOW_TO_READ, [*chart, dress_tables(_html(frame, result, results))])
+            Section(
+                marked("Loss against speed"),
+                _(_HOW_TO_READ),
+                [*chart, dress_tables(_html(frame, result, results))],
+            )
         ],
     )
     write_text(results / "sweep.csv", frame_csv(sweep_data(result)))
-    title = f"## Sweep: {markdown_text(results.name)}"
-    text = "\n\n".join([title, *map(markdown_text, notes), markdown_table(frame), _HOW_TO_READ])
+    title = "## " + markdown_text(_("Sweep: {name}").format(name=results.name))
+    text = "\n\n".join([title, *map(markdown_text, notes), markdown_table(frame), _(_HOW_TO_READ)])
     write_text(results / "sweep.md", f"{text}\n")
     return write_text(results / "sweep.html", page)
 
@@ -237,13 +250,20 @@ def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
 def _notes(result: SweepResult) -> list[str]:
     """What is not finished, what the sweep shows, and what does not compare."""
     missing = [row.label for row in result.rows if row not in result.finished]
-    notes = [f"Not finished: {', '.join(missing)}." if missing else "All runs are finished."]
+    notes = [_("All runs are finished.")]
+    if missing:
+        notes = [_("Not finished: {runs}.").format(runs=", ".join(missing))]
     if result.finished:
-        notes.append(f"{result.title}.")
+        notes.append(_("{sentence}.").format(sentence=result.title))
     if result.apart:
-        reasons = ", ".join(dict.fromkeys(result.apart.values()))
-        notes.append(f"{len(result.apart) // 2} of the pairs of runs do not compare: {reasons}.")
+        reasons = ", ".join(map(shown, dict.fromkeys(result.apart.values())))
+        told = _("{count} of the pairs of runs do not compare: {reasons}.")
+        notes.append(told.format(count=len(result.apart) // 2, reasons=reasons))
     return notes
+
+
+def _runs(result: SweepResult) -> str:
+    return ngettext("{count} run.", "{count} runs.", len(result.rows)).format(count=len(result.rows))
 
 
 def _html(frame: pd.DataFrame, result: SweepResult, results: Path) -> str:
