@@ -2,14 +2,36 @@
 
 import traceback
 
+from telechat_kit.messages import Message, shown
+from telechat_kit.messages import gettext as _
+
 #: Calls shown below a message in a notebook: the cell's own and the innermost
 _CALLS = 4
 
 
 class KitError(Exception):
-    """Wrong input or environment. The message is complete: the command line prints it without a traceback."""
+    """Wrong input or environment. The message is complete: the command line prints it without a traceback.
+
+    Its text is English, as records and logs keep it; `shown` says it in the language in force.
+
+    Example:
+        >>> str(DataError("{path} does not exist.", path="a.txt"))
+        'a.txt does not exist.'
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, /, **values: object) -> None:
+        """`message` with `{names}` for the values; without values its braces are braces."""
+        made = Message(message, **values) if values or not isinstance(message, Message) else message
+        super().__init__(made)
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+    def shown(self) -> str:
+        """The message in the language in force."""
+        return shown(self.args[0])
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it in a notebook: the message first, then where it was raised, without the libraries."""
@@ -17,9 +39,12 @@ class KitError(Exception):
         own = [
             call for call in calls if "site-packages" not in call.filename or "telechat_kit" in call.filename
         ]
-        shown = own if len(own) <= _CALLS else [own[0], *own[1 - _CALLS :]]
-        places = [f"  {call.filename}, line {call.lineno}, in {call.name}" for call in shown]
-        return [f"{type(self).__name__}: {self}", "", "Raised in:", *places]
+        kept = own if len(own) <= _CALLS else [own[0], *own[1 - _CALLS :]]
+        places = [
+            _("  {file}, line {line}, in {name}").format(file=call.filename, line=call.lineno, name=call.name)
+            for call in kept
+        ]
+        return [f"{type(self).__name__}: {self.shown()}", "", _("Raised in:"), *places]
 
 
 class CheckpointError(KitError):

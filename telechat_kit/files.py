@@ -17,8 +17,9 @@ import filelock
 import psutil
 
 from telechat_kit.errors import DataError, KitError, ParameterError
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked
 from telechat_kit.strict_json import parse, read_bytes
-from telechat_kit.translation import gettext as _
 
 
 def project_root() -> Path:
@@ -51,8 +52,10 @@ def _expanded(path: str | Path) -> Path:
     """`path` with `~` as the home folder; as it is where nobody has one."""
     if not isinstance(path, str | Path):
         raise ParameterError(
-            f"a path is given as {type(path).__name__} {path!r}. Put it into quotes; with papermill use -r for it, "
-            "which guesses no types."
+            "a path is given as {name} {path!r}. Put it into quotes; with papermill use -r for it, which "
+            "guesses no types.",
+            name=type(path).__name__,
+            path=path,
         )
     try:
         return Path(path).expanduser()
@@ -74,11 +77,15 @@ def _possible(path: Path) -> Path:
     try:
         path.stat()
     except ValueError as error:  # a NUL, half a character
-        raise ParameterError(f"{str(path)!a} cannot be a path ({error}). Correct it.") from error
+        raise ParameterError(
+            "{path!a} cannot be a path ({error}). Correct it.", path=str(path), error=error
+        ) from error
     except (OSError, RuntimeError) as error:
         if getattr(error, "errno", errno.ELOOP) in (errno.ELOOP, errno.ENAMETOOLONG):
             told = getattr(error, "strerror", None) or error
-            raise ParameterError(f"{_shortened(path)} cannot be a path ({told}). Give another.") from error
+            raise ParameterError(
+                "{shortened} cannot be a path ({told}). Give another.", shortened=_shortened(path), told=told
+            ) from error
     return path
 
 
@@ -105,12 +112,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise KitError(
-            f"cannot write {path}: {error.strerror or error}. Free space or choose another folder."
+            "cannot write {path}: {strerror}. Free space or choose another folder.",
+            path=path,
+            strerror=error.strerror or error,
         ) from error
     except Exception as error:
         if "(os error " not in str(error):  # so libraries in Rust name what the system said
             raise
-        raise KitError(f"cannot write {path}: {error}. Free space or choose another folder.") from error
+        raise KitError(
+            "cannot write {path}: {error}. Free space or choose another folder.", path=path, error=error
+        ) from error
 
 
 @contextlib.contextmanager
@@ -237,7 +248,9 @@ def working_in(folder: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except filelock.Timeout as error:
             raise KitError(
-                f"{_owner(folder)} is at work in {folder}. Wait until it is done, or give another target folder."
+                "{owner} is at work in {folder}. Wait until it is done, or give another target folder.",
+                owner=_owner(folder),
+                folder=folder,
             ) from error
     try:
         write_text(folder / OWNER, f"process {os.getpid()} on {socket.gethostname()}")
@@ -263,14 +276,16 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, remedy: str = "Remove it and run the step again.", once: bool = False) -> Any:
+def read_json(
+    path: Path, remedy: str = marked("Remove it and run the step again."), once: bool = False
+) -> Any:
     """Parse a JSON file; `remedy` ends the errors of one that is damaged. With `once` no key may stand twice.
 
     Raises:
         DataError: the file is missing, or what `strict_json` does not take; file and line named.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist. Run the step that writes it, or correct the path.")
+        raise DataError("{path} does not exist. Run the step that writes it, or correct the path.", path=path)
     return parse(read_bytes(path, remedy), str(path), remedy, once)
 
 
@@ -296,6 +311,10 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise KitError(
-            f"{purpose} needs {needed / 1e9:.2f} GB under {folder}, {free / 1e9:.2f} GB are free. "
-            "Free space or choose another folder."
+            "{purpose} needs {needed:.2f} GB under {folder}, {free:.2f} GB are free. Free space or choose "
+            "another folder.",
+            purpose=purpose,
+            needed=needed / 1e9,
+            folder=folder,
+            free=free / 1e9,
         )

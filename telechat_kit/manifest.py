@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import DataError
 from telechat_kit.files import read_json, sha256, write_json
+from telechat_kit.messages import marked
 
 SCHEMA = "telechat-kit/manifest/1"
 NAME, SIGNATURE = "manifest.json", "manifest.json.sig"
@@ -116,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / NAME
     if not path.is_file():
         return None
-    return parse_manifest(read_json(path, "Run again, or remove it."), str(path))
+    return parse_manifest(read_json(path, marked("Run again, or remove it.")), str(path))
 
 
 def parse_manifest(values: Any, where: str) -> Manifest:
@@ -126,7 +127,17 @@ def parse_manifest(values: Any, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part)[:60] for part in first["loc"])
-        raise DataError(f"{where} is damaged ({key}: {first['msg']}). Run again, or remove it.") from error
+        raise DataError(
+            "{where} is damaged ({key}: {first}). Run again, or remove it.",
+            where=where,
+            key=key,
+            first=first["msg"],
+        ) from error
     if found.schema != SCHEMA:
-        raise DataError(f'{where} has schema "{found.schema[:80]}", this kit reads "{SCHEMA}". Run again.')
+        raise DataError(
+            '{where} has schema "{schema}", this kit reads "{schema2}". Run again.',
+            where=where,
+            schema=found.schema[:80],
+            schema2=SCHEMA,
+        )
     return found

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from tqdm.std import tqdm
 
-from telechat_kit.translation import gettext as _
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import shown
 
 Item = TypeVar("Item")
 Given = ParamSpec("Given")
@@ -25,7 +26,12 @@ def track(items: Iterable[Item], description: str, total: int | None = None, don
 
     Of `total`, `done` were finished before and are not among the items.
     """
-    options: dict[str, Any] = {"desc": description, "total": total, "initial": done, "mininterval": 0.5}
+    options: dict[str, Any] = {
+        "desc": shown(description),
+        "total": total,
+        "initial": done,
+        "mininterval": 0.5,
+    }
     if _in_jupyterlab():
         return _CellBar(items, gui=True, **options)
     return tqdm(items, ascii=" ·━", ncols=88, **options)
@@ -104,11 +110,16 @@ class _CellBar(tqdm):
     def _html(self) -> str:
         state = self.format_dict
         total, n, rate = state["total"] or 0, state["n"], state["rate"]
-        left = f", about {tqdm.format_interval((total - n) / rate)} left" if rate and 0 < n < total else ""
+        left = tqdm.format_interval((total - n) / rate) if rate and 0 < n < total else ""
         gone = tqdm.format_interval(state["elapsed"])
         name = escape(self.desc.removesuffix(": "))
         share = f"{100 * n // total} %" if total else f"{n}"
+        told = (
+            _("{name}: {share}, {gone} gone, about {left} left")
+            if left
+            else _("{name}: {share}, {gone} gone")
+        )
         return (
             f'<progress max="{total or 1}" value="{n}" aria-label="{name}" style="width:16em"></progress> '
-            f"{name}: {share}, {gone} gone{left}"
+            f"{told.format(name=name, share=share, gone=gone, left=left)}"
         )

@@ -60,7 +60,9 @@ def read_record(run_folder: str | Path, kind: type[Kind], schema: str) -> Kind:
     path = record_path(run_folder, schema)
     if not path.exists() and path.stem in WRITTEN_BY:
         raise DataError(
-            f"{path} does not exist. Run {WRITTEN_BY[path.stem]}, which writes it, or correct run_folder."
+            "{path} does not exist. Run {written_by}, which writes it, or correct run_folder.",
+            path=path,
+            written_by=WRITTEN_BY[path.stem],
         )
     return parse_record(read_json(path), kind, schema, str(path))
 
@@ -73,14 +75,23 @@ def parse_record(values: Any, kind: type[Kind], schema: str, where: str) -> Kind
     """
     if not isinstance(values, dict) or values.get("schema") != schema:
         found = values.get("schema") if isinstance(values, dict) else type(values).__name__
-        raise DataError(f'{where} has schema "{found}", this kit reads "{schema}". {_remedy(found, schema)}')
+        raise DataError(
+            '{where} has schema "{found}", this kit reads "{schema}". {remedy}',
+            where=where,
+            found=found,
+            schema=schema,
+            remedy=_remedy(found, schema),
+        )
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            f"{where}: {key}: {first['msg']}. The record is damaged; run the step again."
+            "{where}: {key}: {first}. The record is damaged; run the step again.",
+            where=where,
+            key=key,
+            first=first["msg"],
         ) from error
 
 
@@ -119,10 +130,18 @@ def require_types(request: Any) -> None:
         except ValidationError as error:
             first = error.errors()[0]
             raise ParameterError(
-                f"{field.name} is {str(value)[:60]!r} ({type(value).__name__}): {first['msg']}. Correct it."
+                "{name} is {value!r} ({name2}): {first}. Correct it.",
+                name=field.name,
+                value=str(value)[:60],
+                name2=type(value).__name__,
+                first=first["msg"],
             ) from error
         if isinstance(value, int) and abs(value) > MOST_NUMBER:
-            raise ParameterError(f"{field.name} is beyond {MOST_NUMBER:,}. Give a smaller number.")
+            raise ParameterError(
+                "{name} is beyond {most_number:,}. Give a smaller number.",
+                name=field.name,
+                most_number=MOST_NUMBER,
+            )
 
 
 def _takes_text(kind: Any) -> bool:

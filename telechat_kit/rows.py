@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from telechat_kit.errors import DataError
+from telechat_kit.messages import Message, marked
 from telechat_kit.strict_json import MOST_BYTES, no_content, parse, read_bytes
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json")
@@ -20,7 +21,7 @@ SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv", ".parquet")
 _ALIASES = ("prompt", "question", "query", "text", "content")
 _CHATS = ("messages", "conversations", "conversation")
 _USERS, _SYSTEMS = ("user", "human"), ("system",)
-_CORRECT = "Correct the line."
+_CORRECT = marked("Correct the line.")
 
 
 def is_rows(path: Path) -> bool:
@@ -43,19 +44,22 @@ def read_numbered_rows(path: Path, key: str = "input") -> dict[int, dict[str, An
         DataError: the file is missing or empty, or a row has no such text, or more than one; file and line named.
     """
     if not path.exists():
-        raise DataError(f'{path} does not exist. Give a file of {{"{key}": "..."}} lines.')
+        raise DataError('{path} does not exist. Give a file of {{"{key}": "..."}} lines.', path=path, key=key)
     if path.suffix.lower() == ".parquet":
         found: Iterable[tuple[int, Any]] = _parquet(path)
     else:
         found = _of_text(path, _content(path, key))
-    rows = {number: _row(row, f"{path}, line {number}", key) for number, row in found}
+    rows = {
+        number: _row(row, Message("{path}, line {number}", path=path, number=number), key)
+        for number, row in found
+    }
     if not rows:
         raise _empty(path, key)
     return rows
 
 
 def _empty(path: Path, key: str) -> DataError:
-    return DataError(f'{path} holds no lines. Give at least one {{"{key}": "..."}} line.')
+    return DataError('{path} holds no lines. Give at least one {{"{key}": "..."}} line.', path=path, key=key)
 
 
 def _content(path: Path, key: str) -> bytes:
@@ -65,7 +69,7 @@ def _content(path: Path, key: str) -> bytes:
         and no_content(content := path.read_bytes()) == "is empty"
     ):
         raise _empty(path, key)
-    content = read_bytes(path, "Give a file of lines.")
+    content = read_bytes(path, marked("Give a file of lines."))
     return content.removeprefix(codecs.BOM_UTF8)
 
 
@@ -100,16 +104,20 @@ def _document(path: Path, content: bytes) -> Iterator[tuple[int, Any]]:
     if len(lines) > 1 and all(line.strip()[:1] == b"{" and line.strip()[-1:] == b"}" for line in lines):
         yield from _lines(path, content)  # JSON lines under the name of a document
         return
-    value = parse(content, str(path), "Correct it.")
+    value = parse(content, str(path), marked("Correct it."))
     if isinstance(value, dict):
         lists = [key for key, rows in value.items() if isinstance(rows, list) and key not in _CHATS]
         if len(lists) > 1 or (lists and _has_text(value)):
-            raise DataError(f"{path} holds several lists ({', '.join(lists[:4])}). Give one list of rows.")
+            raise DataError(
+                "{path} holds several lists ({lists}). Give one list of rows.",
+                path=path,
+                lists=", ".join(lists[:4]),
+            )
         value = value[lists[0]] if lists else [value]
     if _is_chat(value):
         value = [value]
     if not isinstance(value, list):
-        raise DataError(f"{path} holds no list of rows. Give a JSON list, or one object a line.")
+        raise DataError("{path} holds no list of rows. Give a JSON list, or one object a line.", path=path)
     yield from enumerate(value, start=1)
 
 
@@ -121,15 +129,28 @@ def _table(path: Path, content: bytes, delimiter: str) -> Iterator[tuple[int, An
     try:
         names = list(reader.fieldnames or ())
         if twice := [name for name in names if names.count(name) > 1 and name.strip()]:
-            raise DataError(f'{path}, line 1: two columns are called "{twice[0][:60]}". Rename one of them.')
+            raise DataError(
+                '{path}, line 1: two columns are called "{twice}". Rename one of them.',
+                path=path,
+                twice=twice[0][:60],
+            )
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"{path}, line {reader.line_num}: not as many columns as in the header. {_CORRECT}"
+                    "{path}, line {line_num}: not as many columns as in the header. {correct}",
+                    path=path,
+                    line_num=reader.line_num,
+                    correct=_CORRECT,
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: no CSV ({error}). {_CORRECT}") from error
+        raise DataError(
+            "{path}, line {line_num}: no CSV ({error}). {correct}",
+            path=path,
+            line_num=reader.line_num,
+            error=error,
+            correct=_CORRECT,
+        ) from error
 
 
 def _decoded(path: Path, content: bytes) -> str:
@@ -137,7 +158,12 @@ def _decoded(path: Path, content: bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}). Convert it.") from error
+        raise DataError(
+            "{path}, line {line}: not UTF-8 ({reason}). Convert it.",
+            path=path,
+            line=line,
+            reason=error.reason,
+        ) from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -146,10 +172,14 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         frame = pandas.read_parquet(path)
     except ImportError as error:
-        raise DataError(f"{path} needs pyarrow: pip install pyarrow, or give JSON lines.") from error
+        raise DataError(
+            "{path} needs pyarrow: pip install pyarrow, or give JSON lines.", path=path
+        ) from error
     except Exception as error:  # pyarrow has a family of errors of its own
         raise DataError(
-            f"{path} is no Parquet file that can be read ({str(error)[:120]}). Copy it again."
+            "{path} is no Parquet file that can be read ({error}). Copy it again.",
+            path=path,
+            error=str(error)[:120],
         ) from error
     for number, row in enumerate(frame.to_dict("records"), start=1):
         yield number, {str(key): _plain(value) for key, value in row.items()}
@@ -166,11 +196,19 @@ def _row(row: Any, where: str, key: str) -> dict[str, Any]:
     elif key == "input" and _is_chat(row):
         row = {"messages": row}
     if not isinstance(row, dict):
-        raise DataError(f'{where}: expected an object with a text under "{key}", got {str(row)[:80]}')
+        raise DataError(
+            '{where}: expected an object with a text under "{key}", got {row}',
+            where=where,
+            key=key,
+            row=str(row)[:80],
+        )
     text = _asked(row, where) if key == "input" else row.get(key)
     if not isinstance(text, str) or not text.strip():
         raise DataError(
-            f'{where}: expected an object with a non-empty text under "{key}", got {str(row)[:80]}.'
+            '{where}: expected an object with a non-empty text under "{key}", got {row}.',
+            where=where,
+            key=key,
+            row=str(row)[:80],
         )
     return {**row, key: text}
 
@@ -189,7 +227,10 @@ def _asked(row: Mapping[str, Any], where: str) -> Any:
     chats = [name for name in ("input", *_CHATS) if _is_chat(row.get(name))]
     if len(names) + len(chats) > 1:
         raise DataError(
-            f'{where}: "{(names + chats)[0]}" or "{(names + chats)[1]}"? Give the text as "input".'
+            '{where}: "{names}" or "{names2}"? Give the text as "input".',
+            where=where,
+            names=(names + chats)[0],
+            names2=(names + chats)[1],
         )
     if chats:
         return _only_question(row[chats[0]], f'{where}, "{chats[0]}"')
@@ -221,8 +262,11 @@ def _only_question(chat: Iterable[Mapping[str, Any]], where: str) -> str:
     asked = [_text(content) for role, content in turns if role in _USERS]
     if len(asked) != 1 or any(role in _SYSTEMS and _text(content).strip() for role, content in turns):
         raise DataError(
-            f"{where}: {len(asked)} questions of a user in {len(turns)} messages; the kit asks one question without a "
-            'system message. Give it as "input".'
+            "{where}: {count} questions of a user in {count2} messages; the kit asks one question without a "
+            'system message. Give it as "input".',
+            where=where,
+            count=len(asked),
+            count2=len(turns),
         )
     return asked[0]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from telechat_kit.errors import DataError
+from telechat_kit.messages import Message, marked
 
 #: Bounds on what is read: bytes of a file, levels of nesting, digits of a number
 MOST_BYTES, MOST_LEVELS, MOST_DIGITS = 1 << 28, 64, 100
@@ -44,26 +45,40 @@ def read_bytes(path: Path, remedy: str) -> bytes:
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
-            raise DataError(f"{path} is a folder. Give a file.")
+            raise DataError("{path} is a folder. Give a file.", path=path)
         if not stat.S_ISREG(found.st_mode):  # a pipe gives its content once, and a device never ends
-            raise DataError(f"{path} is a pipe or a device. Give a file.")
+            raise DataError("{path} is a pipe or a device. Give a file.", path=path)
         if found.st_size > MOST_BYTES:
-            raise DataError(f"{path} has {found.st_size / 1e6:,.0f} MB, too much for such a file. {remedy}")
+            raise DataError(
+                "{path} has {st_size:,.0f} MB, too much for such a file. {remedy}",
+                path=path,
+                st_size=found.st_size / 1e6,
+                remedy=remedy,
+            )
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
+        raise DataError(
+            "{path} cannot be read: {strerror}. {remedy}",
+            path=path,
+            strerror=error.strerror or error,
+            remedy=remedy,
+        ) from error
     if problem := no_content(content):
-        raise DataError(f"{path} {problem}" + ("" if problem.endswith(".") else f". {remedy}"))
+        if problem.endswith("."):
+            raise DataError("{path} {problem}", path=path, problem=problem)
+        raise DataError("{path} {problem}. {remedy}", path=path, problem=problem, remedy=remedy)
     return content
 
 
 def no_content(content: bytes) -> str:
     """What is wrong with a file that holds nothing of its own; a whole sentence where the remedy is known."""
     if content.startswith(LFS_POINTER):
-        return "is a pointer of git-lfs, not the file itself. Run `git lfs pull` where it was cloned."
+        return marked("is a pointer of git-lfs, not the file itself. Run `git lfs pull` where it was cloned.")
     if content.startswith(_UTF16):
-        return f"is UTF-{32 if content.startswith(_UTF32) else 16} text. Save it as UTF-8."
-    return "" if content.removeprefix(codecs.BOM_UTF8).strip() else "is empty"
+        return Message(
+            "is UTF-{value} text. Save it as UTF-8.", value=32 if content.startswith(_UTF32) else 16
+        )
+    return "" if content.removeprefix(codecs.BOM_UTF8).strip() else marked("is empty")
 
 
 def parse(content: bytes, where: str, remedy: str, once: bool = False) -> Any:
@@ -78,7 +93,12 @@ def parse(content: bytes, where: str, remedy: str, once: bool = False) -> Any:
     try:
         text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
+        raise DataError(
+            "{where}: not UTF-8 ({reason} at byte {start}). Convert it.",
+            where=where,
+            reason=error.reason,
+            start=error.start,
+        ) from error
     try:
         value = json.loads(
             text,
@@ -91,14 +111,28 @@ def parse(content: bytes, where: str, remedy: str, once: bool = False) -> Any:
         if _HALF_CHARACTER.search(content):
             _require_whole_characters(value)
     except json.JSONDecodeError as error:
-        lines = f"line {error.lineno}, " if "\n" in text else "at "
-        place = f"{lines}column {error.colno}"
-        raise DataError(f"{where} is not valid JSON ({error.msg}, {place}). {remedy}") from error
+        place = Message("at column {column}", column=error.colno)
+        if "\n" in text:
+            place = Message("line {line}, column {column}", line=error.lineno, column=error.colno)
+        raise DataError(
+            "{where} is not valid JSON ({msg}, {place}). {remedy}",
+            where=where,
+            msg=error.msg,
+            place=place,
+            remedy=remedy,
+        ) from error
     except _UnfitError as error:
         line = "" if _KNOWN_LINE.search(where) else _line(text, error.number)
-        raise DataError(f"{where}{line}: {error}. {remedy}") from error
+        raise DataError(
+            "{where}{line}: {error}. {remedy}", where=where, line=line, error=error, remedy=remedy
+        ) from error
     except RecursionError as error:
-        raise DataError(f"{where}: nested deeper than {MOST_LEVELS} levels. {remedy}") from error
+        raise DataError(
+            "{where}: nested deeper than {most_levels} levels. {remedy}",
+            where=where,
+            most_levels=MOST_LEVELS,
+            remedy=remedy,
+        ) from error
     return value
 
 
@@ -107,24 +141,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _UnfitError(f"the key {twice[:60]!a} stands twice in one object")
+        raise _UnfitError(Message("the key {twice!a} stands twice in one object", twice=twice[:60]))
     return value
 
 
 def _refuse(constant: str) -> Any:
-    raise _UnfitError(f"{constant} is no finite number", constant)
+    raise _UnfitError(Message("{constant} is no finite number", constant=constant), constant)
 
 
 def _integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise _UnfitError(f"a number of {len(digits)} digits", digits)
+        raise _UnfitError(Message("a number of {count} digits", count=len(digits)), digits)
     return int(digits)
 
 
 def _float(digits: str) -> float:
     value = float(digits)
     if len(digits) > MOST_DIGITS or not math.isfinite(value):
-        raise _UnfitError(f"{digits[:20]} is too large or too long a number", digits)
+        raise _UnfitError(Message("{digits} is too large or too long a number", digits=digits[:20]), digits)
     return value
 
 
@@ -132,7 +166,7 @@ def _line(text: str, number: str) -> str:
     """`, line N` of the first `number` that stands outside the strings of `text`."""
     for found in _TOKEN.finditer(text) if number else ():
         if found[0] == number:
-            return f", line {text.count(chr(10), 0, found.start()) + 1}"
+            return Message(", line {count}", count=text.count(chr(10), 0, found.start()) + 1)
     return ""
 
 
@@ -148,7 +182,7 @@ def _require_flat(value: Any) -> None:
         ]
         if not level:
             return
-    raise _UnfitError(f"nested deeper than {MOST_LEVELS} levels")
+    raise _UnfitError(Message("nested deeper than {most_levels} levels", most_levels=MOST_LEVELS))
 
 
 def _require_whole_characters(value: Any) -> None:
@@ -160,7 +194,7 @@ def _require_whole_characters(value: Any) -> None:
         for child in value:
             _require_whole_characters(child)
     elif isinstance(value, str) and not encodes(value):
-        raise _UnfitError(f"half a character (a lone surrogate) in {value[:40]!a}")
+        raise _UnfitError(Message("half a character (a lone surrogate) in {value!a}", value=value[:40]))
 
 
 def encodes(text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, resolve
+from telechat_kit.messages import Message, marked
 from telechat_kit.rows import is_rows, read_numbered_rows
 from telechat_kit.strict_json import encodes, parse, read_bytes
 
@@ -97,7 +98,9 @@ def _by_kind(source: str, halves: Mapping[str, str]) -> dict[str, Text]:
     for name in text_names(source):
         more = kit_texts(halves[name]) if name in halves else {name: _load_single(name)}
         if twice := found.keys() & more.keys():
-            raise ParameterError(f'"{source}" names {sorted(twice)[0]} twice. Name each text once.')
+            raise ParameterError(
+                '"{source}" names {twice} twice. Name each text once.', source=source, twice=sorted(twice)[0]
+            )
         found |= more
     return found
 
@@ -122,7 +125,11 @@ def kit_texts(half: str) -> dict[str, Text]:
     """The kit's texts of one of `HALVES` by kind: zh, en, code, chat, and docs in those to judge by."""
     folder = resolve(_KIT_FOLDER) / half
     if half not in HALVES or not folder.is_dir():
-        raise DataError(f"{folder} does not exist. The halves of the kit's texts are {', '.join(HALVES)}.")
+        raise DataError(
+            "{folder} does not exist. The halves of the kit's texts are {halves}.",
+            folder=folder,
+            halves=", ".join(HALVES),
+        )
     return {path.stem: _load_single(str(path)) for path in sorted(folder.glob("*.jsonl"))}
 
 
@@ -145,20 +152,29 @@ def _load_single(source: str) -> Text:
 
 def _read_plain(path: Path) -> str:
     if not path.exists():
-        raise DataError(f'{path} does not exist. Give a text or .jsonl file, or "{PYDOC_TOPICS}".')
+        raise DataError(
+            '{path} does not exist. Give a text or .jsonl file, or "{pydoc_topics}".',
+            path=path,
+            pydoc_topics=PYDOC_TOPICS,
+        )
     if path.is_dir():
-        raise DataError(f"{path} is a folder. Give a text or .jsonl file.")
-    content = read_bytes(path, "Give a text.")
+        raise DataError("{path} is a folder. Give a text or .jsonl file.", path=path)
+    content = read_bytes(path, marked("Give a text."))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it."
+            "{path} is not UTF-8 text ({reason} at byte {start}). Convert it.",
+            path=path,
+            reason=error.reason,
+            start=error.start,
         ) from error
     if "\0" in text:
-        raise DataError(f"{path} is no text: it holds NUL, as programs and archives do. Give a text.")
+        raise DataError(
+            "{path} is no text: it holds NUL, as programs and archives do. Give a text.", path=path
+        )
     if _is_json(content):
-        raise DataError(f"{path} holds JSON, not a text. Let its name end in .jsonl or .json.")
+        raise DataError("{path} holds JSON, not a text. Let its name end in .jsonl or .json.", path=path)
     return text
 
 
@@ -196,7 +212,9 @@ def token_blocks(
         ParameterError: no blocks are asked for, or blocks of no tokens.
     """
     if length < 1 or count < 1:
-        raise ParameterError(f"{count} blocks of {length} tokens: both numbers must be at least 1.")
+        raise ParameterError(
+            "{count} blocks of {length} tokens: both numbers must be at least 1.", count=count, length=length
+        )
     ids = joined_ids(tokenizer, text)
     starts = [
         start
@@ -206,8 +224,13 @@ def token_blocks(
     needed = count if fewest is None else min(count, fewest)
     if len(starts) < needed:
         raise DataError(
-            f"{text.source} gives {len(starts)} free blocks of {length} tokens ({len(ids)} tokens in all), "
-            f"{needed} are asked for. Give a longer text, or ask for fewer or shorter blocks."
+            "{source} gives {count} free blocks of {length} tokens ({count2} tokens in all), {needed} are "
+            "asked for. Give a longer text, or ask for fewer or shorter blocks.",
+            source=text.source,
+            count=len(starts),
+            length=length,
+            count2=len(ids),
+            needed=needed,
         )
     return [
         Block(start, start + length, tuple(ids[start : start + length]))
@@ -257,10 +280,10 @@ def line_samples(
     samples = []
     for index in _chosen_lines(text, lines, count, seed):
         number, line = text.numbers[index], text.lines[index]
-        where = f"{text.source}, line {number}"
+        where = Message("{path}, line {number}", path=text.source, number=number)
         ids = chat_ids(tokenizer, line, where) if chat else text_ids(tokenizer, line)
         if not ids:
-            raise DataError(f"{where}: the text has no tokens. Correct or remove the line.")
+            raise DataError("{where}: the text has no tokens. Correct or remove the line.", where=where)
         samples.append(Line(number, tuple(ids[:tokens]), len(ids)))
     return samples
 
@@ -269,8 +292,9 @@ def _chosen_lines(text: Text, lines: str, count: int, seed: int) -> list[int]:
     """Indexes of the chosen lines."""
     if not text.numbers:
         raise ParameterError(
-            f'{text.source} is one text without lines of its own. Give a .jsonl file of {{"input": ...}} lines, '
-            "or use calibration_format: blocks."
+            '{source} is one text without lines of its own. Give a .jsonl file of {{"input": ...}} lines, or '
+            "use calibration_format: blocks.",
+            source=text.source,
         )
     if lines == "all":
         return list(range(len(text.lines)))
@@ -278,8 +302,11 @@ def _chosen_lines(text: Text, lines: str, count: int, seed: int) -> list[int]:
         return [_line_index(text, number) for number in dict.fromkeys(_line_numbers(text, lines))]
     if not 1 <= count <= len(text.lines):
         raise DataError(
-            f"{text.source} has {len(text.lines)} lines, {count} are asked for. Ask for at least one and at most "
-            "as many as there are, or use calibration_lines: all."
+            "{source} has {count} lines, {count2} are asked for. Ask for at least one and at most as many as "
+            "there are, or use calibration_lines: all.",
+            source=text.source,
+            count=len(text.lines),
+            count2=count,
         )
     return random.Random(seed).sample(range(len(text.lines)), count)
 
@@ -290,11 +317,17 @@ def _line_numbers(text: Text, lines: str) -> Iterator[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise ParameterError(
-                f'calibration_lines "{lines}" is unknown at "{part}". Use seed, all, or line numbers such as 3,17,20-25.'
+                'calibration_lines "{lines}" is unknown at "{part}". Use seed, all, or line numbers such as '
+                "3,17,20-25.",
+                lines=lines,
+                part=part,
             )
         if last > text.numbers[-1]:
             raise DataError(
-                f"{text.source} ends with line {text.numbers[-1]}, calibration_lines asks for line {last}."
+                "{source} ends with line {numbers}, calibration_lines asks for line {last}.",
+                source=text.source,
+                numbers=text.numbers[-1],
+                last=last,
             )
         yield from range(first, last + 1)
 
@@ -302,7 +335,9 @@ def _line_numbers(text: Text, lines: str) -> Iterator[int]:
 def _line_index(text: Text, number: int) -> int:
     if number not in text.numbers:
         raise DataError(
-            f"{text.source}, line {number} is empty, but calibration_lines asks for it. Leave it out."
+            "{source}, line {number} is empty, but calibration_lines asks for it. Leave it out.",
+            source=text.source,
+            number=number,
         )
     return text.numbers.index(number)
 
@@ -334,7 +369,11 @@ def chat_ids(tokenizer: Any, question: str, where: str = "the question") -> list
         DataError: the question is no text, or holds several turns; `where` names it.
     """
     if not isinstance(question, str) or not encodes(question):
-        raise DataError(f"{where}: {question!a:.60} is no text, or holds half a character. Correct it.")
+        raise DataError(
+            "{where}: {question!a:.60} is no text, or holds half a character. Correct it.",
+            where=where,
+            question=question,
+        )
     if not tokenizer.chat_template:
         raise CheckpointError(
             "the tokenizer has no chat template, which questions and chat calibration need. Give the tokenizer of the "
@@ -366,8 +405,10 @@ def _bare(tokenizer: Any, question: str, where: str) -> str:
         mark in content or (mark == opening and mark in answer) for mark in marks
     ):
         raise DataError(
-            f'{where} begins with "{opening}": it is a chat of several turns, or of another format. Give one question '
-            "without marks."
+            '{where} begins with "{opening}": it is a chat of several turns, or of another format. Give one '
+            "question without marks.",
+            where=where,
+            opening=opening,
         )
     return content.strip()
 

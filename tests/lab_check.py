@@ -229,7 +229,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder for a screenshot of each step")
     parser.add_argument("--python", default=".venv/bin/python", help="interpreter that has telechat-kit[lab]")
     asked = parser.parse_args()
-    python = str(Path(asked.python).absolute())  # not resolved: a link into an environment means that environment
+    python = str(
+        Path(asked.python).absolute()
+    )  # not resolved: a link into an environment means that environment
     with tempfile.TemporaryDirectory(prefix="lab-") as scratch, sync_playwright() as driver:
         project = Path(scratch) / "project"
         make_project(python, project)

@@ -5,7 +5,8 @@ import pytest
 from babel.messages.catalog import Catalog
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.translation import VARIABLE, gettext, language, ngettext, of_terminal, speaking, telling
+from telechat_kit.messages import VARIABLE, gettext, language, ngettext
+from telechat_kit.translation import of_terminal, speaking, telling
 
 
 def test_every_message_has_its_chinese_and_none_is_left_over() -> None:

@@ -14,6 +14,7 @@ from telechat_kit.backends.forms import Forms
 from telechat_kit.backends.npu.torch_npu_guard import guard_torch_npu
 from telechat_kit.backends.plain import AddUp
 from telechat_kit.errors import DeviceError
+from telechat_kit.messages import Message, marked
 
 DEVICES = ("cpu", "cuda", "npu")
 
@@ -123,7 +124,11 @@ def backend_for(device_type: str) -> Backend:
         return cuda
     if device_type == "npu":
         return npu
-    raise DeviceError(f'the kit has no backend for "{device_type}". Use one of {", ".join(DEVICES)}.')
+    raise DeviceError(
+        'the kit has no backend for "{device_type}". Use one of {devices}.',
+        device_type=device_type,
+        devices=", ".join(DEVICES),
+    )
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def _problem(kind: str) -> str:
     backend = backend_for(kind)
     try:
         if not backend.device_count():
-            return "torch sees none"
+            return marked("torch sees none")
         backend.open_device(0)
         ones = torch.ones(16, 16, device=kind)
         sums = (ones @ ones).cpu()
@@ -159,9 +164,9 @@ def _problem(kind: str) -> str:
         RuntimeError,
     ) as error:  # a device that is busy or broken says so in the first product
         if isinstance(error.__cause__, ModuleNotFoundError):
-            return f"{error.__cause__.name} is not installed"
+            return Message("{name} is not installed", name=error.__cause__.name)
         return str(error).partition("\n")[0].partition(". ")[0]
-    return "" if bool((sums == 16).all()) else "it multiplies wrongly"
+    return "" if bool((sums == 16).all()) else marked("it multiplies wrongly")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -202,7 +207,10 @@ def require_device(device: str) -> tuple[str, int]:
         return "cpu", 0
     if kind not in DEVICES or (index and not index.isdigit()):
         raise DeviceError(
-            f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with a number as in {DEVICES[-1]}:0.'
+            'device "{device}" is unknown. Use auto, or one of {devices}, with a number as in {devices2}:0.',
+            device=device,
+            devices=", ".join(DEVICES),
+            devices2=DEVICES[-1],
         )
     number = int(index or 0)
     try:
@@ -210,16 +218,31 @@ def require_device(device: str) -> tuple[str, int]:
     except DeviceError as error:
         raise _unusable(device, error) from error
     if number >= count:
-        raise _unusable(device, f"torch sees {count} {kind} device(s) here. {_advice(kind, count)}")
+        raise _unusable(
+            device,
+            Message(
+                "torch sees {count} {kind} device(s) here. {advice}",
+                count=count,
+                kind=kind,
+                advice=_advice(kind, count),
+            ),
+        )
     return kind, number
 
 
 def _unusable(device: str, problem: object) -> DeviceError:
-    return DeviceError(f'device "{device}" asked for, but {problem}')
+    return DeviceError('device "{device}" asked for, but {problem}', device=device, problem=problem)
 
 
 def _advice(kind: str, count: int) -> str:
     if count:
-        return f"Numbers begin at 0: use {kind}:0 to {kind}:{count - 1}, or make more devices visible."
+        return Message(
+            "Numbers begin at 0: use {kind}:0 to {kind}:{count}, or make more devices visible.",
+            kind=kind,
+            count=count - 1,
+        )
     tool = {"cuda": "nvidia-smi", "npu": "npu-smi info"}[kind]
-    return f"Use device: auto, or install driver and torch build so that {tool} and torch see the device."
+    return Message(
+        "Use device: auto, or install driver and torch build so that {tool} and torch see the device.",
+        tool=tool,
+    )

@@ -34,8 +34,8 @@ from telechat_kit.backends.plain import (
     swiglu,
 )
 from telechat_kit.errors import DeviceError
+from telechat_kit.messages import marked
 from telechat_kit.provenance import processor_name
-from telechat_kit.translation import marked
 
 __all__ = [
     "accumulate",

@@ -164,10 +164,15 @@ class Forms:
         others = [own.name for own in form.ways[:-1]]
         if way is not None and way not in others:
             raise ParameterError(
-                f'{name} has no way "{way}" that could be set aside. Use one of {", ".join(others)}.'
+                '{name} has no way "{way}" that could be set aside. Use one of {others}.',
+                name=name,
+                way=way,
+                others=", ".join(others),
             )
         if way is None and len(left) < 2:
-            raise ParameterError(f"{name} is done in {left[-1]} already: no slower way is left.")
+            raise ParameterError(
+                "{name} is done in {left} already: no slower way is left.", name=name, left=left[-1]
+            )
         form.aside[way or left[0]] = reason
 
     def repaired(self, step: Callable[[], Tensor]) -> Tensor:
@@ -198,8 +203,12 @@ class Forms:
         who = who or f"the device{f' (seen at {called})' if called else ''}"
         helped = "a slower way then takes its place" if found and self.remember else _FIND_IT
         return DeviceError(
-            f"{who} failed ({told}): this process can no longer use the device. See with npu-smi info or nvidia-smi whether "
-            f"it is still there, then run the same command again: it goes on where it stopped; {helped}."
+            "{who} failed ({told}): this process can no longer use the device. See with npu-smi info or "
+            "nvidia-smi whether it is still there, then run the same command again: it goes on where it "
+            "stopped; {helped}.",
+            who=who,
+            told=told,
+            helped=helped,
         )
 
     def set_aside(self) -> dict[str, dict[str, str]]:
@@ -239,5 +248,9 @@ class Forms:
 
     def _named(self, name: str) -> Form:
         if name not in self._forms:
-            raise ParameterError(f'the operation "{name}" is unknown. Use one of {", ".join(self.names())}.')
+            raise ParameterError(
+                'the operation "{name}" is unknown. Use one of {names}.',
+                name=name,
+                names=", ".join(self.names()),
+            )
         return self._forms[name]

@@ -14,20 +14,22 @@ from telechat_kit.cli.check_commands import check, hash_folder
 from telechat_kit.cli.project_commands import init, lab, list_runs, open_page
 from telechat_kit.cli.result_commands import compare, pack, report, sign, verify
 from telechat_kit.cli.run_commands import html, params, run
+from telechat_kit.cli.speech import OPTION, Group, in_language_of
 from telechat_kit.cli.sweep_commands import index, sweep
 from telechat_kit.cli.weight_commands import export, lm_eval
 from telechat_kit.errors import KitError
+from telechat_kit.messages import LANGUAGES
+from telechat_kit.messages import gettext as _
 
 
-class _InOrder(click.Group):
-    """Lists its commands as a person meets them, not by the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(telechat_kit.__version__, prog_name="telechat-kit")
+@click.option(
+    OPTION,
+    type=click.Choice(LANGUAGES),
+    expose_value=False,
+    help="Of what this command says, before its name; by default that of the terminal (LANG). Pages follow the profile.",
+)
 def cli() -> None:
     """Reproduce TeleChat W8A8 inference as executed notebooks.
 
@@ -74,8 +76,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal in GBK has no emoji: it shows their codes
             stream.reconfigure(errors="backslashreplace")
-    try:
-        cli()
-    except KitError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+    with in_language_of(sys.argv[1:]):
+        try:
+            cli()
+        except KitError as error:
+            click.echo(_("Error: {message}").format(message=error.shown()), err=True)
+            sys.exit(error.exit_code)

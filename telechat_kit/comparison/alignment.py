@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.messages import Message, marked
 from telechat_kit.precision.bundle import BUNDLE, Bundle, read_bundle, save_bundle
 from telechat_kit.provenance import combined_hash
 from telechat_kit.statistics import Estimate, bootstrap
 from telechat_kit.texts import common_prefix
-from telechat_kit.translation import marked
 
 __all__ = [
     "BUNDLE",
@@ -72,7 +72,13 @@ class Alignment:
     differences: list[Difference]
 
     def __str__(self) -> str:
-        return f"{self.verdict}: {'; '.join(self.reasons)}"
+        divergence, agreement = self.reasons
+        return Message(
+            "{verdict}: {divergence}; {agreement}",
+            verdict=self.verdict,
+            divergence=divergence,
+            agreement=agreement,
+        )
 
 
 def compare_bundles(first: str | Path, second: str | Path, tolerances: Tolerances | None = None) -> Alignment:
@@ -88,7 +94,8 @@ def compare_bundles(first: str | Path, second: str | Path, tolerances: Tolerance
     tolerances = tolerances or Tolerances()
     if not 0 <= tolerances.top1_agreement <= 1 or tolerances.kl_mean < 0:
         raise ParameterError(
-            f"{tolerances}: the agreement lies between 0 and 1, the divergence is not negative."
+            "{tolerances}: the agreement lies between 0 and 1, the divergence is not negative.",
+            tolerances=tolerances,
         )
     a, b = read_bundle(first), read_bundle(second)
     _check_same_text(a, b)
@@ -147,13 +154,19 @@ def check_alignment(
 def _check_same_text(a: Bundle, b: Bundle) -> None:
     if a.meta["tokenizer"] != b.meta["tokenizer"]:
         raise DataError(
-            f"{a.path} and {b.path} were made with different tokenizers: their positions cannot be compared. "
-            "Use the tokenizer files of one checkpoint for both runs."
+            "{path} and {path2} were made with different tokenizers: their positions cannot be compared. Use "
+            "the tokenizer files of one checkpoint for both runs.",
+            path=a.path,
+            path2=b.path,
         )
     if not np.array_equal(a.tensors["tokens"], b.tensors["tokens"]):
         raise DataError(
-            f'{a.path} (text "{a.meta["text"]}") and {b.path} (text "{b.meta["text"]}") do not hold the same text: '
-            "they cannot be compared. Use the same text_path, text_sequences, text_tokens, seed and calibration."
+            '{path} (text "{meta}") and {path2} (text "{meta2}") do not hold the same text: they cannot be '
+            "compared. Use the same text_path, text_sequences, text_tokens, seed and calibration.",
+            path=a.path,
+            meta=a.meta["text"],
+            path2=b.path,
+            meta2=b.meta["text"],
         )
 
 
@@ -180,10 +193,22 @@ def _log_sum(rest: np.ndarray, log_probabilities: np.ndarray, chosen: np.ndarray
 
 
 def _verdict(kl: Estimate, top1: Estimate, tolerances: Tolerances) -> tuple[str, list[str]]:
-    reasons = [
-        f"KL {kl.value:.3g} [{kl.low:.3g}, {kl.high:.3g}] nats per token, {tolerances.kl_mean:g} allowed",
-        f"same most likely token at {top1.value:.2%} [{top1.low:.2%}, {top1.high:.2%}] of the positions, "
-        f"{tolerances.top1_agreement:.2%} asked for",
+    reasons: list[str] = [
+        Message(
+            "KL {value:.3g} [{low:.3g}, {high:.3g}] nats per token, {kl_mean:g} allowed",
+            value=kl.value,
+            low=kl.low,
+            high=kl.high,
+            kl_mean=tolerances.kl_mean,
+        ),
+        Message(
+            "same most likely token at {value:.2%} [{low:.2%}, {high:.2%}] of the positions, "
+            "{top1_agreement:.2%} asked for",
+            value=top1.value,
+            low=top1.low,
+            high=top1.high,
+            top1_agreement=tolerances.top1_agreement,
+        ),
     ]
     if kl.value > tolerances.kl_mean or top1.value < tolerances.top1_agreement:
         return marked("not aligned"), reasons
@@ -205,8 +230,14 @@ def _named(meta: dict[str, Any]) -> dict[str, str]:
     found = meta["conditions"]
     named = {key: str(meta[key]) for key in ("precision", "dtype", "weights", "text")}
     named |= {key: str(found[key]) for key in ("device", "device_name", "threads", "system", "code")}
-    named |= {f"version of {name}": version for name, version in found["versions"].items()}
-    return named | {"questions": f"{len(meta['questions'])} lines, {combined_hash(meta['questions'])[:12]}"}
+    named |= {Message("version of {name}", name=name): version for name, version in found["versions"].items()}
+    return named | {
+        "questions": Message(
+            "{count} lines, {combined_hash}",
+            count=len(meta["questions"]),
+            combined_hash=combined_hash(meta["questions"])[:12],
+        )
+    }
 
 
 def _first_differing(

@@ -12,6 +12,7 @@ from telechat_kit.comparison.run_data import RunData
 from telechat_kit.comparison.speeds import by_case, mean_speed, over_float, paired_over_float, paired_speed
 from telechat_kit.comparison.verdict import kind_name
 from telechat_kit.errors import DataError
+from telechat_kit.messages import Message, marked
 from telechat_kit.performance.measurement import CaseResult
 from telechat_kit.precision.positions import FIGURES
 from telechat_kit.statistics import Estimate, bootstrap
@@ -106,28 +107,32 @@ def _precision(run: RunData) -> dict[str, Figure]:
         return {}
     found, answers = run.precision.divergence, run.precision.answers
     rows = {
-        "perplexity_float": Figure("perplexity, float", "", found.perplexity_float),
-        "perplexity_w8a8": Figure("perplexity, W8A8", "", found.perplexity_w8a8),
-        "perplexity_ratio": Figure("perplexity, W8A8 / float", "", found.perplexity_ratio),
-        "kl_mean": Figure("KL(float || W8A8), mean", "nats per token", found.kl_mean),
-        "top1_agreement": Figure("same most likely token", "share", found.top1_agreement),
+        "perplexity_float": Figure(marked("perplexity, float"), "", found.perplexity_float),
+        "perplexity_w8a8": Figure(marked("perplexity, W8A8"), "", found.perplexity_w8a8),
+        "perplexity_ratio": Figure(marked("perplexity, W8A8 / float"), "", found.perplexity_ratio),
+        "kl_mean": Figure(marked("KL(float || W8A8), mean"), marked("nats per token"), found.kl_mean),
+        "top1_agreement": Figure(marked("same most likely token"), marked("share"), found.top1_agreement),
     }
     for loss in run.precision.kinds:
         name, group = kind_name(loss.kind), loss.figures
         rows |= {
             f"perplexity_ratio[{loss.kind}]": Figure(
-                f"perplexity, W8A8 / float, {name}", "", group.perplexity_ratio
+                Message("perplexity, W8A8 / float, {name}", name=name), "", group.perplexity_ratio
             ),
-            f"kl_mean[{loss.kind}]": Figure(f"mean KL, {name}", "nats per token", group.kl_mean),
+            f"kl_mean[{loss.kind}]": Figure(
+                Message("mean KL, {name}", name=name), marked("nats per token"), group.kl_mean
+            ),
             f"top1_agreement[{loss.kind}]": Figure(
-                f"same most likely token, {name}", "share", group.top1_agreement
+                Message("same most likely token, {name}", name=name), marked("share"), group.top1_agreement
             ),
         }
     if answers:
         mean = sum(answer.similarity for answer in answers) / len(answers)
-        rows["answer_similarity"] = Figure("answers, W8A8 like float", "share", exact(mean))
+        rows["answer_similarity"] = Figure(marked("answers, W8A8 like float"), marked("share"), exact(mean))
         same = sum(answer.float_differs is None and answer.w8a8_differs is None for answer in answers)
-        rows["equal_answers"] = Figure("answers equal to the last token", "share", exact(same / len(answers)))
+        rows["equal_answers"] = Figure(
+            marked("answers equal to the last token"), marked("share"), exact(same / len(answers))
+        )
     return rows
 
 
@@ -135,12 +140,16 @@ def _sizes(run: RunData) -> dict[str, Figure]:
     rows = {}
     if run.quantize is not None:
         used = run.quantize
-        rows["float_bytes"] = Figure("weight files, float", "bytes", exact(used.float_bytes))
-        rows["w8a8_bytes"] = Figure("weight files, W8A8", "bytes", exact(used.w8a8_bytes))
-        rows["quantize_seconds"] = Figure("time to quantize", "s", exact(used.seconds), timed=True)
+        rows["float_bytes"] = Figure(marked("weight files, float"), marked("bytes"), exact(used.float_bytes))
+        rows["w8a8_bytes"] = Figure(marked("weight files, W8A8"), marked("bytes"), exact(used.w8a8_bytes))
+        rows["quantize_seconds"] = Figure(
+            marked("time to quantize"), marked("s"), exact(used.seconds), timed=True
+        )
     if run.performance is not None:
         peak = exact(run.performance.peak_memory_bytes)
-        rows["peak_memory_bytes"] = Figure("peak memory, both models", "bytes", peak, timed=True)
+        rows["peak_memory_bytes"] = Figure(
+            marked("peak memory, both models"), marked("bytes"), peak, timed=True
+        )
     return rows
 
 
@@ -152,25 +161,36 @@ def _speeds(run: RunData) -> dict[str, Figure]:
     samples = by_case(run)
     if slow := [case for case in cases.values() if not case.tokens_per_second.value > 0]:
         raise DataError(
-            f"{run.name}: performance.json holds a speed of {slow[0].tokens_per_second.value:g} tokens/s, which "
-            "nothing measures. Run 04_performance again."
+            "{name}: performance.json holds a speed of {value:g} tokens/s, which nothing measures. Run "
+            "04_performance again.",
+            name=run.name,
+            value=slow[0].tokens_per_second.value,
         )
     rows = {}
-    for precision, suffix, label in (("w8a8", "", "W8A8"), ("float", "_float", "float")):
+    for precision, suffix, label in (("w8a8", "", "W8A8"), ("float", "_float", Message("float"))):
         own = {case: result for case, result in cases.items() if case[0] == precision}
         if own:
             name = f"tokens_per_second{suffix}"
             mean = mean_speed(own, samples)
-            rows[name] = Figure(f"{label}, geometric mean of the cases", "tokens/s", mean, timed=True)
+            rows[name] = Figure(
+                Message("{label}, geometric mean of the cases", label=label), "tokens/s", mean, timed=True
+            )
             rows |= {f"{name}[{i}/{o}]": _case(label, result) for (_, i, o), result in own.items()}
     ratio = over_float(cases, samples)
     if ratio is not None:
-        rows[OVER_FLOAT] = Figure("W8A8 over float, geometric mean of the cases", "times", ratio, timed=True)
+        rows[OVER_FLOAT] = Figure(
+            marked("W8A8 over float, geometric mean of the cases"), marked("times"), ratio, timed=True
+        )
     return rows
 
 
 def _case(label: str, result: CaseResult) -> Figure:
-    case = f"{label}, {result.input_tokens} / {result.output_tokens} tokens"
+    case = Message(
+        "{label}, {input_tokens} / {output_tokens} tokens",
+        label=label,
+        input_tokens=result.input_tokens,
+        output_tokens=result.output_tokens,
+    )
     return Figure(case, "tokens/s", result.tokens_per_second, timed=True)
 
 
@@ -189,7 +209,7 @@ def change(
         return Withheld(reason)
     if runs is not None and name in _PAIRED_SPEEDS:
         paired_cases = _PAIRED_SPEEDS[name](*runs)
-        found = Change(*paired_cases) if paired_cases else Withheld("no raw samples of common cases")
+        found = Change(*paired_cases) if paired_cases else Withheld(marked("no raw samples of common cases"))
     elif first.estimate == second.estimate:
         return Change(exact(1.0), "identical")
     else:
@@ -213,13 +233,13 @@ def _separate(first: Figure, second: Figure) -> Change | Withheld:
     """The ratio of two figures by their own intervals, if they have any."""
     a, b = first.estimate, second.estimate
     if min(a.value, b.value) <= 0:
-        return Withheld("one of them is 0")
+        return Withheld(marked("one of them is 0"))
     if first.exact or second.exact or min(a.low, b.low) <= 0:
-        return Change(exact(b.value / a.value), "no interval")
+        return Change(exact(b.value / a.value), marked("no interval"))
     spread = ((log(a.high / a.low) ** 2 + log(b.high / b.low) ** 2) ** 0.5) / 2
     ratio, coverage = b.value / a.value, min(a.coverage, b.coverage)
     return Change(
-        Estimate(ratio, ratio * exp(-spread), ratio * exp(spread), coverage), "two separate intervals"
+        Estimate(ratio, ratio * exp(-spread), ratio * exp(spread), coverage), marked("two separate intervals")
     )
 
 
@@ -244,4 +264,4 @@ def _paired_precision(name: str, first: RunData, second: RunData) -> Change | No
             ratio = bootstrap(pairs, lambda mean: np.log(mean[..., 1] / mean[..., 0])).map(exp)
         if not np.isfinite([ratio.value, ratio.low, ratio.high]).all():
             return None
-    return Change(ratio, f"{len(rows)} sequences in pairs")
+    return Change(ratio, Message("{count} sequences in pairs", count=len(rows)))

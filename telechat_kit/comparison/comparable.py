@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import isfinite
 
 from telechat_kit.comparison.run_data import RunData
+from telechat_kit.messages import Message, marked
 from telechat_kit.precision import KindLoss
 from telechat_kit.provenance import Conditions
 from telechat_kit.statistics import Estimate
@@ -21,12 +22,12 @@ def impossible(name: str, estimate: Estimate) -> str:
     """Why a figure of that name cannot be true, in words; empty if it can: NaN, a negative divergence or speed."""
     value = estimate.value
     if not all(isfinite(number) for number in (value, estimate.low, estimate.high)):
-        return "it is no number"
+        return marked("it is no number")
     least, most = _BOUNDS.get(name.split("[", maxsplit=1)[0], (None, float("inf")))
     if least is None and not value > 0:
-        return f"it is {value:g}, which nothing measures"
+        return Message("it is {value:g}, which nothing measures", value=value)
     if least is not None and not least <= value <= most:
-        return f"it is {value:g}, outside {least:g} to {most:g}"
+        return Message("it is {value:g}, outside {least:g} to {most:g}", value=value, least=least, most=most)
     return ""
 
 
@@ -54,8 +55,8 @@ def _nothing(*_: object) -> str:
 def _other_model(first: RunData, second: RunData) -> str:
     a, b = float_weights(first), float_weights(second)
     if a and b:
-        return "" if a == b else "other model"
-    return "" if a == b else "model not told"
+        return "" if a == b else marked("other model")
+    return "" if a == b else marked("model not told")
 
 
 def float_weights(run: RunData) -> str:
@@ -80,7 +81,7 @@ def same_float(first: Conditions, second: Conditions) -> bool:
 
 def _other_text(name: str, first: RunData, second: RunData) -> str:
     a, b = (text_of(name, run) for run in (first, second))
-    return "" if a is None or b is None or a[0] == b[0] else "other text"
+    return "" if a is None or b is None or a[0] == b[0] else marked("other text")
 
 
 def text_of(name: str, run: RunData) -> tuple[str, list[tuple[int, int]], list[list[float]]] | None:
@@ -109,12 +110,12 @@ def _other_questions(_: str, first: RunData, second: RunData) -> str:
         ([answer.input for answer in record.answers], record.max_new_tokens, record.repetition_penalty)
         for record in (a, b)
     ]
-    return "" if asked[0] == asked[1] else "other questions"
+    return "" if asked[0] == asked[1] else marked("other questions")
 
 
 def _other_cases(_: str, first: RunData, second: RunData) -> str:
     a, b = (_cases(run) for run in (first, second))
-    return "" if a == b else "other cases"
+    return "" if a == b else marked("other cases")
 
 
 def _no_common_case(name: str, first: RunData, second: RunData) -> str:
@@ -122,7 +123,7 @@ def _no_common_case(name: str, first: RunData, second: RunData) -> str:
     a, b = (
         {case for case in _cases(run) if case[0] == precision and case[3] == 1} for run in (first, second)
     )
-    return "" if not a or not b or a & b else "no case in common"
+    return "" if not a or not b or a & b else marked("no case in common")
 
 
 def _cases(run: RunData) -> set[tuple[str, int, int, int]]:

@@ -5,9 +5,17 @@ from dataclasses import asdict, dataclass, is_dataclass
 from math import isclose
 from typing import Any
 
+from telechat_kit.messages import Message, marked
+
 #: `differs` is said and does not fail: another version of the code, say. `not readable` and `not checked` do not
 #: fail either; they are listed.
-SAME, CHANGED, LOST, NOTE, UNCHECKED = "same", "changed", "not readable", "differs", "not checked"
+SAME, CHANGED, LOST, NOTE, UNCHECKED = (
+    marked("same"),
+    marked("changed"),
+    marked("not readable"),
+    marked("differs"),
+    marked("not checked"),
+)
 #: Figures are computed by the same functions from the same numbers: only another numpy may round otherwise
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
 
@@ -58,7 +66,7 @@ def _differences(place: str, recorded: Any, again: Any) -> Iterator[tuple[str, A
             yield from _differences(f"{place}.{key}", recorded.get(key), again.get(key))
     elif isinstance(recorded, list | tuple) and isinstance(again, list | tuple):
         if len(recorded) != len(again):
-            yield f"{place}, number", len(recorded), len(again)
+            yield Message("{place}, number", place=place), len(recorded), len(again)
             return
         for index, (a, b) in enumerate(zip(recorded, again, strict=True)):
             yield from _differences(f"{place}[{index}]", a, b)

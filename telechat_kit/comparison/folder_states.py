@@ -9,11 +9,22 @@ from typing import Any
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import KitError
 from telechat_kit.files import read_json
+from telechat_kit.messages import Message, marked
 from telechat_kit.records import RECORDS, WRITTEN_BY
 
-COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = "complete", "incomplete", "failed", "interrupted"
+COMPLETE, INCOMPLETE, FAILED, INTERRUPTED = (
+    marked("complete"),
+    marked("incomplete"),
+    marked("failed"),
+    marked("interrupted"),
+)
 #: A step that is marked as at work: it is, or its process was killed
-AT_WORK, BY_HAND, DAMAGED, EMPTY = "at work or killed", "by hand", "damaged", "not begun"
+AT_WORK, BY_HAND, DAMAGED, EMPTY = (
+    marked("at work or killed"),
+    marked("by hand"),
+    marked("damaged"),
+    marked("not begun"),
+)
 
 _REPORT = "report.html"
 #: Steps and the record that each leaves
@@ -90,7 +101,7 @@ def _read_state(folder: Path) -> dict[str, Any] | str:
         values = read_json(path)
     except KitError as error:
         return _without_place(error, folder)
-    return values if isinstance(values, dict) else "run.json is no object"
+    return values if isinstance(values, dict) else marked("run.json is no object")
 
 
 def _steps(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,9 +120,9 @@ def _by_steps(steps: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> tup
         if step["status"] == "pending" or (step["status"] == "skipped" and not step.get("key"))
     ]
     if waiting:
-        return INCOMPLETE, f"not run: {', '.join(waiting)}"
+        return INCOMPLETE, Message("not run: {waiting}", waiting=", ".join(waiting))
     if missing or not steps:
-        return INCOMPLETE, f"{', '.join(missing) or 'steps'} missing"
+        return INCOMPLETE, Message("{missing} missing", missing=", ".join(missing) or Message("steps"))
     return COMPLETE, ""
 
 
@@ -128,7 +139,9 @@ def _by_records(missing: Sequence[str]) -> tuple[str, str]:
     there = [name for name in _LEAVES.values() if name not in missing]
     if not there:
         return EMPTY, ""
-    return BY_HAND, f"{', '.join(missing)} missing" if missing else f"all {len(there)} steps"
+    return BY_HAND, Message("{missing} missing", missing=", ".join(missing)) if missing else Message(
+        "all {count} steps", count=len(there)
+    )
 
 
 def _page(folder: Path) -> str:

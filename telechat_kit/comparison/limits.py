@@ -9,9 +9,9 @@ from telechat_kit.comparison.rules import FLOAT, LIMITED, Limit, parse_limits
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.comparison.verdict import Verdict, kind_name, shown, verdict
 from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext
 from telechat_kit.statistics import Estimate
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked, ngettext
 
 #: "look": the interval holds the limit, or there is no figure to hold against it
 PASS, LOOK, FAIL = LIGHTS = (marked("pass"), marked("look"), marked("fail"))
@@ -55,7 +55,7 @@ def judge_limits(run: RunData, texts: Sequence[str]) -> list[Light]:
         ParameterError: a text is no limit.
     """
     if run.precision is None:
-        raise DataError(f"{run.name} has no precision.json, which limits need. Run 03_precision.")
+        raise DataError("{name} has no precision.json, which limits need. Run 03_precision.", name=run.name)
     found = verdict(run.precision, run.quantize, run.performance)
     return [_judge(limit, found, run) for limit in parse_limits(texts)]
 

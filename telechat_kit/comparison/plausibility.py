@@ -9,11 +9,12 @@ import numpy as np
 
 from telechat_kit.comparison.findings import CHANGED, SAME, Finding, short
 from telechat_kit.comparison.run_data import RunData
+from telechat_kit.messages import Message, marked
 from telechat_kit.precision import Divergence
 from telechat_kit.precision.positions import FIGURES, TOP
 from telechat_kit.statistics import Estimate
 
-PART = "possible"
+PART = marked("possible")
 _SHARE, _AMOUNT, _COUNT = (0.0, 1.0), (0.0, inf), (0.0, inf)
 #: What fields of records can be, by the names of the fields
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -58,7 +59,7 @@ def impossible_figures(run: RunData) -> Iterator[Finding]:
         wrong += _tail(found)
     yield from wrong
     if not wrong and count:
-        yield Finding(f"{count} numbers are possible", "", "", SAME, PART)
+        yield Finding(Message("{count} numbers are possible", count=count), "", "", SAME, PART)
 
 
 def _numbers(place: str, field: str, value: Any) -> Iterator[tuple[str, str, float | Estimate]]:
@@ -79,18 +80,18 @@ def _numbers(place: str, field: str, value: Any) -> Iterator[tuple[str, str, flo
 def _problem(field: str, value: float | Estimate) -> str:
     estimate = value if isinstance(value, Estimate) else Estimate(value, value, value, 0.0)
     if not all(isfinite(number) for number in (estimate.value, estimate.low, estimate.high)):
-        return "no number"
+        return marked("no number")
     slack = 1e-9 * max(abs(estimate.low), abs(estimate.high)) + 1e-12
     if estimate.low > estimate.high + slack:
-        return "the interval ends before it begins"
+        return marked("the interval ends before it begins")
     if not estimate.low - slack <= estimate.value <= estimate.high + slack:
-        return "outside its own interval"
+        return marked("outside its own interval")
     if not 0 <= estimate.coverage <= 1:
-        return "a coverage that is no share"
+        return marked("a coverage that is no share")
     least, most = BOUNDS.get(field, (-inf, inf))
     if not least - slack <= estimate.value <= most + slack:
-        return f"outside {least:g} to {most:g}"
-    return "not above 0" if field in _POSITIVE and not estimate.value > 0 else ""
+        return Message("outside {least:g} to {most:g}", least=least, most=most)
+    return marked("not above 0") if field in _POSITIVE and not estimate.value > 0 else ""
 
 
 def _rows(place: str, rows: list[list[float]], blocks: Iterable[tuple[int, int]]) -> Iterator[Finding]:
@@ -99,20 +100,22 @@ def _rows(place: str, rows: list[list[float]], blocks: Iterable[tuple[int, int]]
     for index, row in enumerate(rows):
         where = f"{place}.by_sequence[{index}]"
         if len(row) != len(FIGURES):
-            yield Finding(where, short(row), f"not {len(FIGURES)} numbers", CHANGED, PART)
+            yield Finding(
+                where, short(row), Message("not {count} numbers", count=len(FIGURES)), CHANGED, PART
+            )
             continue
         named = dict(zip(FIGURES, row, strict=True))
         least = {name: -1.0 if name == "probability_change" else 0.0 for name in FIGURES}
         most = {name: 1.0 if name in ("top1", "top5", "probability_change") else inf for name in FIGURES}
         for name, value in named.items():
             if not least[name] <= value <= most[name] + 1e-6:
-                what = f"outside {least[name]:g} to {most[name]:g}"
+                what = Message("outside {least:g} to {most:g}", least=least[name], most=most[name])
                 yield Finding(f"{where}.{name}", short(value), what, CHANGED, PART)
         if index < len(lengths):
             for name, parts in (("top1", lengths[index]), ("top5", TOP * lengths[index])):
                 counted = named[name] * parts
                 if abs(counted - round(counted)) > 1e-3:
-                    what = f"no share of {lengths[index]} positions"
+                    what = Message("no share of {lengths} positions", lengths=lengths[index])
                     yield Finding(f"{where}.{name}", short(named[name]), what, CHANGED, PART)
 
 
@@ -122,11 +125,13 @@ def _tail(found: Divergence) -> Iterator[Finding]:
     ordered = sorted((float(percent), estimate.value) for percent, estimate in found.kl_quantiles.items())
     values = [value for _, value in ordered] + [found.kl_max]
     if any(np.diff(values) < -1e-12):
-        yield Finding(place, short(values), "they do not grow", CHANGED, PART)
+        yield Finding(place, short(values), marked("they do not grow"), CHANGED, PART)
     for percent, value in ordered:
         beyond = (1 - percent / 100) * (found.tokens - 1) / found.tokens
         if beyond * value > found.kl_mean.value * (1 + 1e-6) + 1e-12:
-            yield Finding(f"{place}.{percent:g}", short(value), "more than the mean allows", CHANGED, PART)
+            yield Finding(
+                f"{place}.{percent:g}", short(value), marked("more than the mean allows"), CHANGED, PART
+            )
 
 
 def _shown(value: float | Estimate) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from telechat_kit.comparison.findings import CHANGED, SAME, Finding, compared, short, unchecked
 from telechat_kit.comparison.run_data import RunData
+from telechat_kit.messages import Message, marked
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.measurement import PUBLISHED, PerformanceRecord, Sample
 from telechat_kit.performance.roofline import Peaks
@@ -29,7 +30,12 @@ from telechat_kit.records import finite
 from telechat_kit.statistics import share
 from telechat_kit.texts import common_prefix
 
-FIGURES, ANSWERS, SPEEDS, SETTINGS = "figures", "answers", "speeds", "settings"
+FIGURES, ANSWERS, SPEEDS, SETTINGS = (
+    marked("figures"),
+    marked("answers"),
+    marked("speeds"),
+    marked("settings"),
+)
 
 
 def recomputed(run: RunData) -> Iterator[Finding]:
@@ -45,7 +51,9 @@ def recomputed(run: RunData) -> Iterator[Finding]:
 def _quantize(record: QuantizeRecord) -> Iterator[Finding]:
     recipe = record.recipe
     if recipe is None:
-        yield unchecked(SETTINGS, "quantize.recipe", "the weights were given and do not tell their recipe")
+        yield unchecked(
+            SETTINGS, "quantize.recipe", marked("the weights were given and do not tell their recipe")
+        )
         return
     yield from compared(
         SETTINGS,
@@ -76,15 +84,19 @@ def _precision(record: PrecisionRecord, quantized: QuantizeRecord | None) -> Ite
 def _divergence(found: Divergence, blocks: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     name = "precision.divergence"
     if not _whole(found.by_sequence):
-        yield unchecked(FIGURES, name, "the record keeps no means of sequences")
+        yield unchecked(FIGURES, name, marked("the record keeps no means of sequences"))
         return
     sums = np.array(found.by_sequence)
     change = replace(found.probability_change, mean=mean_of(sums, "probability_change"))
     again = replace(found, **_decided(found, sums, blocks), probability_change=change)
     yield from compared(FIGURES, name, found, again)
     yield from _positions(found)
-    rest = "percentiles, the largest KL, the mean square of the changes, and intervals by position"
-    yield unchecked(FIGURES, f"{name}: {rest}", "the record keeps no single positions; a repetition decides")
+    rest = marked("percentiles, the largest KL, the mean square of the changes, and intervals by position")
+    yield unchecked(
+        FIGURES,
+        Message("{name}: {rest}", name=name, rest=rest),
+        marked("the record keeps no single positions; a repetition decides"),
+    )
 
 
 def _decided(
@@ -104,7 +116,7 @@ def _whole(rows: Sequence[Sequence[float]]) -> bool:
 def _positions(found: Divergence) -> Iterator[Finding]:
     """The groups of positions weigh up to the whole: all sequences are of one length."""
     groups, total = found.by_position, sum(group.tokens for group in found.by_position)
-    yield from compared(FIGURES, "precision.divergence.by_position, tokens", total, found.tokens)
+    yield from compared(FIGURES, marked("precision.divergence.by_position, tokens"), total, found.tokens)
     if not total or found.tokens % found.sequences:
         return
     weights = [group.tokens / total for group in groups]
@@ -122,13 +134,13 @@ def _positions(found: Divergence) -> Iterator[Finding]:
         if isclose(value, whole, rel_tol=1e-6, abs_tol=1e-9):
             yield Finding(f"precision.divergence.by_position.{name}", "", "", SAME, FIGURES)
         else:
-            place = f"precision.divergence.by_position.{name}, weighed up"
+            place = Message("precision.divergence.by_position.{name}, weighed up", name=name)
             yield Finding(place, short(value), short(whole), CHANGED, FIGURES)
 
 
 def _group(name: str, found: Group, blocks: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     if not _whole(found.by_sequence):
-        yield unchecked(FIGURES, name, "the record keeps no means of sequences")
+        yield unchecked(FIGURES, name, marked("the record keeps no means of sequences"))
         return
     sums = np.array(found.by_sequence)
     yield from compared(FIGURES, name, found, replace(found, **_decided(found, sums, blocks)))
@@ -138,7 +150,7 @@ def _answer(index: int, found: Answer) -> Iterator[Finding]:
     name = f"precision.answers[{index}]"
     again = replace(found, similarity=similarity(found.float_answer, found.w8a8_answer))
     if not found.float_ids and not found.w8a8_ids:
-        yield unchecked(ANSWERS, f"{name}, tokens", "the record keeps no ids")
+        yield unchecked(ANSWERS, Message("{name}, tokens", name=name), marked("the record keeps no ids"))
         yield from compared(ANSWERS, name, found, again)
         return
     ids = (found.float_ids, found.w8a8_ids)
@@ -148,13 +160,25 @@ def _answer(index: int, found: Answer) -> Iterator[Finding]:
     parted = common < max(map(len, ids))
     told = found.float_differs is not None or found.w8a8_differs is not None
     if parted != told:
-        yield Finding(f"{name}, whether both are equal", _parted(told), _parted(parted), CHANGED, ANSWERS)
+        yield Finding(
+            Message("{name}, whether both are equal", name=name),
+            _parted(told),
+            _parted(parted),
+            CHANGED,
+            ANSWERS,
+        )
     if not parted and found.float_answer != found.w8a8_answer:
-        yield Finding(f"{name}, texts of equal ids", "they differ", "equal", CHANGED, ANSWERS)
+        yield Finding(
+            Message("{name}, texts of equal ids", name=name),
+            marked("they differ"),
+            marked("equal"),
+            CHANGED,
+            ANSWERS,
+        )
 
 
 def _parted(parted: bool) -> str:
-    return "they part" if parted else "equal"
+    return marked("they part") if parted else marked("equal")
 
 
 def _sources(found: Sources) -> Iterator[Finding]:
@@ -170,8 +194,12 @@ def _sources(found: Sources) -> Iterator[Finding]:
         for one in found.kept
     ]
     yield from compared(FIGURES, "precision.sources", found, replace(found, linears=linears, kept=kept))
-    rest = "the noise of linears and blocks, and their intervals"
-    yield unchecked(FIGURES, f"precision.sources: {rest}", "the record keeps no tokens; a repetition decides")
+    rest = marked("the noise of linears and blocks, and their intervals")
+    yield unchecked(
+        FIGURES,
+        Message("precision.sources: {rest}", rest=rest),
+        marked("the record keeps no tokens; a repetition decides"),
+    )
 
 
 def _task(found: TaskResult) -> Iterator[Finding]:
@@ -185,8 +213,12 @@ def _task(found: TaskResult) -> Iterator[Finding]:
         difference=replace(found.difference, value=(right[1] - right[0]) / n),
     )
     yield from compared(FIGURES, f"precision.tasks.{found.name}", found, again)
-    rest = "interval of the difference"
-    yield unchecked(FIGURES, f"precision.tasks.{found.name}, {rest}", "the record keeps no single choices")
+    rest = marked("interval of the difference")
+    yield unchecked(
+        FIGURES,
+        Message("precision.tasks.{name}, {rest}", name=found.name, rest=rest),
+        marked("the record keeps no single choices"),
+    )
 
 
 def _performance(
@@ -194,13 +226,17 @@ def _performance(
 ) -> Iterator[Finding]:
     yield from compared(SPEEDS, "performance.published", record.published, list(PUBLISHED))
     if not samples:
-        yield unchecked(SPEEDS, "performance.cases", "there are no raw samples")
+        yield unchecked(SPEEDS, "performance.cases", marked("there are no raw samples"))
         return
     yield from _samples(samples, repeats)
     known = {size.precision for size in record.sizes}
     if lost := sorted({sample.precision for sample in samples} - known):
         yield Finding(
-            "samples.jsonl, precisions", ", ".join(lost), "not in performance.sizes", CHANGED, SPEEDS
+            marked("samples.jsonl, precisions"),
+            ", ".join(lost),
+            marked("not in performance.sizes"),
+            CHANGED,
+            SPEEDS,
         )
         return
     peaks = record.peaks or Peaks(record.read_bandwidth, record.read_bandwidth_basis)
@@ -232,29 +268,53 @@ def _samples(samples: Sequence[Sample], repeats: int | None) -> Iterator[Finding
     for index, one in enumerate(samples):
         after_first = one.output_tokens - 1
         mean = (one.seconds - one.time_to_first_token) / after_first if after_first > 0 else None
-        place = f"samples.jsonl, line {index + 1}"
+        place = Message("samples.jsonl, line {index}", index=index + 1)
         if one.time_to_first_token > one.seconds:
             wrong.append(
-                Finding(place, short(one.time_to_first_token), "first token after the last", CHANGED, SPEEDS)
+                Finding(
+                    place,
+                    short(one.time_to_first_token),
+                    marked("first token after the last"),
+                    CHANGED,
+                    SPEEDS,
+                )
             )
         wrong += [
             f
-            for f in compared(SPEEDS, f"{place}, time per token", one.time_per_output_token, mean)
+            for f in compared(
+                SPEEDS, Message("{place}, time per token", place=place), one.time_per_output_token, mean
+            )
             if f.verdict != SAME
         ]
     counts = Counter((one.precision, one.case, one.threads) for one in samples)
     runs = {(one.precision, one.case, one.threads, one.repeat) for one in samples}
     if len(runs) < len(samples):
         wrong.append(
-            Finding("samples.jsonl", f"{len(samples)} runs", f"{len(runs)} different ones", CHANGED, SPEEDS)
+            Finding(
+                "samples.jsonl",
+                Message("{count} runs", count=len(samples)),
+                Message("{count} different ones", count=len(runs)),
+                CHANGED,
+                SPEEDS,
+            )
         )
     for (precision, case, threads), count in counts.items():
         if repeats is not None and count != repeats:
-            place = f"samples.jsonl, {precision} {tuple(case)}" + (f", {threads} threads" if threads else "")
-            wrong.append(Finding(place, f"{count} runs", f"{repeats} asked for", CHANGED, SPEEDS))
+            place = Message("samples.jsonl, {precision} {case}", precision=precision, case=tuple(case))
+            if threads:
+                place = Message("{place}, {threads} threads", place=place, threads=threads)
+            wrong.append(
+                Finding(
+                    place,
+                    Message("{count} runs", count=count),
+                    Message("{repeats} asked for", repeats=repeats),
+                    CHANGED,
+                    SPEEDS,
+                )
+            )
     yield from wrong
     if not wrong:
-        yield Finding(f"{len(samples)} samples fit together", "", "", SAME, SPEEDS)
+        yield Finding(Message("{count} samples fit together", count=len(samples)), "", "", SAME, SPEEDS)
 
 
 def _threads(found: ThreadScaling | None, samples: Sequence[Sample]) -> ThreadScaling | None:

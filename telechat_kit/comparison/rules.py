@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from telechat_kit.errors import ParameterError
-from telechat_kit.translation import marked
+from telechat_kit.messages import marked
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -65,8 +65,9 @@ def parse_rule(text: str) -> Rule:
     number = _number(found[3]) if found else None
     if found is None or number is None:
         raise ParameterError(
-            f'--fail-if "{text}" is no condition. Write a figure, <, <=, > or >=, and a number, '
-            "with an x for a multiple of the first run: 'tokens_per_second < 0.95x'."
+            '--fail-if "{text}" is no condition. Write a figure, <, <=, > or >=, and a number, with an x for '
+            "a multiple of the first run: 'tokens_per_second < 0.95x'.",
+            text=text,
         )
     return Rule(text.strip(), found[1], found[2], number, bool(found[4]))
 
@@ -114,21 +115,31 @@ def _parse_limit(text: str) -> Limit:
     number = _number(found[4]) if found else None
     if found is None or number is None:
         raise ParameterError(
-            f'limits: "{text}" is no limit. Write a figure, <, <=, > or >=, and a number: "kl_mean < 0.03", '
-            '"kl_mean[zh] < 0.1", "tokens_per_second > 1.5x float", "tokens_per_second > 0.95x results/before".'
+            'limits: "{text}" is no limit. Write a figure, <, <=, > or >=, and a number: "kl_mean < 0.03", '
+            '"kl_mean[zh] < 0.1", "tokens_per_second > 1.5x float", "tokens_per_second > 0.95x '
+            'results/before".',
+            text=text,
         )
     figure, where, sign, _, against = found.groups()
     if figure not in LIMITED:
         raise ParameterError(
-            f'limits: "{text}": no limit can be set on "{figure}". Use {", ".join(LIMITED)}.'
+            'limits: "{text}": no limit can be set on "{figure}". Use {limited}.',
+            text=text,
+            figure=figure,
+            limited=", ".join(LIMITED),
         )
     if where and not LIMITED[figure][0]:
-        raise ParameterError(f'limits: "{text}": {figure} is not by text. Leave out [{where}].')
+        raise ParameterError(
+            'limits: "{text}": {figure} is not by text. Leave out [{where}].',
+            text=text,
+            figure=figure,
+            where=where,
+        )
     if bool(against) != (figure in RELATIVE):
         remedy = (
             f'"{figure} {sign} {found[4]}x float"' if figure in RELATIVE else f'"{figure} {sign} {found[4]}"'
         )
-        raise ParameterError(f'limits: "{text}": write {remedy}.')
+        raise ParameterError('limits: "{text}": write {remedy}.', text=text, remedy=remedy)
     return Limit(text.strip(), figure, where or "", sign, number, against or "")
 
 

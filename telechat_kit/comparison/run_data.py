@@ -13,6 +13,7 @@ from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
 from telechat_kit.errors import DataError
 from telechat_kit.files import read_json, relative, resolve
+from telechat_kit.messages import Message, marked
 from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
 from telechat_kit.performance.measurement import PerformanceRecord, Sample
 from telechat_kit.precision import SCHEMA as PRECISION
@@ -56,7 +57,7 @@ def read_run_data(place: str | Path) -> RunData:
     if path.is_dir():
         return parse_run(collect_run(path), relative(path), path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist. Give a run folder or a report.html.")
+        raise DataError("{path} does not exist. Give a run folder or a report.html.", path=path)
     return parse_run(carried_run(path), relative(path), None)
 
 
@@ -64,7 +65,9 @@ def collect_run(folder: Path) -> dict[str, Any]:
     """What `report.html` carries: the records of a run folder as they are, its raw samples, its state."""
     present = {name: folder / f"{name}.json" for name in RECORDS if (folder / f"{name}.json").is_file()}
     if not present:
-        raise DataError(f"{folder} holds no record of a run. Give a folder that `telechat-kit run` wrote.")
+        raise DataError(
+            "{folder} holds no record of a run. Give a folder that `telechat-kit run` wrote.", folder=folder
+        )
     samples, state = folder / "samples.jsonl", folder / "run.json"
     return {
         "schema": SCHEMA,
@@ -75,10 +78,12 @@ def collect_run(folder: Path) -> dict[str, Any]:
 
 
 def _read_samples(path: Path) -> list[Any]:
-    remedy = "Run 04_performance again."
+    remedy = marked("Run 04_performance again.")
     lines = read_bytes(path, remedy).split(b"\n") if path.stat().st_size else []
     return [
-        parse(line, f"{path}, line {number}", remedy) for number, line in enumerate(lines, 1) if line.strip()
+        parse(line, Message("{path}, line {number}", path=path, number=number), remedy)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
     ]
 
 
@@ -95,12 +100,23 @@ def carried_run(page: Path) -> dict[str, Any]:
         DataError: it carries none, or more than one: the page would show one and be judged by another.
     """
     found = _CARRIED.findall(page.read_text(encoding="utf-8", errors="replace"))
-    if len(found) != 1:
+    if not found:
         raise DataError(
-            f"{page} carries {len(found) or 'no'} record{'s' * (len(found) > 1)} of its run. Give the run folder, or a "
-            "report.html of this kit or a newer one."
+            "{page} carries no record of its run. Give the run folder, or a report.html of this kit or a newer one.",
+            page=page,
         )
-    values = parse(html.unescape(found[0]).encode(), f"the record in {page}", "Give the run folder.")
+    if len(found) > 1:
+        raise DataError(
+            "{page} carries {count} records of its run. Give the run folder, or a report.html of this "
+            "kit or a newer one.",
+            page=page,
+            count=len(found),
+        )
+    values = parse(
+        html.unescape(found[0]).encode(),
+        Message("the record in {page}", page=page),
+        marked("Give the run folder."),
+    )
     return values if isinstance(values, dict) else {}
 
 
@@ -147,17 +163,25 @@ def parse_run(values: dict[str, Any], name: str, folder: Path | None) -> RunData
     if values.get("schema") != SCHEMA:
         kit = _kit_version(values)
         raise DataError(
-            f'{name}: its record has schema "{str(values.get("schema"))[:80]}" (telechat-kit {kit}), this kit reads '
-            f'"{SCHEMA}". Update telechat-kit, or give the run folder.'
+            '{name}: its record has schema "{values}" (telechat-kit {kit}), this kit reads "{schema}". '
+            "Update telechat-kit, or give the run folder.",
+            name=name,
+            values=str(values.get("schema"))[:80],
+            kit=kit,
+            schema=SCHEMA,
         )
     try:
         carried = _Carried.model_validate({"samples": [], "state": {}, **values})
     except ValidationError as error:
-        raise DataError(f"{name}: {_told(error)}") from error
+        raise DataError("{name}: {told}", name=name, told=_told(error)) from error
     records = carried.records
 
     def typed(key: Any, kind: Any, schema: str) -> Any:
-        return parse_record(records[key], kind, schema, f"{name}: {key}.json") if key in records else None
+        return (
+            parse_record(records[key], kind, schema, Message("{name}: {key}.json", name=name, key=key))
+            if key in records
+            else None
+        )
 
     return RunData(
         name=name,
@@ -175,19 +199,19 @@ def _kit_version(values: dict[str, Any]) -> str:
     try:
         return _State.model_validate(values.get("state")).versions["telechat-kit"]
     except (ValidationError, KeyError):
-        return "another version"
+        return marked("another version")
 
 
 #: Parts of a run by the file that holds them, and what to do about a damaged one
 _REMEDIES = {
-    "samples": ("samples.jsonl", "Run 04_performance again."),
-    "state": ("run.json", "Remove it, or run all steps again."),
+    "samples": ("samples.jsonl", marked("Run 04_performance again.")),
+    "state": ("run.json", marked("Remove it, or run all steps again.")),
 }
 
 
 def _told(error: ValidationError) -> str:
     first = error.errors()[0]
     part, *keys = [str(key)[:60] for key in first["loc"]]
-    file, remedy = _REMEDIES.get(part, (part, "Give a run folder of this kit."))
-    place = f" ({'.'.join(keys)}: {first['msg']})" if keys else f" ({first['msg']})"
-    return f"{file} is damaged{place}. {remedy}"
+    file, remedy = _REMEDIES.get(part, (part, marked("Give a run folder of this kit.")))
+    where = f"{'.'.join(keys)}: {first['msg']}" if keys else first["msg"]
+    return Message("{file} is damaged ({where}). {remedy}", file=file, where=where, remedy=remedy)

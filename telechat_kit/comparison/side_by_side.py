@@ -12,6 +12,7 @@ from telechat_kit.comparison.differing_conditions import run_conditions
 from telechat_kit.comparison.rules import Rule
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, ParameterError
+from telechat_kit.messages import Message, marked
 from telechat_kit.performance.measurement import PUBLISHED
 
 #: What the guide's table is of
@@ -28,6 +29,10 @@ class Side:
     run: RunData | None = None
 
 
+#: What is said of a condition
+DIFFERS, UNKNOWN, SAME = marked("differs"), marked("unknown"), marked("same")
+
+
 @dataclass(frozen=True)
 class ConditionRow:
     """One condition of every run; None where a run does not tell."""
@@ -42,7 +47,7 @@ class ConditionRow:
     @property
     def verdict(self) -> str:
         """differs, same, or unknown where a run does not tell and the others agree."""
-        return "differs" if self.differs else "unknown" if None in self.values else "same"
+        return DIFFERS if self.differs else UNKNOWN if None in self.values else SAME
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ def compare(places: Sequence[str], tolerances: Tolerances | None = None) -> Comp
         found = [name for name in found if all(name in side.figures for side in sides)]
     if not found:
         raise DataError(
-            f"{' and '.join(side.name for side in sides)} have no figure in common, so nothing is compared."
+            "{sides} have no figure in common, so nothing is compared.",
+            sides=", ".join(side.name for side in sides),
         )
     rows = [_figure_row(name, sides) for name in found]
     names = dict.fromkeys(name for side in sides for name in side.conditions)
@@ -131,11 +137,17 @@ def _short_names(sides: list[Side]) -> list[Side]:
 def _published(device: str) -> Side:
     columns = {"310p": ("NPU 310P", "npu_310p"), "a10": ("GPU A10", "gpu_a10")}
     if device.lower() not in columns:
-        raise ParameterError(f'there is no published column "{device}". Use published:310P or published:A10.')
+        raise ParameterError(
+            'there is no published column "{device}". Use published:310P or published:A10.', device=device
+        )
     name, attribute = columns[device.lower()]
     rows = {
         f"tokens_per_second[{row.input_tokens}/{row.output_tokens}]": Figure(
-            f"W8A8, {row.input_tokens} / {row.output_tokens} tokens",
+            Message(
+                "W8A8, {input_tokens} / {output_tokens} tokens",
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+            ),
             "tokens/s",
             exact(getattr(row, attribute)),
             timed=True,
@@ -144,7 +156,7 @@ def _published(device: str) -> Side:
         if row.input_tokens
     }
     told = {"model": PUBLISHED_MODEL, "device": name, "batch": "1"}
-    return Side(f"published: {name}", told, rows)
+    return Side(Message("published: {name}", name=name), told, rows)
 
 
 def _figure_row(name: str, sides: Sequence[Side]) -> FigureRow:
@@ -163,7 +175,7 @@ def _change(
         return change(name, before, now, (first.run, second.run))
     models = [side.conditions.get("model", "") for side in (first, second)]
     if not all(PUBLISHED_MODEL.lower() in model.lower() for model in models):
-        return Withheld("other model")
+        return Withheld(marked("other model"))
     return change(name, before, now, None)
 
 
@@ -177,7 +189,7 @@ def bundle_rows(sides: Sequence[Side], tolerances: Tolerances) -> list[BundleRow
 
 def _bundle_row(name: str, first: Path | None, second: Path | None, tolerances: Tolerances) -> BundleRow:
     if first is None or second is None:
-        return BundleRow(name, None, "a report.html alone holds no bundle. Give the run folder.")
+        return BundleRow(name, None, marked("a report.html alone holds no bundle. Give the run folder."))
     try:
         return BundleRow(name, compare_bundles(first, second, tolerances))
     except DataError as error:
@@ -187,9 +199,14 @@ def _bundle_row(name: str, first: Path | None, second: Path | None, tolerances: 
 def not_aligned(found: Comparison) -> list[str]:
     """Each run that is not called aligned with the first one; a run without a bundle is not."""
     if not found.bundles:
-        return ["no run holds a bundle. Run 03_precision with -p bundle w8a8."]
+        return [marked("no run holds a bundle. Run 03_precision with -p bundle w8a8.")]
     return [
-        f"{row.name} is not aligned with {found.names[0]}: {row.alignment or row.refused}"
+        Message(
+            "{name} is not aligned with {names}: {alignment}",
+            name=row.name,
+            names=found.names[0],
+            alignment=str(row.alignment or row.refused),
+        )
         for row in found.bundles
         if row.alignment is None or row.alignment.verdict != "aligned"
     ]
@@ -206,8 +223,14 @@ def broken_by(rule: Rule, found: Comparison) -> list[str]:
     rows = {row.name: row for row in found.figures}
     if rule.figure not in rows:
         near = get_close_matches(rule.figure, rows, n=1)
-        hint = f'Did you mean "{near[0]}"?' if near else f"Figures: {', '.join(rows)}."
-        raise ParameterError(f'--fail-if: there is no figure "{rule.figure}". {hint}')
+        hint = (
+            Message('Did you mean "{near}"?', near=near[0])
+            if near
+            else Message("Figures: {rows}.", rows=", ".join(rows))
+        )
+        raise ParameterError(
+            '--fail-if: there is no figure "{figure}". {hint}', figure=rule.figure, hint=hint
+        )
     row = rows[rule.figure]
     start = 1 if rule.relative or len(found.names) > 1 else 0
     for index in range(0 if rule.relative else start, len(found.names)):
@@ -218,10 +241,15 @@ def broken_by(rule: Rule, found: Comparison) -> list[str]:
 def _require(rule: Rule, name: str, figure: Figure | None) -> None:
     """Refuse a figure that is not there, or that cannot be true."""
     if figure is None:
-        raise DataError(f"--fail-if: {name} has no {rule.figure}. Run the step that measures it.")
+        raise DataError(
+            "--fail-if: {name} has no {figure}. Run the step that measures it.", name=name, figure=rule.figure
+        )
     if wrong := impossible(rule.figure, figure.estimate):
         raise DataError(
-            f"--fail-if: {rule.figure} of {name} cannot be true: {wrong}. Run the step that measures it again."
+            "--fail-if: {figure} of {name} cannot be true: {wrong}. Run the step that measures it again.",
+            figure=rule.figure,
+            name=name,
+            wrong=wrong,
         )
 
 
@@ -232,11 +260,21 @@ def _judge(rule: Rule, name: str, row: FigureRow, index: int) -> str | None:
     if rule.relative:
         changed = row.changes[index - 1]
         if not isinstance(changed, Change):
-            reason = changed.reason if isinstance(changed, Withheld) else "one of them is missing"
+            reason = changed.reason if isinstance(changed, Withheld) else marked("one of them is missing")
             raise DataError(
-                f"--fail-if: {rule.figure} of {name} does not compare with the first run's: {reason}."
+                "--fail-if: {figure} of {name} does not compare with the first run's: {reason}.",
+                figure=rule.figure,
+                name=name,
+                reason=reason,
             )
         value = changed.ratio.value
     if not rule.holds(value):
         return None
-    return f"{name}: {rule.figure} is {value:.4g}{'x' if rule.relative else ''}, fails on {rule.text}"
+    return Message(
+        "{name}: {figure} is {value:.4g}{value2}, fails on {text}",
+        name=name,
+        figure=rule.figure,
+        value=value,
+        value2="x" if rule.relative else "",
+        text=rule.text,
+    )

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from math import floor, log10
 from statistics import geometric_mean
 
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import CaseResult
 from telechat_kit.precision import Divergence, Group, PrecisionRecord
 from telechat_kit.precision.kinds import like_calibration
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.statistics import Estimate
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked, ngettext
 
 #: What the kit's kinds of text are called; other texts by their own names
 KIND_NAMES = {

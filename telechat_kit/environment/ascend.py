@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from telechat_kit.backends.npu.toolkit import toolkit_version
 from telechat_kit.environment.npu_smi import Chip, parse
 from telechat_kit.environment.probe import DRIVER, Outcome, Probe, parent, parse_values
+from telechat_kit.messages import Message, marked
 
 FIRMWARE = "/usr/local/Ascend/firmware"
 #: The page that the advice of many rows points to
 PAGE = "docs/ascend-setup.md"
 #: The advice for a container that lacks devices or driver
-START = "start the container with environment/start-container.sh, which hands in devices and driver"
+START = marked("start the container with environment/start-container.sh, which hands in devices and driver")
 #: Where CANN lies: from 8.5 on, and before
 TOOLKITS = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 #: Where ATB lies: in the nnal package, and in the guide
@@ -106,8 +107,8 @@ def read_stack(probe: Probe) -> AscendStack:
 
 def _smi_failure(outcome: Outcome) -> str:
     if outcome.code == 127 and "shared libraries" not in outcome.error:
-        return "there is no npu-smi"
-    return f"npu-smi says: {_last_line(outcome) or 'nothing'}"
+        return marked("there is no npu-smi")
+    return Message("npu-smi says: {last_line}", last_line=_last_line(outcome) or Message("nothing"))
 
 
 def _nodes(probe: Probe) -> list[str]:
@@ -161,7 +162,7 @@ def _imported(outcome: Outcome) -> ImportTest:
         operators = frozenset(found["operators"])
         return ImportTest("", found["devices"], found["cxx11_abi"], operators)
     except (IndexError, KeyError, TypeError, json.JSONDecodeError):
-        return ImportTest(_last_line(outcome) or f"the process ended with {outcome.code}")
+        return ImportTest(_last_line(outcome) or Message("the process ended with {code}", code=outcome.code))
 
 
 def _last_line(outcome: Outcome) -> str:

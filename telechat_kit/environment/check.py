@@ -4,8 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from telechat_kit.messages import marked
+
 #: "missing": not there, "wrong": there but unfit; both must be put right. "warning": works, perhaps not as hoped.
 Verdict = Literal["ok", "warning", "missing", "wrong"]
+
+
+#: The verdicts, for the catalog
+_WORDS = (marked("ok"), marked("warning"), marked("missing"), marked("wrong"))
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 from telechat_kit.environment.check import Check
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import lock_beside, one_at_a_time, relative, resolve
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.demo import build_demo
 from telechat_kit.model.folder import read_config, require_fitting, weight_files
 from telechat_kit.model.tiny import build_tiny
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
-from telechat_kit.translation import marked
 
 #: Checkpoints that the kit can make by itself, under the name that a profile gives
 EMBEDDED_MODELS = {"smollm2-135m": build_demo, "tiny-random": build_tiny}
 
-_NO_TEMPLATE = (
+_NO_TEMPLATE = marked(
     "03_precision asks questions in the chat format, which this tokenizer has not: give the tokenizer of the chat model, "
     "or put its chat_template.jinja into the folder."
 )
@@ -47,7 +47,9 @@ def make_embedded(checkpoint_path: str | Path, embedded_model: str = "") -> Path
     if embedded_model and embedded_model not in EMBEDDED_MODELS:
         known = ", ".join(EMBEDDED_MODELS)
         raise ParameterError(
-            f'embedded_model "{embedded_model}" is unknown. Use one of {known}, or leave it empty.'
+            'embedded_model "{embedded_model}" is unknown. Use one of {known}, or leave it empty.',
+            embedded_model=embedded_model,
+            known=known,
         )
     if embedded_model and (_is_absent(folder) or lock_beside(folder).exists()):
         with one_at_a_time(folder):
@@ -81,19 +83,34 @@ def weights_bytes(folder: Path) -> int:
 
 def checkpoint_checks(folder: Path, embedded_model: str = "") -> Iterator[Check]:
     """Weights and tokenizer: there, whole, and belonging together."""
-    required = "all files, none cut short"
+    required = marked("all files, none cut short")
     if embedded_model and _is_absent(folder):
-        found = f"not there yet: 01_setup makes {relative(folder)} from {embedded_model}"
-        yield Check("weights", found, required, "ok")
+        found = Message(
+            "not there yet: 01_setup makes {folder} from {embedded_model}",
+            folder=relative(folder),
+            embedded_model=embedded_model,
+        )
+        yield Check(marked("weights"), found, required, "ok")
         return
     try:
         config = read_config(folder)
         vocabulary, size = config.vocab_size, weights_bytes(folder)
         require_fitting(folder, config)
     except CheckpointError as error:
-        yield Check("weights", f"not whole in {relative(folder)}", required, "missing", str(error))
+        yield Check(
+            marked("weights"),
+            Message("not whole in {folder}", folder=relative(folder)),
+            required,
+            "missing",
+            str(error),
+        )
         return
-    yield Check("weights", f"{size / 1e6:,.1f} MB in {relative(folder)}", required, "ok")
+    yield Check(
+        marked("weights"),
+        Message("{size:,.1f} MB in {folder}", size=size / 1e6, folder=relative(folder)),
+        required,
+        "ok",
+    )
     yield _tokenizer(folder, vocabulary)
 
 
@@ -101,11 +118,22 @@ def _tokenizer(folder: Path, vocabulary: int) -> Check:
     try:
         tokenizer = load_tokenizer(folder)
     except CheckpointError as error:
-        return Check("tokenizer", "not usable", "the model's own", "missing", str(error))
-    found, required = f"{len(tokenizer):,} tokens", f"at most {vocabulary:,}"
+        return Check(
+            marked("tokenizer"), marked("not usable"), marked("the model's own"), "missing", str(error)
+        )
+    found, required = (
+        Message("{count:,} tokens", count=len(tokenizer)),
+        Message("at most {vocabulary:,}", vocabulary=vocabulary),
+    )
     if not tokenizer.chat_template:
-        return Check("tokenizer", f"{found}, no chat template", required, "warning", _NO_TEMPLATE)
-    return Check("tokenizer", found, required, "ok")
+        return Check(
+            marked("tokenizer"),
+            Message("{found}, no chat template", found=found),
+            required,
+            "warning",
+            _NO_TEMPLATE,
+        )
+    return Check(marked("tokenizer"), found, required, "ok")
 
 
 def model_parts(folder: Path) -> list[Part]:

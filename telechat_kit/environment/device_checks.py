@@ -8,12 +8,20 @@ from telechat_kit.environment.footprint import Footprint
 from telechat_kit.environment.npu_smi import Chip
 from telechat_kit.environment.probe import DRIVER, Probe
 from telechat_kit.environment.releases import AscendReleases, listed
+from telechat_kit.messages import Message, marked
 
 #: What npu-smi says when it fails, and what to do about it
 _SMI_REMEDIES = {
-    "-8020": f"another container holds the chip, or this one lacks /usr/local/dcmi: stop the other one, or {START}",
-    "-8005": "the driver does not run or is not yours to use: reboot after installing it, be root or in its user group",
-    "shared libraries": f"export LD_LIBRARY_PATH={DRIVER}/lib64/driver:{DRIVER}/lib64/common:$LD_LIBRARY_PATH",
+    "-8020": Message(
+        "another container holds the chip, or this one lacks /usr/local/dcmi: stop the other one, or {start}",
+        start=START,
+    ),
+    "-8005": marked(
+        "the driver does not run or is not yours to use: reboot after installing it, be root or in its user group"
+    ),
+    "shared libraries": Message(
+        "export LD_LIBRARY_PATH={driver}/lib64/driver:{driver}/lib64/common:$LD_LIBRARY_PATH", driver=DRIVER
+    ),
 }
 
 
@@ -38,67 +46,111 @@ def _visible(environ: Mapping[str, str], count: int) -> list[int]:
 
 
 def _chip(stack: AscendStack, probe: Probe, releases: AscendReleases, index: int) -> Check:
-    required = f"{listed(list(releases.chips))}, healthy"
+    required = Message("{listed}, healthy", listed=listed(list(releases.chips)))
     if not stack.chips:
-        return Check("chip", f"none: {stack.smi_failure}", required, "missing", _no_chip(stack, probe))
+        return Check(
+            marked("chip"),
+            Message("none: {smi_failure}", smi_failure=stack.smi_failure),
+            required,
+            "missing",
+            _no_chip(stack, probe),
+        )
     names = [chip.name for chip in stack.chips]
     found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     visible = _visible(probe.environ, len(names))
     if index >= len(visible):
-        choice = f"choose npu:0 to npu:{len(visible) - 1}" if visible else "no chip is visible"
-        advice = f"there is no npu:{index}: {choice}, or correct ASCEND_RT_VISIBLE_DEVICES"
-        return Check("chip", f"{found}, {len(visible)} visible", required, "wrong", advice)
+        choice = (
+            Message("choose npu:0 to npu:{count}", count=len(visible) - 1)
+            if visible
+            else marked("no chip is visible")
+        )
+        advice = Message(
+            "there is no npu:{index}: {choice}, or correct ASCEND_RT_VISIBLE_DEVICES",
+            index=index,
+            choice=choice,
+        )
+        return Check(
+            marked("chip"),
+            Message("{found}, {count} visible", found=found, count=len(visible)),
+            required,
+            "wrong",
+            advice,
+        )
     chip = stack.chips[visible[index]]
     if releases.family(chip.name) is None:
-        why = releases.outsider(chip.name) or f"the kit does not know which operators {chip.name} has"
-        advice = f"{why}: run with -p device cpu, or take a {listed(list(releases.chips))}"
-        return Check("chip", found, required, "wrong", advice)
+        why = releases.outsider(chip.name) or Message(
+            "the kit does not know which operators {name} has", name=chip.name
+        )
+        advice = Message(
+            "{why}: run with -p device cpu, or take a {listed}", why=why, listed=listed(list(releases.chips))
+        )
+        return Check(marked("chip"), found, required, "wrong", advice)
     if chip.health != "OK":
-        advice = f"npu:{index} reports {chip.health}: npu-smi info -t health -i {chip.card}"
-        return Check("chip", found, required, "warning", advice)
-    return Check("chip", found, required, "ok")
+        advice = Message(
+            "npu:{index} reports {health}: npu-smi info -t health -i {card}",
+            index=index,
+            health=chip.health,
+            card=chip.card,
+        )
+        return Check(marked("chip"), found, required, "warning", advice)
+    return Check(marked("chip"), found, required, "ok")
 
 
 def _no_chip(stack: AscendStack, probe: Probe) -> str:
     remedy = next((text for mark, text in _SMI_REMEDIES.items() if mark in stack.smi_failure), None)
-    return remedy or (START if probe.in_container else f"install driver and firmware: {PAGE}, step 1")
+    return remedy or (
+        START if probe.in_container else Message("install driver and firmware: {page}, step 1", page=PAGE)
+    )
 
 
 def _nodes(stack: AscendStack, probe: Probe) -> Check:
     lacking = [name for name in CONTROL_NODES if name not in stack.nodes]
     if set(stack.nodes) <= set(CONTROL_NODES):
         lacking.insert(0, "davinciN")
-    place = "in this container" if probe.in_container else "on this host"
-    found = f"{', '.join(stack.nodes) or 'none'} {place}"
-    required = f"davinciN, {', '.join(CONTROL_NODES)}"
+    nodes = ", ".join(stack.nodes)
+    if probe.in_container:
+        found = (
+            Message("{nodes} in this container", nodes=nodes) if nodes else marked("none in this container")
+        )
+    else:
+        found = Message("{nodes} on this host", nodes=nodes) if nodes else marked("none on this host")
+    required = Message("davinciN, {control_nodes}", control_nodes=", ".join(CONTROL_NODES))
     if not lacking:
-        return Check("device files", found, required, "ok")
-    advice = START if probe.in_container else f"reboot after installing the driver: {PAGE}, step 1"
-    return Check("device files", found, required, "missing", advice)
+        return Check(marked("device files"), found, required, "ok")
+    advice = (
+        START
+        if probe.in_container
+        else Message("reboot after installing the driver: {page}, step 1", page=PAGE)
+    )
+    return Check(marked("device files"), found, required, "missing", advice)
 
 
 def _memory(chip: Chip, footprint: Footprint | None) -> Check:
     free, total = (megabytes * 2**20 for megabytes in (chip.free, chip.total))
-    found = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    found = Message("{free:.1f} of {total:.1f} GB free", free=free / 1e9, total=total / 1e9)
     if footprint is None:
-        return Check("device memory", found, "known once the checkpoint is there", "ok")
-    required = f"{footprint.w8a8 / 1e9:.1f} GB as W8A8, {footprint.float16 / 1e9:.1f} GB as float16"
+        return Check(marked("device memory"), found, marked("known once the checkpoint is there"), "ok")
+    required = Message(
+        "{w8a8:.1f} GB as W8A8, {float16:.1f} GB as float16",
+        w8a8=footprint.w8a8 / 1e9,
+        float16=footprint.float16 / 1e9,
+    )
     if footprint.float16 <= free:
-        return Check("device memory", found, required, "ok")
+        return Check(marked("device memory"), found, required, "ok")
     reachable = free + sum(process.memory for process in chip.processes) * 2**20
     if footprint.w8a8 <= free and footprint.float16 > reachable:
-        advice = "float16 does not fit this card, W8A8 does: run the float steps with -p device cpu"
-        return Check("device memory", found, required, "warning", advice)
+        advice = marked("float16 does not fit this card, W8A8 does: run the float steps with -p device cpu")
+        return Check(marked("device memory"), found, required, "warning", advice)
     if footprint.w8a8 > reachable:
-        advice = "the model does not fit this card, not even as W8A8: take a card with more memory"
+        advice = marked("the model does not fit this card, not even as W8A8: take a card with more memory")
     else:
-        advice = "end the other processes, or choose another device"
-    return Check("device memory", found, required, "wrong", advice)
+        advice = marked("end the other processes, or choose another device")
+    return Check(marked("device memory"), found, required, "wrong", advice)
 
 
 def _processes(chip: Chip) -> Check:
     found = ", ".join(f"{p.pid} {p.name} {p.memory:,} MB" for p in chip.processes)
     if not found:
-        return Check("other processes", "none", "none on the device", "ok")
-    advice = "speeds measured beside them mean little: end them, or choose another device"
-    return Check("other processes", found, "none on the device", "warning", advice)
+        return Check(marked("other processes"), marked("none"), marked("none on the device"), "ok")
+    advice = marked("speeds measured beside them mean little: end them, or choose another device")
+    return Check(marked("other processes"), found, marked("none on the device"), "warning", advice)

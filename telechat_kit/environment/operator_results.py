@@ -11,14 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 from telechat_kit.backends import backend_for, resolve_device
 from telechat_kit.errors import DataError
 from telechat_kit.files import read_json, relative, resolve, write_json
+from telechat_kit.messages import Message, marked, shown
+from telechat_kit.messages import gettext as _
 
 Verdict = Literal["right", "wrong", "refused", "crashed", "timed out", "no memory", "not called", "not tried"]
 #: Verdicts that a later notebook avoids the way for
-BAD = ("wrong", "refused", "crashed", "timed out")
+BAD = (marked("wrong"), marked("refused"), marked("crashed"), marked("timed out"))
 #: In a run folder: what took the device away from one of its steps
 FAILED = "failed_operators.json"
 #: What a record says of a way that is set aside for it
-BY_TEST = "in the test of operators"
+BY_TEST = marked("in the test of operators")
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,37 @@ def last_way(tests: Sequence[OperatorTest], operation: str) -> str:
 
 def reason(test: OperatorTest) -> str:
     """Why a way is not to be used, in a few words."""
-    told = f"{test.verdict} at {test.rows:,} row{'s' if test.rows > 1 else ''}"
+    told: str = test.verdict
+    told = (
+        Message("{verdict} at 1 row", verdict=told)
+        if test.rows == 1
+        else Message("{verdict} at {rows:,} rows", verdict=told, rows=test.rows)
+    )
     if test.error is not None:
-        told += f", off by {test.error:.2g}"
-    return f"{told}: {test.message}" if test.message else told
+        told = Message("{told}, off by {error:.2g}", told=told, error=test.error)
+    return Message("{told}: {reason}", told=told, reason=test.message) if test.message else told
 
 
 def sentences(found: OperatorTests) -> list[str]:
     """What follows from the tests: a sentence for each way that failed, or one if all passed."""
-    lines = [
-        f"{operation}: {way} is not used ({why}); {_next(found, operation)} does it."
+    lines: list[str] = [
+        Message(
+            "{operation}: {way} is not used ({why}); {next} does it.",
+            operation=operation,
+            way=way,
+            why=why,
+            next=_next(found, operation),
+        )
         for operation, ways in found.avoided().items()
         for way, why in ways.items()
     ]
     ends = {(test.operation, test.way): reason(test) for test in reversed(found.dead_ends())}
     lines += [
-        f"{name}: {way} failed ({why}), and no way is left behind it." for (name, way), why in ends.items()
+        Message("{name}: {way} failed ({why}), and no way is left behind it.", name=name, way=way, why=why)
+        for (name, way), why in ends.items()
     ]
     right = {(test.operation, test.way) for test in found.tests if test.verdict == "right"}
-    return lines or [f"All {len(right)} ways that were tried are right."]
+    return lines or [Message("All {count} ways that were tried are right.", count=len(right))]
 
 
 def _next(found: OperatorTests, operation: str) -> str:
@@ -130,22 +144,34 @@ def use_tested_operators(run_folder: str | Path, device: str = "auto") -> dict[s
     backend.operations.remember = partial(_remember, folder / FAILED, name)
     avoided: dict[str, dict[str, str]] = {}
     if found is None:
-        print("operators: 01_setup of this run tried none; they are used as they are.")
+        print(_("operators: 01_setup of this run tried none; they are used as they are."))
     elif found.device_name != name:
-        print(f"operators: those tried were of {found.device_name}, this is {name}. Run 01_setup again.")
+        print(
+            Message(
+                "operators: those tried were of {device_name}, this is {name}. Run 01_setup again.",
+                device_name=found.device_name,
+                name=name,
+            ).shown()
+        )
     else:
         avoided = found.avoided()
-        print(*sentences(found), sep="\n")
+        print(*map(shown, sentences(found)), sep="\n")
     for operation, ways in avoided.items():
         for way, why in ways.items():
             backend.operations.use_slower(operation, f"{BY_TEST} {why}", way)
     for each in failed:
         if each.device_name == name and each.way not in avoided.get(each.operation, {}):
-            why = f"in an earlier step it took the device away: {each.message}"
+            why = Message("in an earlier step it took the device away: {text}", text=each.message)
             backend.operations.use_slower(each.operation, why, each.way)
             avoided.setdefault(each.operation, {})[each.way] = why
             print(
-                f"{each.operation}: {each.way} is not used ({why}). Remove {relative(folder / FAILED)} to try it again."
+                Message(
+                    "{operation}: {way} is not used ({why}). Remove {folder} to try it again.",
+                    operation=each.operation,
+                    way=each.way,
+                    why=why,
+                    folder=relative(folder / FAILED),
+                ).shown()
             )
     return avoided
 
@@ -163,7 +189,9 @@ def _failed(path: Path) -> list[FailedOperator]:
         return TypeAdapter(list[FailedOperator]).validate_python(read_json(path))
     except ValidationError as error:
         raise DataError(
-            f"{relative(path)}: {error.errors()[0]['msg']}. Remove it: operators that took the device away are then tried again."
+            "{path}: {errors}. Remove it: operators that took the device away are then tried again.",
+            path=relative(path),
+            errors=error.errors()[0]["msg"],
         ) from error
 
 
@@ -176,5 +204,7 @@ def _recorded(path: Path) -> OperatorTests | None:
         return TypeAdapter(OperatorTests).validate_python(tests)
     except ValidationError as error:
         raise DataError(
-            f"{relative(path)}: operators: {error.errors()[0]['msg']}. Run 01_setup again."
+            "{path}: operators: {errors}. Run 01_setup again.",
+            path=relative(path),
+            errors=error.errors()[0]["msg"],
         ) from error

@@ -23,6 +23,7 @@ from telechat_kit.backends.probes import Sizes
 from telechat_kit.environment.operator_results import OperatorTest, OperatorTests, Verdict
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.files import resolve
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import read_config
 
@@ -66,7 +67,9 @@ def check_operators(
         True
     """
     if operators not in WHEN:
-        raise ParameterError(f'operators is "{operators}". Use one of {", ".join(WHEN)}.')
+        raise ParameterError(
+            'operators is "{operators}". Use one of {when}.', operators=operators, when=", ".join(WHEN)
+        )
     if operators == "never" or (operators == "npu" and require_device(split_devices(device)[0])[0] != "npu"):
         return None
     config = read_config(resolve(checkpoint_path))
@@ -109,7 +112,7 @@ class Trials:
         with _Process(self._request()) as process:
             told = process.opened()
             if (line := process.line(OPEN_SECONDS)) is None:
-                raise DeviceError(process.end("the process that opened it"))
+                raise DeviceError(process.end(marked("the process that opened it")))
         return told, line["operations"]
 
     def of(
@@ -135,7 +138,11 @@ class Trials:
                         break
         for count in left:
             yield OperatorTest(
-                operation, way, count, "not tried", message=f"{lost} processes were lost to it"
+                operation,
+                way,
+                count,
+                "not tried",
+                message=Message("{lost} processes were lost to it", lost=lost),
             )
 
     def _request(
@@ -196,9 +203,9 @@ class _Process:
         """
         line = self.line(OPEN_SECONDS)
         if line is None:
-            raise DeviceError(f"no process can open the device: {self.end('it')}.")
-        if "problem" in line:
-            raise DeviceError(line["problem"])
+            raise DeviceError("no process can open the device: {end}.", end=self.end(Message("it")))
+        if problem := line.get("problem"):
+            raise DeviceError(problem)
         return line
 
     def line(self, seconds: float) -> dict[str, Any] | None:
@@ -214,12 +221,21 @@ class _Process:
         """Why there is no further line, in words."""
         if self.silent:
             self._kill()
-            return f"{who} said nothing for too long".strip()
+            return (
+                Message("{who} said nothing for too long", who=who)
+                if who
+                else marked("said nothing for too long")
+            )
         code = self._process.wait()
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        name = signal.Signals(-code).name if code < 0 else Message("exit code {code}", code=code)
         self._threads[1].join(5)
         last = next((line for line in reversed(self._errors) if line.strip()), "")
-        return ": ".join(filter(None, [f"{who} ended with {name}".strip(), last.strip()[:200]]))
+        end = (
+            Message("{who} ended with {name}", who=who, name=name)
+            if who
+            else Message("ended with {name}", name=name)
+        )
+        return Message("{end}: {said}", end=end, said=last.strip()[:200]) if last.strip() else end
 
     def _kill(self) -> None:
         if self._process.poll() is None:

@@ -47,7 +47,9 @@ def write_parcel(target: Path, files: Mapping[str, str], probe: Probe | None = N
     """
     if target.is_dir():
         raise ParameterError(
-            f"{target} is a folder. Name the file to write, such as {target / 'machine.zip'}."
+            "{target} is a folder. Name the file to write, such as {target2}.",
+            target=target,
+            target2=target / "machine.zip",
         )
     probe = probe or Probe()
     texts = {**files, **dict(_machine(probe))}

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import KitError
 from telechat_kit.files import project_root, shipped_project
+from telechat_kit.messages import Message
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,12 @@ def ascend_releases() -> AscendReleases:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise KitError(f"{path}: ascend.{where}: {first['msg']}. Take the file from the project.") from error
+        raise KitError(
+            "{path}: ascend.{where}: {first}. Take the file from the project.",
+            path=path,
+            where=where,
+            first=first["msg"],
+        ) from error
 
 
 def _path() -> Path:
@@ -166,7 +172,8 @@ def _path() -> Path:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise KitError(
-            f"{places[0]} is missing. Take the file from the project, or `telechat-kit init` another."
+            "{places} is missing. Take the file from the project, or `telechat-kit init` another.",
+            places=places[0],
         )
     return path
 
@@ -176,7 +183,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise KitError(f"{path} is not valid YAML: {error}. Take the file from the project.") from error
+        raise KitError(
+            "{path} is not valid YAML: {error}. Take the file from the project.", path=path, error=error
+        ) from error
 
 
 def release_key(version: str) -> tuple[tuple[int, int], ...]:
@@ -209,4 +218,9 @@ def _same_base(one: str, other: str) -> bool:
 
 def listed(words: Sequence[str], last: str = "or") -> str:
     """ "a, b or c"."""
-    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    if len(words) < 2:
+        return "".join(words)
+    names = ", ".join(words[:-1])
+    if last == "or":
+        return Message("{names} or {last}", names=names, last=words[-1])
+    return Message("{names} and {last}", names=names, last=words[-1])

@@ -21,9 +21,9 @@ from telechat_kit.environment.torch_npu_checks import torch_npu_checks
 from telechat_kit.errors import CheckpointError, DeviceError
 from telechat_kit.files import relative, resolve
 from telechat_kit.inference.conditions import conditions
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.folder import origin, read_config
 from telechat_kit.provenance import Conditions
-from telechat_kit.translation import marked
 
 SCHEMA = "telechat-kit/setup/1"
 
@@ -122,13 +122,15 @@ def _devices(device: str) -> tuple[str, list[int]]:
         kind, _, index = one.partition(":")
         if (kind not in DEVICES and device != "auto") or (index and not index.isdigit()):
             raise DeviceError(
-                f'device "{device}" is unknown. Use auto, or one of {", ".join(DEVICES)}, with :N for the Nth, '
-                "or several with commas between them."
+                'device "{device}" is unknown. Use auto, or one of {devices}, with :N for the Nth, or several '
+                "with commas between them.",
+                device=device,
+                devices=", ".join(DEVICES),
             )
         kinds.append(kind)
         indices.append(int(index or 0))
     if len(set(kinds)) > 1:
-        raise DeviceError(f'device "{device}": only devices of one kind can share a model.')
+        raise DeviceError('device "{device}": only devices of one kind can share a model.', device=device)
     return kinds[0], indices
 
 
@@ -137,11 +139,12 @@ def _version_checks(device_type: str, probe: Probe) -> Iterator[Check]:
         if name == "python" and device_type == "npu":
             continue  # torch_npu's own list of Python versions decides there
         found = probe.python if name == "python" else probe.package(name)
-        remedy, lowest = f"install {name} {required} or newer", f"{required} or newer"
+        remedy: str = Message("install {name} {required} or newer", name=name, required=required)
+        lowest = Message("{required} or newer", required=required)
         if name == "torch" and device_type == "npu":
-            remedy = "install the torch of a published set: see torch_npu and the version set"
+            remedy = marked("install the torch of a published set: see torch_npu and the version set")
         if found is None:
-            yield Check(name, "not installed", lowest, "missing", remedy)
+            yield Check(name, marked("not installed"), lowest, "missing", remedy)
         elif Version(base_version(found)) < Version(required):
             yield Check(name, found, lowest, "wrong", remedy)
         else:
@@ -161,18 +164,24 @@ def _npu_checks(probe: Probe, indices: Sequence[int], needed: Footprint | None) 
 
 
 def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
-    found = "one is here and not used" if has_ascend(probe) else "no NPU"
-    yield Check("chip", found, f"none, device is {device}", "ok")
+    found = marked("one is here and not used") if has_ascend(probe) else marked("no NPU")
+    yield Check(marked("chip"), found, Message("none, device is {device}", device=device), "ok")
     if device == "auto":
         yield _chosen_device()
         return
     try:
         target = resolve_device(device)
     except DeviceError as error:
-        yield Check("device", f"{device} cannot be used", "one that is there", "missing", str(error))
+        yield Check(
+            marked("device"),
+            Message("{device} cannot be used", device=device),
+            marked("one that is there"),
+            "missing",
+            str(error),
+        )
         return
     name = f"{target.type}: {backend_for(target.type).device_name()}"
-    yield Check("device", name, "cpu, cuda or npu", "ok")
+    yield Check(marked("device"), name, marked("cpu, cuda or npu"), "ok")
 
 
 def _chosen_device(npu_is_here: bool = False) -> Check:
@@ -181,11 +190,14 @@ def _chosen_device(npu_is_here: bool = False) -> Check:
     found = f"{choice.kind}: {backend_for(choice.kind).device_name()}" + (
         f" ({choice.why})" if choice.why else ""
     )
-    required = "auto: npu, else cuda, else cpu"
+    required = marked("auto: npu, else cuda, else cpu")
     if npu_is_here and choice.kind != "npu":
-        advice = f"a run with device: auto would use the {choice.kind}: put right what stands above, or name the device"
-        return Check("device", found, required, "warning", advice)
-    return Check("device", found, required, "ok")
+        advice = Message(
+            "a run with device: auto would use the {kind}: put right what stands above, or name the device",
+            kind=choice.kind,
+        )
+        return Check(marked("device"), found, required, "warning", advice)
+    return Check(marked("device"), found, required, "ok")
 
 
 def _footprint(folder: Path, devices: int) -> Footprint | None:
@@ -203,10 +215,18 @@ def _resource_checks(probe: Probe, folder: Path, run_folder: Path) -> Iterator[C
     # weights, their int8 form and the calibration's copies: 2.1 GB were measured for the demo model's 0.59 GB
     needed = 3.5 * size + 1e9
     yield _amount(
-        "free memory", probe.free_memory(), needed, "close other programs, or use a machine with more memory"
+        marked("free memory"),
+        probe.free_memory(),
+        needed,
+        marked("close other programs, or use a machine with more memory"),
     )
     existing = next(parent for parent in (run_folder, *run_folder.parents) if parent.exists())
-    yield _amount("free disk", probe.free_disk(existing), size, "free space or choose another run_folder")
+    yield _amount(
+        marked("free disk"),
+        probe.free_disk(existing),
+        size,
+        marked("free space or choose another run_folder"),
+    )
 
 
 def _amount(component: str, found: float, needed: float, advice: str) -> Check:

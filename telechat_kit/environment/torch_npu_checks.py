@@ -9,8 +9,9 @@ from telechat_kit.environment.ascend import PAGE, AscendStack, Toolkit
 from telechat_kit.environment.check import Check, Verdict
 from telechat_kit.environment.probe import Probe
 from telechat_kit.environment.releases import AscendReleases, base_version, listed, release_key
+from telechat_kit.messages import Message, marked
 
-_NEWER = "newer than every set that the kit knows, so its operators decide (check --operators)"
+_NEWER = marked("newer than every set that the kit knows, so its operators decide (check --operators)")
 
 
 def torch_npu_checks(
@@ -30,91 +31,152 @@ def _python(stack: AscendStack, probe: Probe, releases: AscendReleases, lowest: 
     own = next((pair for pair in pairs if pair.torch_npu == stack.torch_npu), None)
     least = Version(lowest["python"])
     if own is None:
-        required, best = f"{least} or newer", str(least)
+        required, best = Message("{least} or newer", least=least), str(least)
         good = Version(probe.python) >= least
     else:
         known = [version for version in own.python if Version(version) >= least]
-        required, best = f"{listed(known)} (torch_npu {own.torch_npu})", known[-1]
+        required, best = (
+            Message("{listed} (torch_npu {torch_npu})", listed=listed(known), torch_npu=own.torch_npu),
+            known[-1],
+        )
         good = probe.python.rpartition(".")[0] in known
     if good:
         return Check("python", probe.python, required, "ok")
-    return Check("python", probe.python, required, "wrong", f"make the environment with Python {best}")
+    return Check(
+        "python",
+        probe.python,
+        required,
+        "wrong",
+        Message("make the environment with Python {best}", best=best),
+    )
 
 
 def _torch_npu(stack: AscendStack, releases: AscendReleases, lowest_torch: str) -> Check:
-    required, version = "imports, and sees a device", stack.torch_npu
+    required, version = marked("imports, and sees a device"), stack.torch_npu
     if version is None or stack.imported is None:
         advice = _install(stack, releases, lowest_torch)
-        return Check("torch_npu", "not installed", required, "missing", advice)
+        return Check("torch_npu", marked("not installed"), required, "missing", advice)
     if stack.imported.failure:
         # without the folders of the file that is named in it: they only push the cause out of sight
         cause = re.sub(r"(?<=\s)/\S+/", "", stack.imported.failure)[:200]
-        found = f"{version}, cannot be imported: {cause}"
+        found = Message("{version}, cannot be imported: {cause}", version=version, cause=cause)
         return Check("torch_npu", found, required, "wrong", _import_remedy(stack, stack.imported.failure))
     if stack.imported.devices == 0:
-        advice = "put right what stands above, then check again"
-        return Check("torch_npu", f"{version}, sees no device", required, "wrong", advice)
-    return Check("torch_npu", f"{version}, sees {stack.imported.devices}", required, "ok")
+        advice = marked("put right what stands above, then check again")
+        return Check(
+            "torch_npu", Message("{version}, sees no device", version=version), required, "wrong", advice
+        )
+    return Check(
+        "torch_npu",
+        Message("{version}, sees {devices}", version=version, devices=stack.imported.devices),
+        required,
+        "ok",
+    )
 
 
 def _import_remedy(stack: AscendStack, failure: str) -> str:
     if stack.toolkit is None:
-        return f"install the CANN toolkit: {PAGE}, step 2"
+        return Message("install the CANN toolkit: {page}, step 2", page=PAGE)
     if not stack.toolkit.sourced:
-        return f"source {stack.toolkit.script}"
+        return Message("source {script}", script=stack.toolkit.script)
     if "undefined symbol" in failure:
-        return "torch, torch_npu and CANN were not built for each other: see the version set"
-    return "read the whole message: python -c 'import torch, torch_npu'"
+        return marked("torch, torch_npu and CANN were not built for each other: see the version set")
+    return marked("read the whole message: python -c 'import torch, torch_npu'")
 
 
 def _operators(stack: AscendStack, releases: AscendReleases) -> Check:
     assert stack.imported is not None
     lacking = [name for name in releases.operators if name not in stack.imported.operators]
-    found = f"{len(releases.operators) - len(lacking)} of {len(releases.operators)}"
+    count = len(releases.operators)
+    found = Message("{part} of {whole}", part=count - len(lacking), whole=count)
     required = listed(releases.operators, "and")
     if not lacking:
-        return Check("int8 operators", found, required, "ok")
-    advice = f"this torch_npu has no {listed(lacking)}: take a newer one, see the version set"
-    return Check("int8 operators", found, required, "wrong", advice)
+        return Check(marked("int8 operators"), found, required, "ok")
+    advice = Message(
+        "this torch_npu has no {listed}: take a newer one, see the version set", listed=listed(lacking)
+    )
+    return Check(marked("int8 operators"), found, required, "wrong", advice)
 
 
 def _version_set(stack: AscendStack, toolkit: Toolkit, releases: AscendReleases, lowest_torch: str) -> Check:
     cann, torch, torch_npu = toolkit.version, stack.torch or "none", stack.torch_npu or "none"
-    found = f"CANN {cann}, torch {torch}, torch_npu {torch_npu}"
+    found = Message(
+        "CANN {cann}, torch {torch}, torch_npu {torch_npu}", cann=cann, torch=torch, torch_npu=torch_npu
+    )
     if cann == releases.guide.cann:
-        whose = "the guide's own set" if torch_npu == releases.guide.torch_npu else "the guide's CANN"
-        return _row(f"{found}: {whose}", "wrong", _leave_the_guide(releases, lowest_torch))
+        whose = (
+            marked("the guide's own set")
+            if torch_npu == releases.guide.torch_npu
+            else marked("the guide's CANN")
+        )
+        return _row(
+            Message("{set}: {whose}", set=found, whose=whose),
+            "wrong",
+            _leave_the_guide(releases, lowest_torch),
+        )
     way = _install(stack, releases, lowest_torch)
     if base_version(torch_npu) != base_version(torch):
         return _row(
-            found, "wrong", f"torch_npu {torch_npu} is built for torch {base_version(torch_npu)}: {way}"
+            found,
+            "wrong",
+            Message(
+                "torch_npu {torch_npu} is built for torch {base_version}: {way}",
+                torch_npu=torch_npu,
+                base_version=base_version(torch_npu),
+                way=way,
+            ),
         )
     row = releases.release(cann)
     if row is None:
         newer = release_key(cann) > release_key(list(releases.cann)[-1])
-        advice = _NEWER if newer else f"the kit knows no set of CANN {cann}"
-        return _row(found, "warning", f"{advice}; {PAGE} lists the sets that it knows")
+        advice = _NEWER if newer else Message("the kit knows no set of CANN {cann}", cann=cann)
+        return _row(
+            found,
+            "warning",
+            Message("{advice}; {page} lists the sets that it knows", advice=advice, page=PAGE),
+        )
     if releases.runs_on(torch_npu, row[0]):
         too_old = Version(base_version(torch)) < Version(lowest_torch)
-        return _row(found, "wrong", f"too old for the kit: {way}") if too_old else _row(found, "ok", "")
+        return (
+            _row(found, "wrong", Message("too old for the kit: {way}", way=way))
+            if too_old
+            else _row(found, "ok", "")
+        )
     owner = releases.owner(torch_npu)
     if owner:
-        return _row(found, "wrong", f"torch_npu {torch_npu} is built for CANN {owner}: {way}")
-    why = _NEWER if releases.newer_than_all(torch_npu) else f"not published for CANN {row[0]}"
-    return _row(found, "warning", f"{why}: if a run fails, {way}")
+        return _row(
+            found,
+            "wrong",
+            Message(
+                "torch_npu {torch_npu} is built for CANN {owner}: {way}",
+                torch_npu=torch_npu,
+                owner=owner,
+                way=way,
+            ),
+        )
+    why = (
+        _NEWER if releases.newer_than_all(torch_npu) else Message("not published for CANN {row}", row=row[0])
+    )
+    return _row(found, "warning", Message("{why}: if a run fails, {way}", why=why, way=way))
 
 
 def _row(found: str, verdict: Verdict, advice: str) -> Check:
-    return Check("version set", found, "a published set", verdict, advice)
+    return Check(marked("version set"), found, marked("a published set"), verdict, advice)
 
 
 def _leave_the_guide(releases: AscendReleases, lowest_torch: str) -> str:
     best = releases.recommended
     drivers = releases.cann[best.cann].drivers
-    return (
-        "torch_npu has no int8 operators there, the guide ran int8 through ATB; the kit calls torch_npu and needs "
-        f"CANN {releases.first_usable(lowest_torch)} or newer, for example CANN {best.cann} with torch {best.torch} "
-        f"and torch_npu {best.torch_npu} on driver {drivers[0]} or newer: {PAGE} says how to move"
+    return Message(
+        "torch_npu has no int8 operators there, the guide ran int8 through ATB; the kit calls torch_npu "
+        "and needs CANN {first_usable} or newer, for example CANN {cann} with torch {torch} and "
+        "torch_npu {torch_npu} on driver {drivers} or newer: {page} says how to move",
+        first_usable=releases.first_usable(lowest_torch),
+        cann=best.cann,
+        torch=best.torch,
+        torch_npu=best.torch_npu,
+        drivers=drivers[0],
+        page=PAGE,
     )
 
 
@@ -124,7 +186,15 @@ def _install(stack: AscendStack, releases: AscendReleases, lowest_torch: str) ->
     pairs = releases.usable(row[1], lowest_torch) if row else []
     if not pairs:
         best = releases.recommended
-        return f"move to CANN {best.cann}, torch {best.torch}, torch_npu {best.torch_npu}: {PAGE}"
+        return Message(
+            "move to CANN {cann}, torch {torch}, torch_npu {torch_npu}: {page}",
+            cann=best.cann,
+            torch=best.torch,
+            torch_npu=best.torch_npu,
+            page=PAGE,
+        )
     same = [pair for pair in pairs if stack.torch and pair.torch == base_version(stack.torch)]
     pair = (same or pairs)[0]
-    return f"pip install torch=={pair.torch} torch_npu=={pair.torch_npu}"
+    return Message(
+        "pip install torch=={torch} torch_npu=={torch_npu}", torch=pair.torch, torch_npu=pair.torch_npu
+    )

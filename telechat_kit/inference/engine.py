@@ -31,6 +31,7 @@ from telechat_kit.backends.cpu_kernels.operators import dynamic_record, float_re
 from telechat_kit.backends.cpu_kernels.panels import LANES
 from telechat_kit.backends.cpu_kernels.screen import screen_of
 from telechat_kit.errors import CheckpointError
+from telechat_kit.messages import Message
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
 from telechat_kit.model.telechat3 import Telechat3Attention
@@ -288,7 +289,12 @@ class EngineBatch:
         for row, new in ids.items():
             if self.lengths[row] + len(new) > self.capacities[row]:
                 raise ValueError(
-                    f"{self.lengths[row]} + {len(new)} positions do not fit into {self.capacities[row]}"
+                    Message(
+                        "{lengths} + {count} positions do not fit into {capacities}",
+                        lengths=self.lengths[row],
+                        count=len(new),
+                        capacities=self.capacities[row],
+                    )
                 )
         if not any(self.lengths[row] for row in ids):
             return _ids(self._prefill(ids, full))

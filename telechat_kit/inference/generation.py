@@ -20,9 +20,9 @@ from telechat_kit.inference.network_run import (
     logits_behind,
     without_nan,
 )
+from telechat_kit.messages import marked
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.translation import marked
 
 Run = EngineRun | NetworkRun | GraphRun
 
@@ -355,19 +355,24 @@ def stop_ids(model: TelechatForCausalLM) -> tuple[int, ...]:
 def _check_penalty(penalty: float) -> None:
     if not 0 < penalty < math.inf:
         raise ParameterError(
-            f"repetition_penalty is {penalty}: give a finite number above 0; 1 changes nothing, more makes repeated "
-            "tokens less likely."
+            "repetition_penalty is {penalty}: give a finite number above 0; 1 changes nothing, more makes "
+            "repeated tokens less likely.",
+            penalty=penalty,
         )
 
 
 def _check_prompt(config: TelechatConfig, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
     if not prompt_ids or max_new_tokens < 1:
         raise DataError(
-            f"{len(prompt_ids)} prompt tokens and {max_new_tokens} new tokens: both must be at least 1."
+            "{count} prompt tokens and {max_new_tokens} new tokens: both must be at least 1.",
+            count=len(prompt_ids),
+            max_new_tokens=max_new_tokens,
         )
     outside = [token for token in prompt_ids if not 0 <= token < config.vocab_size]
     if outside:
         raise DataError(
-            f"token id {outside[0]} is outside the model's vocabulary of {config.vocab_size}: "
-            "tokenizer and weights do not belong together."
+            "token id {outside} is outside the model's vocabulary of {vocab_size}: tokenizer and weights do "
+            "not belong together.",
+            outside=outside[0],
+            vocab_size=config.vocab_size,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import ParameterError
 from telechat_kit.inference.network_run import NetworkRun
+from telechat_kit.messages import Message
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 
 #: How a decode step is given to the device: operator by operator, or as a graph captured once for each run
@@ -72,8 +73,10 @@ class GraphRun:
         require_graph("capture", shared=_heads_here(model) != model.config.n_head)
         if capacity > (longest := model.config.training_seqlen):
             raise ParameterError(
-                f'graph "capture" goes up to the trained length of {longest} positions, not {capacity}: beyond it '
-                "every token changes the rotary tables. Use graph: none, or shorter prompts and answers."
+                'graph "capture" goes up to the trained length of {longest} positions, not {capacity}: beyond it '
+                "every token changes the rotary tables. Use graph: none, or shorter prompts and answers.",
+                longest=longest,
+                capacity=capacity,
             )
         self._run, self._step = run, StaticStep(model, run.cache.slots)
         self._replay = backend_for(model.device.type).capture(self._step)
@@ -88,7 +91,13 @@ class GraphRun:
         if len(ids) > 1 or cache.length == 0:
             return self._run.logits(ids)
         if cache.length == cache.capacity:
-            raise ValueError(f"{cache.length} + 1 positions do not fit into {cache.capacity}")
+            raise ValueError(
+                Message(
+                    "{length} + 1 positions do not fit into {capacity}",
+                    length=cache.length,
+                    capacity=cache.capacity,
+                )
+            )
         self._step.token.fill_(ids[0])
         self._step.position.fill_(cache.length)
         self._replay()
@@ -119,8 +128,10 @@ def require_graph(graph: str, shared: bool = False) -> None:
         ParameterError: as said.
     """
     if graph not in GRAPHS:
-        raise ParameterError(f'graph "{graph}" is unknown. Use one of {", ".join(GRAPHS)}.')
+        raise ParameterError(
+            'graph "{graph}" is unknown. Use one of {graphs}.', graph=graph, graphs=", ".join(GRAPHS)
+        )
     if graph != "none" and shared:
         raise ParameterError(
-            f'graph "{graph}" is for one device, several share the model here. Use graph: none.'
+            'graph "{graph}" is for one device, several share the model here. Use graph: none.', graph=graph
         )

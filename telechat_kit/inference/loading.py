@@ -52,8 +52,9 @@ def load_model(
     folder, beside = absolute(folder), None if model_path is None else absolute(model_path)
     if check_hash and not require_recorded_weights(folder):
         raise CheckpointError(
-            f"{folder}: no quantize.json or export.json there holds hashes of the weights, so they cannot be checked. "
-            "Quantize again with this kit, or leave check_hash out."
+            "{folder}: no quantize.json or export.json there holds hashes of the weights, so they cannot be "
+            "checked. Quantize again with this kit, or leave check_hash out.",
+            folder=folder,
         )
     if len(devices := split_devices(device)) > 1:
         return team_of(devices).load(load_part, join_parts, folder, beside, dtype)

@@ -10,6 +10,7 @@ from telechat_kit.backends import Backend, backend_for
 from telechat_kit.backends.data_sheets import SHEETS, DataSheet
 from telechat_kit.backends.failures import is_lost, is_out_of_memory
 from telechat_kit.errors import DeviceError
+from telechat_kit.messages import Message
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.sharding import Shard
 
@@ -84,12 +85,20 @@ def require_room(
     needed, free = model.bytes_for(LEAST_CONTEXT), backend.free_memory_bytes()
     if needed > free:
         kind = "W8A8" if w8a8 else str(dtype).removeprefix("torch.")
-        part = "its" if devices == 1 else f"each of {devices} parts of its"
+        part = "its" if devices == 1 else Message("each of {devices} parts of its", devices=devices)
         raise DeviceError(
-            f"the model does not fit: {part} {kind} weights take {model.weight_bytes / 1e9:.2f} GB and the cache of "
-            f"{LEAST_CONTEXT} tokens {(needed - model.weight_bytes) / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on "
-            f"{backend.device_name()}. End other programs there, use W8A8 instead of float weights, a larger card, or "
-            f"several as in device: {device.type}:0,{device.type}:1."
+            "the model does not fit: {part} {kind} weights take {weight_bytes:.2f} GB and the cache of "
+            "{least_context} tokens {needed:.2f} GB, {free:.2f} GB are free on {device_name}. End other "
+            "programs there, use W8A8 instead of float weights, a larger card, or several as in device: "
+            "{type}:0,{type}:1.",
+            part=part,
+            kind=kind,
+            weight_bytes=model.weight_bytes / 1e9,
+            least_context=LEAST_CONTEXT,
+            needed=(needed - model.weight_bytes) / 1e9,
+            free=free / 1e9,
+            device_name=backend.device_name(),
+            type=device.type,
         )
 
 
@@ -109,8 +118,13 @@ def explained(case: str, backend: Backend) -> Iterator[None]:
             raise
         peak, free = backend.peak_memory_bytes(), backend.free_memory_bytes()
         raise DeviceError(
-            f"{case}: {backend.device_name()} is out of memory ({str(error).splitlines()[0]}). This process held up "
-            f"to {peak / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Use a smaller case, or a card with more memory."
+            "{case}: {device_name} is out of memory ({error}). This process held up to {peak:.2f} GB, "
+            "{free:.2f} GB are free. Use a smaller case, or a card with more memory.",
+            case=case,
+            device_name=backend.device_name(),
+            error=str(error).splitlines()[0],
+            peak=peak / 1e9,
+            free=free / 1e9,
         ) from error
 
 

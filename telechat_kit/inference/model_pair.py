@@ -41,11 +41,17 @@ class Pair:
         self, model_path: str | Path, quant_path: str | Path, device: str = "auto", memory: str = "both"
     ) -> None:
         if memory not in MEMORY:
-            raise ParameterError(f'memory "{memory}" is unknown. Use one of {", ".join(MEMORY)}.')
+            raise ParameterError(
+                'memory "{memory}" is unknown. Use one of {memory2}.',
+                memory=memory,
+                memory2=", ".join(MEMORY),
+            )
         self.float_folder, self.w8a8_folder = resolve(model_path), resolve(quant_path)
         if not self.w8a8_folder.exists():
             raise CheckpointError(
-                f"the W8A8 folder {self.w8a8_folder} does not exist. Run 02_quantize, which makes it, or correct quant_path."
+                "the W8A8 folder {w8a8_folder} does not exist. Run 02_quantize, which makes it, or correct "
+                "quant_path.",
+                w8a8_folder=self.w8a8_folder,
             )
         self.folders = {"float": self.float_folder, "w8a8": self.w8a8_folder}
         self.device_name, self.device = device, resolve_device(device)
@@ -64,8 +70,13 @@ class Pair:
         sizes = {name: config.vocab_size for name, config in self.configs.items()}
         if len(set(sizes.values())) > 1 or len(self.tokenizer) > sizes["float"]:
             raise CheckpointError(
-                f"{self.float_folder} (vocabulary {sizes['float']}, tokenizer {len(self.tokenizer)}) and "
-                f"{self.w8a8_folder} (vocabulary {sizes['w8a8']}) do not belong together. Give a pair of one model."
+                "{float_folder} (vocabulary {sizes}, tokenizer {count}) and {w8a8_folder} (vocabulary {sizes2}) "
+                "do not belong together. Give a pair of one model.",
+                float_folder=self.float_folder,
+                sizes=sizes["float"],
+                count=len(self.tokenizer),
+                w8a8_folder=self.w8a8_folder,
+                sizes2=sizes["w8a8"],
             )
         if not (self.w8a8_folder / _TOKENIZER_CONFIG).is_file() or (
             tokenizer_hash(self.float_folder) == tokenizer_hash(self.w8a8_folder)
@@ -73,8 +84,10 @@ class Pair:
             return
         if load_tokenizer(self.w8a8_folder).get_vocab() != self.tokenizer.get_vocab():
             raise CheckpointError(
-                f"the tokenizers of {self.float_folder} and {self.w8a8_folder} know different tokens: the "
-                "folders do not belong together. Give a pair of one model."
+                "the tokenizers of {float_folder} and {w8a8_folder} know different tokens: the folders do not "
+                "belong together. Give a pair of one model.",
+                float_folder=self.float_folder,
+                w8a8_folder=self.w8a8_folder,
             )
 
     def _fits(self) -> bool:
@@ -138,13 +151,16 @@ def unseen_blocks(
     """Blocks of `text` that the W8A8 model was not calibrated on; `fewest` as `token_blocks` takes it."""
     if length < 2:
         raise ParameterError(
-            f"sequences of {length} tokens: at least 2 tokens are needed, one to predict the next."
+            "sequences of {length} tokens: at least 2 tokens are needed, one to predict the next.",
+            length=length,
         )
     context = min(config.training_seqlen for config in pair.configs.values())
     if length > context:
         raise ParameterError(
-            f"sequences of {length} tokens: the model was trained on at most {context}. Beyond that neither side is what "
-            "its users see; lower text_tokens."
+            "sequences of {length} tokens: the model was trained on at most {context}. Beyond that neither "
+            "side is what its users see; lower text_tokens.",
+            length=length,
+            context=context,
         )
     seen = _calibrated_on(pair.recipe, text)
     return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen, fewest=fewest)
@@ -181,7 +197,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
-            f"{path}: recipe.{'.'.join(map(str, first['loc']))}: {first['msg']}. Quantize again, or remove the file: "
-            "then nothing tells which text calibration has seen."
+            "{path}: recipe.{map}: {first}. Quantize again, or remove the file: then nothing tells which "
+            "text calibration has seen.",
+            path=path,
+            map=".".join(map(str, first["loc"])),
+            first=first["msg"],
         ) from error
     return found

@@ -35,18 +35,23 @@ def config_folder(folder: Path, model_path: Path | None) -> Path:
     """The folder that holds the configuration for the weights in `folder`: `model_path` if given."""
     if not folder.is_dir():
         raise CheckpointError(
-            f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there."
+            "checkpoint folder {folder} does not exist. Correct the path, or put the weights there.",
+            folder=folder,
         )
     if model_path is not None:
         if not is_w8a8(folder):
-            raise CheckpointError(f"{folder} is not quantized. Give the quantized folder, or no model_path.")
+            raise CheckpointError(
+                "{folder} is not quantized. Give the quantized folder, or no model_path.", folder=folder
+            )
         return model_path
     if (folder / "config.json").is_file() or not list(folder.glob("*.npy")):
         return folder
     if (folder / FLOAT_PART).is_dir():
         return folder / FLOAT_PART
     raise CheckpointError(
-        f"{folder} holds .npy dictionaries only. Give the float folder after outlier suppression as model_path."
+        "{folder} holds .npy dictionaries only. Give the float folder after outlier suppression as "
+        "model_path.",
+        folder=folder,
     )
 
 
@@ -66,7 +71,8 @@ def read_w8a8(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> W
     if kind == "numpy":
         if is_w8a8(float_folder):
             raise CheckpointError(
-                f"{float_folder} is quantized. Give the float folder after outlier suppression as model_path."
+                "{float_folder} is quantized. Give the float folder after outlier suppression as model_path.",
+                float_folder=float_folder,
             )
         return read_numpy(folder, float_folder, model)
     return read_described(folder, model)
@@ -123,19 +129,27 @@ def build_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
             )  # fmt: skip
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{folder}: a .bin file holds more than tensors and could run code, so it is refused. "
-            "Get the checkpoint from its publisher."
+            "{folder}: a .bin file holds more than tensors and could run code, so it is refused. Get the "
+            "checkpoint from its publisher.",
+            folder=folder,
         ) from error
     except Exception as error:  # transformers, torch and safetensors have many kinds
         raise CheckpointError(
-            f"{folder}: the weights cannot be read ({error}). Copy the checkpoint again."
+            "{folder}: the weights cannot be read ({error}). Copy the checkpoint again.",
+            folder=folder,
+            error=error,
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}. Copy it again."
+            "{folder}: {count} tensors are missing, the first is {missing}. Copy it again.",
+            folder=folder,
+            count=len(missing),
+            missing=missing[0],
         )
     if unexpected := sorted(info["unexpected_keys"]):
         raise CheckpointError(
-            f"{folder}: unexpected tensor {unexpected[0]}; config.json and weights do not belong together."
+            "{folder}: unexpected tensor {unexpected}; config.json and weights do not belong together.",
+            folder=folder,
+            unexpected=unexpected[0],
         )
     return model

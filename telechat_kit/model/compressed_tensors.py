@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.messages import Message
 from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import load_tensors, weight_files
 from telechat_kit.model.int8_linears import (
@@ -135,12 +136,16 @@ def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         found = _Quantization.model_validate(config)
         for pattern in (entry[3:] for entry in found.ignore or [] if entry.startswith("re:")):
             if len(pattern) > 200 or _NESTED_REPEATS.search(pattern):
-                raise ValueError(f"ignore: the pattern {pattern[:60]!r} may take for ever")
+                raise ValueError(
+                    Message("ignore: the pattern {pattern!r} may take for ever", pattern=pattern[:60])
+                )
             re.compile(pattern)
     except (ValueError, RecursionError, re.error) as error:
         told = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: quantization_config cannot be read ({told}). Copy the file again from its publisher."
+            "{path}: quantization_config cannot be read ({told}). Copy the file again from its publisher.",
+            path=path,
+            told=told,
         ) from error
     return config
 
@@ -150,13 +155,17 @@ def _is_dynamic(path: Path, config: Mapping[str, Any]) -> bool:
     method, form = config.get("quant_method"), config.get("format")
     if (method, form) != ("compressed-tensors", "int-quantized"):
         raise CheckpointError(
-            f'{path}: quantization "{method}", format "{form}" cannot be read, only compressed-tensors int-quantized.'
+            '{path}: quantization "{method}", format "{form}" cannot be read, only compressed-tensors '
+            "int-quantized.",
+            path=path,
+            method=method,
+            form=form,
         )
     groups = config.get("config_groups", {})
     dynamic = {bool((group.get("input_activations") or {}).get("dynamic")) for group in groups.values()}
     if len(dynamic) > 1:
         raise CheckpointError(
-            f"{path}: config_groups with static and with dynamic activations cannot be read."
+            "{path}: config_groups with static and with dynamic activations cannot be read.", path=path
         )
     inputs = _DYNAMIC_INPUTS if True in dynamic else _INPUTS
     for name, group in groups.items():
@@ -172,7 +181,13 @@ def _check_part(
     for key, value in expected.items():
         if given.get(key, _COMMON.get(key)) != value:
             raise CheckpointError(
-                f"{path}: {part} of {name} has {key} {given.get(key)!r}, only {value!r} can be read."
+                "{path}: {part} of {name} has {key} {given!r}, only {value!r} can be read.",
+                path=path,
+                part=part,
+                name=name,
+                key=key,
+                given=given.get(key),
+                value=value,
             )
 
 

@@ -15,9 +15,10 @@ from transformers import GenerationConfig
 
 from telechat_kit.errors import CheckpointError, DataError
 from telechat_kit.files import read_json
+from telechat_kit.messages import marked
 
 GENERATION_CONFIG = "generation_config.json"
-_REMEDY = "Copy the file again from its publisher."
+_REMEDY = marked("Copy the file again from its publisher.")
 #: Shards lie beside their index; no name leads elsewhere
 _SHARD = re.compile(r"[^/\\\x00]{1,200}\.(?:safetensors|bin)")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -32,14 +33,18 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         values = read_json(path, _REMEDY, once=True)
     except DataError as error:
-        raise CheckpointError(f"{path.parent} is no checkpoint folder: {error}") from error
+        raise CheckpointError(
+            "{parent} is no checkpoint folder: {error}", parent=path.parent, error=error
+        ) from error
     with path.open("rb") as file:
         if file.read(3) == _BYTE_ORDER_MARK:
             raise CheckpointError(
-                f"{path} begins with a byte order mark, which transformers does not read. Save it as UTF-8 without one."
+                "{path} begins with a byte order mark, which transformers does not read. Save it as UTF-8 "
+                "without one.",
+                path=path,
             )
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object. {_REMEDY}")
+        raise CheckpointError("{path} holds no JSON object. {remedy}", path=path, remedy=_REMEDY)
     return values
 
 
@@ -114,7 +119,9 @@ class _Generation(_File):
 
 def _shard_name(name: str) -> str:
     if not _SHARD.fullmatch(name):
-        raise PydanticCustomError("shard", "must be the name of a .safetensors or .bin file beside the index")
+        raise PydanticCustomError(
+            "shard", marked("must be the name of a .safetensors or .bin file beside the index")
+        )
     return name
 
 
@@ -141,7 +148,11 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
         and (hidden % heads or hidden // heads % 2 or hidden // heads < 4)
     ):
         raise CheckpointError(
-            f"{path}: hidden_size {hidden} in {heads} heads gives no even head size of at least 4. {_REMEDY}"
+            "{path}: hidden_size {hidden} in {heads} heads gives no even head size of at least 4. {remedy}",
+            path=path,
+            hidden=hidden,
+            heads=heads,
+            remedy=_REMEDY,
         )
 
 
@@ -153,7 +164,7 @@ def require_sizes(path: Path) -> None:
 def _require_given(path: Path, config: _Config, keys: Iterable[str]) -> None:
     for key in keys:
         if getattr(config, key) is None:
-            raise CheckpointError(f"{path}: {key} is missing. {_REMEDY}")
+            raise CheckpointError("{path}: {key} is missing. {remedy}", path=path, key=key, remedy=_REMEDY)
 
 
 def _require_known_ids(path: Path, ids: int | list[int] | None, vocab_size: int) -> None:
@@ -161,7 +172,11 @@ def _require_known_ids(path: Path, ids: int | list[int] | None, vocab_size: int)
     for number in ids if isinstance(ids, list) else [ids]:
         if number is not None and number >= vocab_size:
             raise CheckpointError(
-                f"{path}: eos_token_id {number} is beyond the {vocab_size} ids of the vocabulary. {_REMEDY}"
+                "{path}: eos_token_id {number} is beyond the {vocab_size} ids of the vocabulary. {remedy}",
+                path=path,
+                number=number,
+                vocab_size=vocab_size,
+                remedy=_REMEDY,
             )
 
 
@@ -187,7 +202,9 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(folder)
     except Exception as error:  # of many kinds, by what is wrong
-        raise CheckpointError(f"{path} cannot be read ({_short(error)}). {_REMEDY}") from error
+        raise CheckpointError(
+            "{path} cannot be read ({short}). {remedy}", path=path, short=_short(error), remedy=_REMEDY
+        ) from error
 
 
 def _validated(path: Path, values: dict[str, Any], kind: type[Any]) -> Any:
@@ -197,7 +214,12 @@ def _validated(path: Path, values: dict[str, Any], kind: type[Any]) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part)[:60] for part in first["loc"])
         raise CheckpointError(
-            f"{path}: {key}: {first['msg']}, not {_told(first['input'])}. {_REMEDY}"
+            "{path}: {key}: {first}, not {told}. {remedy}",
+            path=path,
+            key=key,
+            first=first["msg"],
+            told=_told(first["input"]),
+            remedy=_REMEDY,
         ) from error
 
 

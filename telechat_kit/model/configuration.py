@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
+from telechat_kit.messages import Message
 from telechat_kit.model.layout import LLAMA, TELECHAT, Layout
 from telechat_kit.model.published_networks import check_yarn, is_telechat2, refusal
 
@@ -118,10 +119,20 @@ class TelechatConfig(PreTrainedConfig):
 
 def _check_heads(config: TelechatConfig) -> None:
     if config.hidden_size % config.n_head:
-        raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of n_head {config.n_head}")
+        raise ValueError(
+            Message(
+                "hidden_size {hidden_size} is not a multiple of n_head {n_head}",
+                hidden_size=config.hidden_size,
+                n_head=config.n_head,
+            )
+        )
     if config.n_head % config.kv_heads:
         raise ValueError(
-            f"{config.kv_heads} key/value heads do not divide the {config.n_head} heads of the queries"
+            Message(
+                "{kv_heads} key/value heads do not divide the {n_head} heads of the queries",
+                kv_heads=config.kv_heads,
+                n_head=config.n_head,
+            )
         )
 
 
@@ -193,10 +204,12 @@ class Telechat3Config(TelechatConfig):
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         _check_heads(self)
         if stated not in (None, self.head_dim):
-            raise ValueError(f"head_dim {stated} is not hidden_size / num_attention_heads")
+            raise ValueError(
+                Message("head_dim {stated} is not hidden_size / num_attention_heads", stated=stated)
+            )
         for name in ("attention_bias", "mlp_bias"):
             if getattr(self, name, False):
-                raise ValueError(f"{name} is set, TeleChat3 has none")
+                raise ValueError(Message("{name} is set, TeleChat3 has none", name=name))
 
     @property
     def layout(self) -> Layout:

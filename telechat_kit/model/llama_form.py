@@ -46,12 +46,16 @@ def refuse_inexact(config: TelechatConfig, longest: int) -> None:
     for key, reason in reasons.items():
         if getattr(config, key):
             raise ParameterError(
-                f"the model cannot be written as a Llama: config.json says {key}, and {reason}."
+                "the model cannot be written as a Llama: config.json says {key}, and {reason}.",
+                key=key,
+                reason=reason,
             )
     if longest > config.training_seqlen:
         raise ParameterError(
-            f"the model is a Llama up to its trained length of {config.training_seqlen} tokens only: beyond it, "
-            f"TeleChat's rotary tables change with the length. Ask for no more than that, not for {longest}."
+            "the model is a Llama up to its trained length of {training_seqlen} tokens only: beyond it, "
+            "TeleChat's rotary tables change with the length. Ask for no more than that, not for {longest}.",
+            training_seqlen=config.training_seqlen,
+            longest=longest,
         )
 
 

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from telechat_kit.backends import Backend, backend_for, plain
 from telechat_kit.errors import CheckpointError
+from telechat_kit.messages import Message
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import description_path, weight_files
 from telechat_kit.model.hadamard import plain_rotation
@@ -205,7 +206,9 @@ class TelechatPreTrainedModel(PreTrainedModel):
             config.quantization_config = {"quant_method": W8A8_METHOD}
             config.transformers_weights = weight_files(folder)[0].name
         elif name is not None and not folder.is_dir() and getattr(config, "quantize", None):
-            raise CheckpointError(f"{name} is quantized, and is read from a folder only. Download it first.")
+            raise CheckpointError(
+                "{name} is quantized, and is read from a folder only. Download it first.", name=name
+            )
         return super().from_pretrained(name, *model_args, config=config, **kwargs)
 
     def _wanted(self, asked: bool | None, what: str) -> bool:
@@ -366,8 +369,11 @@ class TelechatModel(TelechatPreTrainedModel):
         if start and start + new > self.config.training_seqlen:
             if fixed:
                 raise ValueError(
-                    "a static cache, or positions of one's own on a cache, cannot go past the trained length of "
-                    f"{self.config.training_seqlen} tokens: the model then runs the whole sequence anew. Leave them out."
+                    Message(
+                        "a static cache, or positions of one's own on a cache, cannot go past the trained length of "
+                        "{training_seqlen} tokens: the model then runs the whole sequence anew. Leave them out.",
+                        training_seqlen=self.config.training_seqlen,
+                    )
                 )
             if whole is None or whole.shape[1] != start + new:
                 raise ValueError("a cache without its token ids cannot go past the trained length")

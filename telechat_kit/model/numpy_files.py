@@ -58,9 +58,12 @@ def _refuse_dynamic(folder: Path, dictionaries: dict[str, dict[str, Tensor]]) ->
     """These dictionaries are known by the input's scale; nothing in them tells dynamic activations from a lost file."""
     if not dictionaries["input_scale"] and (scaled := dictionaries["weight_scale"]):
         raise CheckpointError(
-            f"{folder} holds weight scales ({min(scaled)}, ...) and no {FILES['input_scale']}. If its activations are "
-            "dynamic, get it as safe_tensor or ascendV1: .npy dictionaries are read with static ones only. "
-            "If not, copy the folder again."
+            "{folder} holds weight scales ({scaled}, ...) and no {files}. If its activations are dynamic, "
+            "get it as safe_tensor or ascendV1: .npy dictionaries are read with static ones only. If not, "
+            "copy the folder again.",
+            folder=folder,
+            scaled=min(scaled),
+            files=FILES["input_scale"],
         )
 
 
@@ -68,7 +71,9 @@ def _read_norms(path: Path, model: TelechatForCausalLM) -> dict[str, Tensor]:
     norms = _read(path, model)
     known = {f"{name}.{part}" for name in norm_names(model) for part in ("weight", "bias")}
     if unknown := sorted(set(norms) - known):
-        raise CheckpointError(f"{path} names {unknown[0]}, which this model does not have as a norm.")
+        raise CheckpointError(
+            "{path} names {unknown}, which this model does not have as a norm.", path=path, unknown=unknown[0]
+        )
     return norms
 
 
@@ -76,17 +81,24 @@ def _check_known(path: Path, part: str, values: dict[str, Tensor], stored: set[s
     """Refuse linears that the model does not have. msModelSlim's `quant_weight` may hold other modules too."""
     if part != "weight" and (unknown := set(values) - stored):
         raise CheckpointError(
-            f"{path} names {min(unknown)}, which is no linear of this model. Give the float folder that belongs to it."
+            "{path} names {unknown}, which is no linear of this model. Give the float folder that belongs to "
+            "it.",
+            path=path,
+            unknown=min(unknown),
         )
 
 
 def _check_whole(path: Path, values: dict[str, Tensor], linears: frozenset[str], stored: set[str]) -> None:
     if missing := linears - set(values):
-        raise CheckpointError(f"{path} holds nothing for {min(missing)}. Copy the folder again.")
+        raise CheckpointError(
+            "{path} holds nothing for {missing}. Copy the folder again.", path=path, missing=min(missing)
+        )
     # of a linear in float, the master branch keeps the float weight or bias in quant_weight
     if extra := [name for name in stored & set(values) - linears if not values[name].is_floating_point()]:
         scales = path.with_name(FILES["input_scale"])
-        raise CheckpointError(f"{scales} holds nothing for {min(extra)}. Copy the folder again.")
+        raise CheckpointError(
+            "{scales} holds nothing for {extra}. Copy the folder again.", scales=scales, extra=min(extra)
+        )
 
 
 def _check_weights(
@@ -97,6 +109,9 @@ def _check_weights(
         stored = stored_name(name, model.config)
         if stored in linears and values[stored].is_floating_point() and values[stored].ndim == 1:
             raise CheckpointError(
-                f"{path} holds the bias of {stored} in place of its int8 weight (msModelSlim's master branch writes "
-                "such files for linears with a bias). Export again as safe_tensor or ascendV1, or with a 2024 version."
+                "{path} holds the bias of {stored} in place of its int8 weight (msModelSlim's master branch "
+                "writes such files for linears with a bias). Export again as safe_tensor or ascendV1, or with a "
+                "2024 version.",
+                path=path,
+                stored=stored,
             )

@@ -7,6 +7,8 @@ the kit has no network for is refused by name.
 from collections.abc import Mapping
 from typing import Any
 
+from telechat_kit.messages import Message, marked
+
 #: Keys of TeleChat-52B, which is built like GPT-2
 _KEYS_OF_52B = ("n_embd", "use_mup")
 #: Keys of the unpublished small TeleChat3, whose embedding is narrower than the network and whose layers share weights
@@ -14,10 +16,13 @@ _KEYS_OF_SMALL_3 = ("embedding_size", "num_hidden_layer_groups")
 #: Keys by which configs of mixtures of experts are known
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_config", "expert_num")
 
-_MIXTURE = "it is a mixture of experts, and the kit quantizes and runs dense models only"
+_MIXTURE = marked("it is a mixture of experts, and the kit quantizes and runs dense models only")
 _REFUSED_TYPES = {
-    "deepseek_v3": f"TeleChat3-105B-A4.7B and other models of DeepSeek-V3's form cannot be read: {_MIXTURE}",
-    "xing4_0": f"Xing4.0 (TeleChat4) cannot be read: {_MIXTURE}",
+    "deepseek_v3": Message(
+        "TeleChat3-105B-A4.7B and other models of DeepSeek-V3's form cannot be read: {mixture}",
+        mixture=_MIXTURE,
+    ),
+    "xing4_0": Message("Xing4.0 (TeleChat4) cannot be read: {mixture}", mixture=_MIXTURE),
 }
 
 
@@ -27,17 +32,20 @@ def refusal(values: Mapping[str, Any]) -> str | None:
     if name in _REFUSED_TYPES:
         return _REFUSED_TYPES[name]
     if name in ("telechat", "telechat3") and any(values.get(key) for key in _EXPERTS):
-        model = "TeleChat2-39B-A12B" if name == "telechat" else "TeleChat3 with experts"
-        return f"{model} cannot be read: {_MIXTURE}"
+        model = "TeleChat2-39B-A12B" if name == "telechat" else marked("TeleChat3 with experts")
+        return Message("{model} cannot be read: {mixture}", model=model, mixture=_MIXTURE)
     if name == "telechat3" and (found := [key for key in _KEYS_OF_SMALL_3 if key in values]):
-        return (
-            f"TeleChat3 of the unpublished 1.8B form ({found[0]}) cannot be read: its layers share weights and its "
-            "embedding is narrower than the network, which no published checkpoint has"
+        return Message(
+            "TeleChat3 of the unpublished 1.8B form ({found}) cannot be read: its layers share weights and "
+            "its embedding is narrower than the network, which no published checkpoint has",
+            found=found[0],
         )
     if name == "telechat" and all(key in values for key in _KEYS_OF_52B):
         if values.get("num_key_value_heads") is not None:
-            return "the config fits two forms: n_embd and use_mup are TeleChat-52B's, num_key_value_heads is TeleChat2's"
-        return (
+            return marked(
+                "the config fits two forms: n_embd and use_mup are TeleChat-52B's, num_key_value_heads is TeleChat2's"
+            )
+        return marked(
             "TeleChat-52B cannot be read: its network is GPT-2's, with other weights, norms and rotary base"
         )
     return None
@@ -56,12 +64,14 @@ def is_telechat2(values: Mapping[str, Any]) -> bool:
     if not named and values.get("num_key_value_heads") is None:
         if "TeleChatForCausalLM" in names:
             raise ValueError(
-                "TeleChatForCausalLM is the class of TeleChat2 and of TeleChat-52B, and num_key_value_heads, which every "
-                "TeleChat2 has, is missing"
+                marked(
+                    "TeleChatForCausalLM is the class of TeleChat2 and of TeleChat-52B, and num_key_value_heads, which every "
+                    "TeleChat2 has, is missing"
+                )
             )
         return False
     if values.get("base_seqlen") is None:
-        raise ValueError("base_seqlen is missing: the rotary base of TeleChat2 follows from it")
+        raise ValueError(marked("base_seqlen is missing: the rotary base of TeleChat2 follows from it"))
     return True
 
 
@@ -79,8 +89,10 @@ def check_yarn(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type")
     if scaling is None or kind != "telechat3-yarn":
-        raise ValueError(f'rope_scaling is of type "{kind}", TeleChat3 has "telechat3-yarn"')
+        raise ValueError(
+            Message('rope_scaling is of type "{kind}", TeleChat3 has "telechat3-yarn"', kind=kind)
+        )
     needed = ("factor", "original_max_position_embeddings")
     if missing := [key for key in needed if not scaling.get(key)]:
-        raise ValueError(f"rope_scaling lacks {missing[0]}")
+        raise ValueError(Message("rope_scaling lacks {missing}", missing=missing[0]))
     return dict(scaling)

@@ -47,8 +47,9 @@ class TelechatW8A8Quantizer(HfQuantizer):
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
         if found := {"disk", "meta"} & {str(place) for place in places}:
             raise DeviceError(
-                f"a W8A8 model cannot run with weights on {found.pop()}. Give a device_map of devices, or use "
-                "load_model with several devices."
+                "a W8A8 model cannot run with weights on {device}. Give a device_map of devices, or use load_model "
+                "with several devices.",
+                device=found.pop(),
             )
 
     def load(
@@ -64,7 +65,8 @@ class TelechatW8A8Quantizer(HfQuantizer):
         """
         if not isinstance(model, TelechatForCausalLM):
             raise CheckpointError(
-                f"{folder} is quantized and holds a model with its head. Load it with AutoModelForCausalLM."
+                "{folder} is quantized and holds a model with its head. Load it with AutoModelForCausalLM.",
+                folder=folder,
             )
         require_fitting(folder, model.config)
         model.tie_weights()  # transformers ties when all has been read, `place` expects it before

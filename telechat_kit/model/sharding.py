@@ -71,7 +71,10 @@ class Shard:
         for what, size in (("heads", config.n_head), ("feed-forward channels", config.ffn_hidden_size)):
             if size % self.count:
                 raise DeviceError(
-                    f"{size} {what} cannot be split evenly over {self.count} devices. Name another number of devices."
+                    "{size} {what} cannot be split evenly over {count} devices. Name another number of devices.",
+                    size=size,
+                    what=what,
+                    count=self.count,
                 )
 
 

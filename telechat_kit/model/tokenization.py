@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import absolute
+from telechat_kit.messages import Message as Text
 from telechat_kit.model.config_files import read_object, require_config
 from telechat_kit.model.tokenizer_files import guarded
 
@@ -177,7 +178,10 @@ class PublishedChat(PreTrainedTokenizerBase):
         for name in ("return_assistant_tokens_mask", "sanitize_control_tokens"):
             if options.get(name):
                 raise ValueError(
-                    f"TeleChat's chat format has no {name}. Leave it out or give a chat_template."
+                    Text(
+                        "TeleChat's chat format has no {name}. Leave it out or give a chat_template.",
+                        name=name,
+                    )
                 )
 
 
@@ -289,12 +293,16 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """
     folder = absolute(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. Correct the path, or put the checkpoint there.")
+        raise CheckpointError(
+            "{folder} is not a folder. Correct the path, or put the checkpoint there.", folder=folder
+        )
     for names in (("config.json",), ("tokenizer.model", "tokenizer.json")):
         if not any((folder / name).is_file() for name in names):
             missing = " or ".join(names)
             raise CheckpointError(
-                f"{folder} holds no {missing}. Copy it there from the published checkpoint."
+                "{folder} holds no {missing}. Copy it there from the published checkpoint.",
+                folder=folder,
+                missing=missing,
             )
     config = read_object(folder / "config.json")
     require_config(folder / "config.json", config)
@@ -302,8 +310,11 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     largest, size = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 160256)
     if largest >= size:
         raise CheckpointError(
-            f"{folder}: its tokenizer has the id {largest}, the model {size} ids. Copy the tokenizer that belongs to "
-            "the weights."
+            "{folder}: its tokenizer has the id {largest}, the model {size} ids. Copy the tokenizer that "
+            "belongs to the weights.",
+            folder=folder,
+            largest=largest,
+            size=size,
         )
     return tokenizer
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.messages import marked
 from telechat_kit.model.bounds import more_memory, within
 from telechat_kit.model.config_files import read_object
 from telechat_kit.strict_json import no_content
@@ -42,7 +43,11 @@ def require_readable(folder: Path) -> None:
         if path.suffix == ".json":
             read_object(path)
         elif problem := no_content(path.read_bytes()):
-            raise CheckpointError(f"{path} {problem.rstrip('.')}. Copy the file again from its publisher.")
+            raise CheckpointError(
+                "{path} {rstrip}. Copy the file again from its publisher.",
+                path=path,
+                rstrip=problem.rstrip("."),
+            )
 
 
 def guarded(folder: Path, load: Callable[[], Any]) -> Any:
@@ -60,8 +65,11 @@ def guarded(folder: Path, load: Callable[[], Any]) -> Any:
         if isinstance(error, KeyboardInterrupt | SystemExit | CheckpointError):
             raise
         raise CheckpointError(
-            f"{folder}: its tokenizer ({present}) cannot be read: {_short(error)}. Copy these files again from their "
-            "publisher."
+            "{folder}: its tokenizer ({present}) cannot be read: {short}. Copy these files again from their "
+            "publisher.",
+            folder=folder,
+            present=present,
+            short=_short(error),
         ) from error
     if tokenizer.chat_template:
         _require_end(folder, tokenizer)
@@ -79,13 +87,17 @@ def _require_end(folder: Path, tokenizer: Any) -> None:
             )
     except TimeoutError as error:
         raise CheckpointError(
-            f"{folder}: the chat template of its tokenizer does not end within {MOST_SECONDS:g} seconds for one "
-            "question. Get the tokenizer from its publisher."
+            "{folder}: the chat template of its tokenizer does not end within {most_seconds:g} seconds for "
+            "one question. Get the tokenizer from its publisher.",
+            folder=folder,
+            most_seconds=MOST_SECONDS,
         ) from error
     except Exception as error:  # templates raise what they like
         raise CheckpointError(
-            f"{folder}: the chat template of its tokenizer fails for one question: {_short(error)}. Get the tokenizer "
-            "from its publisher."
+            "{folder}: the chat template of its tokenizer fails for one question: {short}. Get the tokenizer "
+            "from its publisher.",
+            folder=folder,
+            short=_short(error),
         ) from error
 
 
@@ -93,7 +105,7 @@ def _require_no_powers(template: str) -> None:
     """Refuse `10 ** 10 ** 9`, which nothing can interrupt; no chat format reckons with powers."""
     code = " ".join(_CODE.findall(template))
     if _POWER.search(_STRING.sub("''", code)):
-        raise ValueError("it computes powers")
+        raise ValueError(marked("it computes powers"))
 
 
 def _short(error: BaseException) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.messages import Message
 from telechat_kit.model.bounds import more_memory
 
 #: What reading may take beside the tensors; a pickle can ask for any amount with one instruction
@@ -121,15 +122,21 @@ def read_dictionary(path: Path) -> dict[str, Tensor]:
     # a damaged pickle may raise anything: the bytes are instructions
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds more than a dictionary of tensors or is damaged, so it is refused ({str(error)[:200] or type(error).__name__}). "
-            "Get the file from its publisher."
+            "{path} holds more than a dictionary of tensors or is damaged, so it is refused ({error}). Get "
+            "the file from its publisher.",
+            path=path,
+            error=str(error)[:200] or type(error).__name__,
         ) from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no dictionary of tensors. Get the file from its publisher.")
+        raise CheckpointError(
+            "{path} holds no dictionary of tensors. Get the file from its publisher.", path=path
+        )
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             told = ascii(name[:80]) if isinstance(name, str) else f"a name of type {type(name).__name__}"
-            raise CheckpointError(f"{path}: {told} is no tensor. Get the file from its publisher.")
+            raise CheckpointError(
+                "{path}: {told} is no tensor. Get the file from its publisher.", path=path, told=told
+            )
     return values
 
 
@@ -138,4 +145,4 @@ def _skip_header(stream: BinaryIO) -> None:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     if shape != () or dtype != np.dtype("O"):
-        raise ValueError(f"an array of {dtype} with shape {shape}")
+        raise ValueError(Message("an array of {dtype} with shape {shape}", dtype=dtype, shape=shape))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.errors import CheckpointError
+from telechat_kit.messages import Message
 from telechat_kit.model.config_files import read_object
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import (
@@ -52,23 +53,39 @@ class W8A8Weights:
     dynamic: frozenset[str] = frozenset()
 
     def refuse(self, problem: str) -> NoReturn:
-        raise CheckpointError(f"{self.path} does not fit config.json: {problem}. Quantize again.")
+        raise CheckpointError(
+            "{path} does not fit config.json: {problem}. Quantize again.", path=self.path, problem=problem
+        )
 
     def tensor(self, name: str) -> Tensor:
         if name not in self.tensors:
-            self.refuse(f"tensor {name} is missing")
+            self.refuse(Message("tensor {name} is missing", name=name))
         return self.tensors[name]
 
     def checked(self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = ()) -> Tensor:
         """The tensor `name`, which must have `shape` and one of `dtypes` (any float if none are given)."""
         value = self.tensor(name)
         if tuple(value.shape) != shape:
-            self.refuse(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+            self.refuse(
+                Message(
+                    "{name} has shape {shape}, expected {shape2}",
+                    name=name,
+                    shape=tuple(value.shape),
+                    shape2=shape,
+                )
+            )
         if value.dtype not in dtypes if dtypes else not value.is_floating_point():
             expected = " or ".join(map(str, dtypes)) or "float"
-            self.refuse(f"{name} holds {value.dtype}, expected {expected}")
+            self.refuse(
+                Message(
+                    "{name} holds {dtype}, expected {expected}",
+                    name=name,
+                    dtype=value.dtype,
+                    expected=expected,
+                )
+            )
         if not is_finite(value):
-            self.refuse(f"{name} holds NaN or infinite values")
+            self.refuse(Message("{name} holds NaN or infinite values", name=name))
         return value
 
 
@@ -133,11 +150,20 @@ def _check_description(path: Path, kinds: Mapping[str, object], model: TelechatF
     for name, kind in kinds.items():
         if name not in known:
             raise CheckpointError(
-                f"{path} names {name}, which this model does not have. Copy the folder again, with its config.json."
+                "{path} names {name}, which this model does not have. Copy the folder again, with its "
+                "config.json.",
+                path=path,
+                name=name,
             )
         if kind not in (STATIC, DYNAMIC, FLOAT):
             raise CheckpointError(
-                f'{path}: {name} is "{kind}", only {STATIC}, {DYNAMIC} and {FLOAT} can be read.'
+                '{path}: {name} is "{kind}", only {static}, {dynamic} and {float} can be read.',
+                path=path,
+                name=name,
+                kind=kind,
+                static=STATIC,
+                dynamic=DYNAMIC,
+                float=FLOAT,
             )
 
 
@@ -158,7 +184,11 @@ def _with_folded_norms(weights: W8A8Weights, model: TelechatForCausalLM) -> W8A8
                 continue
             if readers & weights.linears and readers - weights.linears:
                 weights.refuse(
-                    f"{name} and {name}.module differ, but of {' and '.join(sorted(readers))} one is int8 and one float"
+                    Message(
+                        "{name} and {name}.module differ, but of {readers} one is int8 and one float",
+                        name=name,
+                        readers=" and ".join(sorted(readers)),
+                    )
                 )
             if readers <= weights.linears:
                 tensors[f"{name}.weight"] = folded
@@ -195,7 +225,7 @@ def _static_parts(linear: str, weights: W8A8Weights, out: int, size: int) -> dic
         "deq_scale": weights.checked(f"{linear}.deq_scale", (out,), (torch.int64, torch.float32)),
     }
     if not is_finite(decode_scale(parts["deq_scale"])):
-        weights.refuse(f"{linear}.deq_scale holds NaN or infinite values")
+        weights.refuse(Message("{linear}.deq_scale holds NaN or infinite values", linear=linear))
     _check_rest(linear, weights, out)
     return parts
 
@@ -209,9 +239,11 @@ def _dynamic_parts(linear: str, weights: W8A8Weights, out: int, size: int, biase
         parts["bias"] = weights.checked(f"{linear}.bias", (out,))
     scale, offset = parts["weight_scale"], weights.tensors.get(f"{linear}.weight_offset")
     if not bool((scale > 0).all()):
-        weights.refuse(f"{linear}.weight_scale holds values that are not positive")
+        weights.refuse(Message("{linear}.weight_scale holds values that are not positive", linear=linear))
     if offset is not None and bool(offset.any()):
-        weights.refuse(f"{linear}.weight_offset is not zero: asymmetric weights cannot be read")
+        weights.refuse(
+            Message("{linear}.weight_offset is not zero: asymmetric weights cannot be read", linear=linear)
+        )
     return parts
 
 
@@ -222,7 +254,7 @@ def _check_rest(linear: str, weights: W8A8Weights, out: int) -> None:
             weights.checked(f"{linear}.{part}", shape)
     scale = weights.tensor(f"{linear}.input_scale").item()
     if not scale > 0:
-        weights.refuse(f"{linear}.input_scale is {scale}")
+        weights.refuse(Message("{linear}.input_scale is {scale}", linear=linear, scale=scale))
 
 
 #: vllm-ascend declares the offset as int8, msModelSlim writes it as a float
@@ -239,14 +271,27 @@ def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> No
         groups = [[prefix + linear for linear in group] for group in model.config.layout.shared_inputs]
         for first, second in [pair for group in groups for pair in combinations(group, 2)]:
             if {first, second} <= weights.linears and len({first, second} & weights.dynamic) == 1:
-                weights.refuse(f"of {first} and {second}, which read the same input, one is {DYNAMIC}")
+                weights.refuse(
+                    Message(
+                        "of {first} and {second}, which read the same input, one is {dynamic}",
+                        first=first,
+                        second=second,
+                        dynamic=DYNAMIC,
+                    )
+                )
             if {first, second} <= weights.linears - weights.dynamic:
                 for part in ("input_scale", "input_offset"):
                     one, other = (weights.tensor(f"{linear}.{part}") for linear in (first, second))
                     if not torch.equal(one, other):
                         weights.refuse(
-                            f"{first}.{part} and {second}.{part} differ ({one.item()}, {other.item()}), "
-                            "but both read the same input"
+                            Message(
+                                "{first}.{part} and {second}.{part} differ ({item}, {item2}), but both read the same input",
+                                first=first,
+                                part=part,
+                                second=second,
+                                item=one.item(),
+                                item2=other.item(),
+                            )
                         )
 
 
@@ -272,7 +317,10 @@ def _as(dtype: torch.dtype, name: str, shape: tuple[int, ...], weights: W8A8Weig
     value = weights.checked(name, shape).to(dtype)
     if not is_finite(value):
         raise CheckpointError(
-            f"{weights.path}: {name} holds values that {dtype} cannot. Load it in a wider dtype."
+            "{path}: {name} holds values that {dtype} cannot. Load it in a wider dtype.",
+            path=weights.path,
+            name=name,
+            dtype=dtype,
         )
     return value
 

@@ -93,8 +93,10 @@ class Shards:
             for part in self._parts(name):
                 if not torch.isfinite(torch.stack(torch.aminmax(part))).all():
                     raise CheckpointError(
-                        f"{stored.path}: {stored.key} holds NaN or infinite values. Copy the file again, or get the "
-                        "checkpoint from its publisher."
+                        "{path}: {key} holds NaN or infinite values. Copy the file again, or get the checkpoint from its "
+                        "publisher.",
+                        path=stored.path,
+                        key=stored.key,
                     )
 
     def _parts(self, name: str) -> Iterator[Tensor]:
@@ -122,7 +124,10 @@ class Shards:
             shapes.pop(HEAD, None)
         if missing := sorted(shapes.keys() - self.tensors.keys()):
             raise CheckpointError(
-                f"{self.folder}: {len(missing)} tensors are missing, the first is {missing[0]}. Copy it again."
+                "{folder}: {count} tensors are missing, the first is {missing}. Copy it again.",
+                folder=self.folder,
+                count=len(missing),
+                missing=missing[0],
             )
         for name, stored in self.tensors.items():
             if shapes.get(name) != stored.shape:
@@ -130,8 +135,11 @@ class Shards:
                     f"expected {tuple(shapes[name])}" if name in shapes else "the network has none such"
                 )
                 raise CheckpointError(
-                    f"{stored.path}: {stored.key} has shape {tuple(stored.shape)}, {expected}; "
-                    "config.json and weights do not belong together."
+                    "{path}: {key} has shape {shape}, {expected}; config.json and weights do not belong together.",
+                    path=stored.path,
+                    key=stored.key,
+                    shape=tuple(stored.shape),
+                    expected=expected,
                 )
 
 
@@ -146,5 +154,5 @@ def _mapped(path: Path, keys: Iterable[str] | None = None) -> Iterator[Mapping[s
             yield read_bin(path, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: the weights cannot be read ({error}). Copy the file again."
+            "{path}: the weights cannot be read ({error}). Copy the file again.", path=path, error=error
         ) from error

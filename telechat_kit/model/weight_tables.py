@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from telechat_kit.errors import CheckpointError, DataError
+from telechat_kit.messages import Message, marked
 from telechat_kit.strict_json import LFS_POINTER, parse
 
 #: Bytes of a table of contents that no model of the family comes near
@@ -27,13 +28,13 @@ def damage(path: Path) -> str | None:
         with path.open("rb") as file:
             begin = file.read(len(LFS_POINTER))
         if begin == LFS_POINTER:
-            return "a pointer of git-lfs: run `git lfs pull` where it was cloned"
+            return marked("a pointer of git-lfs: run `git lfs pull` where it was cloned")
         if not begin:
             return "empty"
         if path.suffix == ".safetensors":
             return _safetensors_damage(path, begin)
         if path.suffix == ".npy":
-            return None if begin.startswith(_NUMPY_MAGIC) else "no NumPy file"
+            return None if begin.startswith(_NUMPY_MAGIC) else marked("no NumPy file")
         return _archive_damage(path)
     except (
         SafetensorError,
@@ -48,10 +49,10 @@ def damage(path: Path) -> str | None:
 
 def _safetensors_damage(path: Path, begin: bytes) -> str | None:
     if len(begin) < 8:
-        return "cut off"
+        return marked("cut off")
     (length,) = struct.unpack("<Q", begin[:8])
     if length > MOST_HEADER_BYTES:
-        return f"a table of contents of {length / 1e6:,.0f} MB"
+        return Message("a table of contents of {length:,.0f} MB", length=length / 1e6)
     with safe_open(path, framework="pt") as file:
         file.keys()
     return None
@@ -60,11 +61,17 @@ def _safetensors_damage(path: Path, begin: bytes) -> str | None:
 def _archive_damage(path: Path) -> str | None:
     """torch stores tensors as they are: an archive that unpacks to more than it holds is none of its files."""
     if not zipfile.is_zipfile(path):
-        return "cut off, or no archive as torch writes it since 1.6: torch.load and torch.save make one of it"
+        return marked(
+            "cut off, or no archive as torch writes it since 1.6: torch.load and torch.save make one of it"
+        )
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:
-        return f"it unpacks to {size / 1e6:,.0f} MB from {path.stat().st_size / 1e6:,.0f} MB"
+        return Message(
+            "it unpacks to {size:,.0f} MB from {st_size:,.0f} MB",
+            size=size / 1e6,
+            st_size=path.stat().st_size / 1e6,
+        )
     return None
 
 
@@ -87,7 +94,7 @@ def integer_tensor(files: Iterable[Path]) -> str:
     for path in files:
         for name, entry in _table(path).items() if path.suffix == ".safetensors" else ():
             if not str(entry["dtype"]).startswith(_REAL):
-                return f"{path}: {name} holds {entry['dtype']}"
+                return Message("{path}: {name} holds {entry}", path=path, name=name, entry=entry["dtype"])
     return ""
 
 
@@ -96,7 +103,7 @@ def _table(path: Path) -> dict[str, Any]:
         (length,) = struct.unpack("<Q", file.read(8))
         content = file.read(length)
     try:
-        table = parse(content, str(path), "Copy the file again.")
+        table = parse(content, str(path), marked("Copy the file again."))
     except DataError as error:
         raise CheckpointError(str(error)) from error
     return {name: entry for name, entry in table.items() if name != "__metadata__"}

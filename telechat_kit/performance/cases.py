@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.generation import Generation
+from telechat_kit.messages import Message
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.records import require_types
 
@@ -74,7 +75,8 @@ class Grid:
         """
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ParameterError(
-                f"batch_sizes is {list(self.batch_sizes)}: name at least one, each 1 or more."
+                "batch_sizes is {batch_sizes}: name at least one, each 1 or more.",
+                batch_sizes=list(self.batch_sizes),
             )
         cases = [
             Case(i, o, batch)
@@ -85,8 +87,11 @@ class Grid:
         for i, o, _ in cases:
             if i < 1 or o < 1 or i + o > context:
                 raise ParameterError(
-                    f"input {i} and output {o} tokens: each must be at least 1 and both together at most "
-                    f"{context}, the context of the model. Change input_lengths or output_lengths."
+                    "input {i} and output {o} tokens: each must be at least 1 and both together at most {context}, "
+                    "the context of the model. Change input_lengths or output_lengths.",
+                    i=i,
+                    o=o,
+                    context=context,
                 )
         if not cases:
             raise ParameterError(
@@ -121,13 +126,20 @@ def fitting(
         if needed <= free:
             run.append(case)
         else:
-            reason = f"needs {needed / 1e9:.2f} GB beside the weights, {free / 1e9:.2f} GB are free"
+            reason = Message(
+                "needs {needed:.2f} GB beside the weights, {free:.2f} GB are free",
+                needed=needed / 1e9,
+                free=free / 1e9,
+            )
             skipped.append(SkippedCase(case.input_tokens, case.output_tokens, reason, case.batch))
     if not run:
         first = skipped[0]
         raise DeviceError(
-            f"no case fits: input {first.input_tokens}, output {first.output_tokens} {first.reason}. Ask for shorter lengths, or end "
-            "other programs on the device."
+            "no case fits: input {input_tokens}, output {output_tokens} {reason}. Ask for shorter lengths, "
+            "or end other programs on the device.",
+            input_tokens=first.input_tokens,
+            output_tokens=first.output_tokens,
+            reason=first.reason,
         )
     return run, skipped
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from telechat_kit.backends import require_device, split_devices
+from telechat_kit.messages import Message, marked
 
 #: Linux's power capping framework (kernel documentation, power/powercap/powercap.rst)
 POWERCAP = Path("/sys/class/powercap")
@@ -58,9 +59,9 @@ class PackageCounters:
     def basis(self) -> str:
         """Which counter is read."""
         count = len(self._last)
-        return (
-            f"the counter{'s' if count > 1 else ''} of {count} CPU package{'s' if count > 1 else ''} (RAPL)"
-        )
+        if count == 1:
+            return marked("the counter of 1 CPU package (RAPL)")
+        return Message("the counters of {count} CPU packages (RAPL)", count=count)
 
     def joules(self) -> float | None:
         """Joules of all packages since the first reading; None if a counter can no longer be read."""
@@ -96,7 +97,10 @@ class CardCounters:
     @property
     def basis(self) -> str:
         """Which counter is read."""
-        return f"the total energy of {len(self._cards)} card{'s' if len(self._cards) > 1 else ''} (NVML)"
+        count = len(self._cards)
+        if count == 1:
+            return marked("the total energy of 1 card (NVML)")
+        return Message("the total energy of {count} cards (NVML)", count=count)
 
     def joules(self) -> float | None:
         """Joules of all cards since the driver was loaded; None if a counter can no longer be read."""
@@ -121,20 +125,22 @@ def energy_reader(device: str, powercap: Path | None = None) -> EnergyReader:
         return package_counters(powercap or POWERCAP)
     if kind == "cuda":
         return _card_counters([number for _, number in found])
-    return NoCounter("npu-smi reports the power of a chip, not its energy")
+    return NoCounter(marked("npu-smi reports the power of a chip, not its energy"))
 
 
 def package_counters(folder: Path) -> EnergyReader:
     """The counters of all CPU packages below `folder`; a package that cannot be read leaves none."""
     zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if _is_package(zone)]
     if not zones:
-        return NoCounter(f"no counter of a CPU package under {folder}")
+        return NoCounter(Message("no counter of a CPU package under {folder}", folder=folder))
     try:
         return PackageCounters(zones)
     except PermissionError:
-        return NoCounter("only root may read the counters of CPU packages; chmod a+r energy_uj of each")
+        return NoCounter(
+            marked("only root may read the counters of CPU packages; chmod a+r energy_uj of each")
+        )
     except (OSError, ValueError) as error:
-        return NoCounter(f"a counter of a CPU package cannot be read: {error}")
+        return NoCounter(Message("a counter of a CPU package cannot be read: {error}", error=error))
 
 
 def _is_package(zone: Path) -> bool:
@@ -153,14 +159,14 @@ def _card_counters(numbers: Sequence[int]) -> EnergyReader:
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        return NoCounter("NVML is read through pynvml: pip install nvidia-ml-py")
+        return NoCounter(marked("NVML is read through pynvml: pip install nvidia-ml-py"))
     try:
         # NVML numbers the cards in its own order, so torch's number would name another one
         return CardCounters(
             nvml, [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in numbers]
         )
     except nvml.NVMLError as error:
-        return NoCounter(f"NVML: {error}")
+        return NoCounter(Message("NVML: {error}", error=error))
 
 
 def spent(before: float | None, after: float | None) -> float | None:

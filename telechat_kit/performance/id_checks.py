@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from telechat_kit.inference.generation import generate_by_transformers
+from telechat_kit.messages import marked
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.timed_samples import Answer
 from telechat_kit.progress import track
@@ -32,7 +33,7 @@ def check_ids(
     for inputs, ids in answers:
         runs.setdefault(inputs, []).append(ids)
     checks = []
-    for inputs, found in track(list(runs.items()), "ids beside those of generate()"):
+    for inputs, found in track(list(runs.items()), marked("ids beside those of generate()")):
         longest = max(found, key=len)
         judge = generate_by_transformers(model, prompt[:inputs], min(tokens, len(longest))).token_ids
         agree = all(ids == longest[: len(ids)] for ids in found)

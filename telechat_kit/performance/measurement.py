@@ -15,6 +15,8 @@ from telechat_kit.inference.generation import COMPILED, Generation, engine_name
 from telechat_kit.inference.graph import require_graph
 from telechat_kit.inference.launches import Launches, count_launches, launch_seconds
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext, shown
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.cases import Case, Grid, SkippedCase, duration, estimated_seconds, fitting
 from telechat_kit.performance.energy import energy_reader
@@ -33,8 +35,6 @@ from telechat_kit.performance.timed_samples import CaseResult, Journal, Sample, 
 from telechat_kit.progress import resumable
 from telechat_kit.provenance import Conditions, code_hash, combined_hash
 from telechat_kit.texts import load_text
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked, ngettext
 
 SCHEMA = "telechat-kit/performance/1"
 #: Tokens of the warm-up of each precision, from which the time of the whole grid is estimated
@@ -241,9 +241,13 @@ def _check_request(grid: Grid, graph: str, device: str) -> None:
     """Refuse what cannot be timed before anything is loaded."""
     require_graph(graph, shared=len(split_devices(device)) > 1)
     if graph != "none" and max(grid.batch_sizes, default=1) > 1:
-        raise ParameterError(f'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.')
+        raise ParameterError(
+            'graph "{graph}" runs one sequence: set batch_sizes to [1], or graph to none.', graph=graph
+        )
     if grid.repeats < 1:
-        raise ParameterError(f"repeats is {grid.repeats}: every case must be timed at least once.")
+        raise ParameterError(
+            "repeats is {repeats}: every case must be timed at least once.", repeats=grid.repeats
+        )
 
 
 def _work_key(conditions: Conditions, graph: str, prompt: list[int]) -> str:
@@ -258,7 +262,10 @@ def _prompt(pair: Pair, source: str, length: int) -> list[int]:
     ]
     if len(ids) < length:
         raise DataError(
-            f"{source} has {len(ids)} tokens, the longest case needs {length}. Give a longer text."
+            "{source} has {count} tokens, the longest case needs {length}. Give a longer text.",
+            source=source,
+            count=len(ids),
+            length=length,
         )
     return list(ids[:length])
 
@@ -285,7 +292,10 @@ def _take_turns(
         )
         print(
             left_out.format(
-                batch=case.batch, input=case.input_tokens, output=case.output_tokens, reason=case.reason
+                batch=case.batch,
+                input=case.input_tokens,
+                output=case.output_tokens,
+                reason=shown(case.reason),
             )
         )
     message = (
@@ -308,7 +318,9 @@ def _take_turns(
     )
     found.skipped += skipped
     found.expected += expected
-    found.samples += time_cases(ways, fit, timing, label=f"timed runs, about {duration(expected)} in all")
+    found.samples += time_cases(
+        ways, fit, timing, label=_("timed runs, about {time} in all").format(time=duration(expected))
+    )
     found.scaling_case = found.scaling_case or scaling_case(fit)
     if work.threads.counts and found.scaling_case in fit:
         found.by_threads += _time_by_threads(models, found.scaling_case, work, found.samples)
@@ -354,7 +366,13 @@ def _time_by_threads(
             time=longest,
         )
     )
-    return time_cases(models, [case], work.timing, counts, f"runs by threads, at most about {longest} in all")
+    return time_cases(
+        models,
+        [case],
+        work.timing,
+        counts,
+        _("runs by threads, at most about {time} in all").format(time=longest),
+    )
 
 
 def _warm_up(

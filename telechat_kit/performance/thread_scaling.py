@@ -10,6 +10,8 @@ import torch
 from telechat_kit.backends import choose_device, split_devices
 from telechat_kit.backends.cores import usable_cores
 from telechat_kit.errors import ParameterError
+from telechat_kit.messages import Message, shown
+from telechat_kit.messages import gettext as _
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.timed_samples import Sample, median_of_known, unstable
 from telechat_kit.statistics import Estimate, median
@@ -67,17 +69,21 @@ def plan_threads(counts: Sequence[int], device: str, available: int | None = Non
     available = available or usable_cores()
     if counts and min(counts) < 1:
         raise ParameterError(
-            f"thread_counts is {list(counts)}: each must be 1 or more. Leave it empty for none."
+            "thread_counts is {counts}: each must be 1 or more. Leave it empty for none.", counts=list(counts)
         )
     kinds = [part.partition(":")[0] for part in split_devices(device)]
     kinds = [choose_device().kind] if kinds == ["auto"] else kinds
     asked, limit = list(dict.fromkeys(counts)), available
-    reason = f"the process may use {available} of the machine's CPUs"
+    reason: str = Message("the process may use {available} of the machine's CPUs", available=available)
     if kinds != ["cpu"]:
-        limit, reason = 0, f"they are timed on one CPU, and the device is {device}"
+        limit, reason = 0, Message("they are timed on one CPU, and the device is {device}", device=device)
     left_out = [count for count in asked if count > limit]
     if left_out:
-        print(f"left out: {', '.join(map(str, left_out))} threads: {reason}")
+        print(
+            _("left out: {counts} threads: {reason}").format(
+                counts=", ".join(map(str, left_out)), reason=shown(reason)
+            )
+        )
     return ThreadPlan([count for count in asked if count <= limit], left_out, available, reason)
 
 

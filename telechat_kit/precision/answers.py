@@ -12,6 +12,7 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import resolve, write_jsonl, writing
 from telechat_kit.inference.generation import generate, generate_batch, stop_ids
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision.similarity import similarity
@@ -71,14 +72,16 @@ def answer_lines(
         ParameterError: the batch or the limit is smaller than 1.
     """
     if batch < 1:
-        raise ParameterError(f"answer_batch is {batch}: at least 1 line is answered at a time.")
+        raise ParameterError("answer_batch is {batch}: at least 1 line is answered at a time.", batch=batch)
     if limit is not None and limit < 1:
-        raise ParameterError(f"answers is {limit}: at least 1 line is answered. Give None for all.")
+        raise ParameterError(
+            "answers is {limit}: at least 1 line is answered. Give None for all.", limit=limit
+        )
     path = resolve(jsonl_path)
     rows = dict(list(read_numbered_rows(path).items())[:limit])
     questions = [str(row["input"]) for row in rows.values()]
     prompts = [
-        chat_ids(pair.tokenizer, question, f"{path}, line {number}")
+        chat_ids(pair.tokenizer, question, Message("{path}, line {number}", path=path, number=number))
         for number, question in zip(rows, questions, strict=True)
     ]
     _check_lengths(pair, path, questions, prompts, max_new_tokens)
@@ -95,8 +98,14 @@ def _check_lengths(
     for number, (question, prompt) in enumerate(zip(questions, prompts, strict=True), start=1):
         if len(prompt) + new > context:
             raise DataError(
-                f'{path}, question {number}: "{question[:60]}" has {len(prompt)} tokens; with {new} new ones it '
-                f"exceeds the context of {context}. Shorten the line or lower max_new_tokens."
+                '{path}, question {number}: "{question}" has {count} tokens; with {new} new ones it exceeds the '
+                "context of {context}. Shorten the line or lower max_new_tokens.",
+                path=path,
+                number=number,
+                question=question[:60],
+                count=len(prompt),
+                new=new,
+                context=context,
             )
 
 
@@ -110,7 +119,7 @@ def _answer_all(pair: Pair, name: str, asked: _Asked) -> list[list[int]]:
     with pair.model(name) as model:
         starts = range(len(done), len(asked.prompts), asked.batch)
         total = -(-len(asked.prompts) // asked.batch)
-        for start in track(starts, f"answers of {name}", total, total - len(starts)):
+        for start in track(starts, Message("answers of {name}", name=name), total, total - len(starts)):
             for ids in _answer(model, asked, asked.prompts[start : start + asked.batch]):
                 done.append(ids)
                 if journal is not None:
@@ -161,7 +170,7 @@ def _read_journal(path: Path, key: str, questions: Sequence[str]) -> list[list[i
 def _journal_row(line: bytes, path: Path) -> dict[str, Any] | None:
     """An answer of the journal; None if the line is none."""
     try:
-        row = parse(line, str(path), "Remove it.")
+        row = parse(line, str(path), marked("Remove it."))
     except DataError:
         return None
     if not isinstance(row, dict) or not {"key", "input", "token_ids"} <= set(row):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from telechat_kit.errors import DataError
 from telechat_kit.files import atomic_path, resolve
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.messages import Message
 from telechat_kit.precision.positions import CHUNK, last_states, log_probabilities
 from telechat_kit.progress import track
 from telechat_kit.texts import Block
@@ -67,7 +68,7 @@ def save_bundle(
     with pair.model(precision) as model:
         parts = [
             _most_likely(model.lm_head, last_states(model, block))
-            for block in track(blocks, f"bundle of {precision}")
+            for block in track(blocks, Message("bundle of {precision}", precision=precision))
         ]
         weights = model.get_input_embeddings().weight
     tensors = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
@@ -110,17 +111,22 @@ def read_bundle(path: str | Path) -> Bundle:
     path = resolve(path)
     path = path / BUNDLE if path.is_dir() else path
     if not path.is_file():
-        raise DataError(f"{path} does not exist. Run 03_precision with bundle: w8a8 to write one.")
+        raise DataError("{path} does not exist. Run 03_precision with bundle: w8a8 to write one.", path=path)
     try:
         with safe_open(path, framework="np") as file:
             meta = json.loads((file.metadata() or {})["telechat-kit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"{path} is no bundle of this kit, or damaged ({error}). Run its step again."
+            "{path} is no bundle of this kit, or damaged ({error}). Run its step again.",
+            path=path,
+            error=error,
         ) from error
     if meta.get("schema") != SCHEMA:
         raise DataError(
-            f'{path} has schema "{meta.get("schema")}", this kit reads "{SCHEMA}". Run its step again.'
+            '{path} has schema "{meta}", this kit reads "{schema}". Run its step again.',
+            path=path,
+            meta=meta.get("schema"),
+            schema=SCHEMA,
         )
     return Bundle(path, meta, tensors)

@@ -89,7 +89,11 @@ def language_blocks(pair: Pair, source: str) -> dict[str, list[Block]]:
         texts.setdefault(language_of(line), []).append(line)
     blocks = {language: _cut(pair, lines) for language, lines in texts.items()}
     if not any(blocks.values()):
-        raise DataError(f"{source} has no {LANGUAGE_TOKENS} tokens in one language. Give a longer text.")
+        raise DataError(
+            "{source} has no {language_tokens} tokens in one language. Give a longer text.",
+            source=source,
+            language_tokens=LANGUAGE_TOKENS,
+        )
     return {language: part for language, part in sorted(blocks.items()) if part}
 
 

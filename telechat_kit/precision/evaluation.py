@@ -8,6 +8,7 @@ from telechat_kit.backends import split_devices
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks
+from telechat_kit.messages import marked
 from telechat_kit.precision.answers import Answer, answer_lines
 from telechat_kit.precision.bundle import BUNDLE, save_bundle
 from telechat_kit.precision.divergence import Divergence, Group, measure_divergence, measure_languages
@@ -19,7 +20,6 @@ from telechat_kit.provenance import Conditions
 from telechat_kit.records import require_types
 from telechat_kit.rows import read_rows
 from telechat_kit.texts import Block, evaluation_texts, load_text
-from telechat_kit.translation import marked
 
 SCHEMA = "telechat-kit/precision/2"
 
@@ -190,12 +190,14 @@ def _check_request(bundle: str, run_folder: str | Path | None, source_sequences:
     """Refuse what cannot be measured before the minutes of work."""
     if bundle and (bundle not in ("float", "w8a8") or run_folder is None):
         raise ParameterError(
-            f'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.'
+            'bundle "{bundle}" is unknown. Use float or w8a8, with a run_folder, or nothing.', bundle=bundle
         )
     if source_sequences and len(split_devices(device)) > 1:
         raise ParameterError(
-            f"source_sequences is {source_sequences}, but the sources are looked for in linears that {device} share. "
-            "Set source_sequences: 0, or use one device."
+            "source_sequences is {source_sequences}, but the sources are looked for in linears that {device} "
+            "share. Set source_sequences: 0, or use one device.",
+            source_sequences=source_sequences,
+            device=device,
         )
 
 

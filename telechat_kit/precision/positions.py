@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from telechat_kit.errors import DataError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.inference.whole_sequences import hidden_states
+from telechat_kit.messages import marked
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.progress import track
 from telechat_kit.temporary import temporary_folder
@@ -62,7 +63,7 @@ def compare_positions(pair: Pair, blocks: Sequence[Block]) -> list[PositionFigur
         DataError: logits are not finite; the first position is named.
     """
     with reference_of(pair, blocks) as reference, pair.model("w8a8") as model:
-        return compare_with(reference, model, "float against W8A8")
+        return compare_with(reference, model, marked("float against W8A8"))
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def reference_of(pair: Pair, blocks: Sequence[Block]) -> Iterator[Reference]:
 
 def _spill(pair: Pair, blocks: Sequence[Block], paths: Sequence[Path]) -> nn.Module:
     with pair.model("float") as model:
-        for block, path in zip(track(blocks, "float reads the text"), paths, strict=True):
+        for block, path in zip(track(blocks, marked("float reads the text")), paths, strict=True):
             save_file({"states": last_states(model, block).cpu().contiguous()}, path)
         return model.lm_head
 
@@ -128,8 +129,11 @@ def _refuse_non_finite(name: str, rows: Tensor, block: Block, start: int) -> Non
     if not bool(finite.all()):
         position = start + int((~finite).nonzero()[0])
         raise DataError(
-            f"the {name} logits are not finite at position {position} of the sequence that begins at token "
-            f"{block.start} of the text: weights or activations overflow in this dtype."
+            "the {name} logits are not finite at position {position} of the sequence that begins at token "
+            "{start} of the text: weights or activations overflow in this dtype.",
+            name=name,
+            position=position,
+            start=block.start,
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.messages import marked
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM
 from telechat_kit.model.rotary import Rotary
@@ -100,7 +101,7 @@ def measure_sources(
             linears, residual = walk.run()
         base = _kl_rows(reference, model)
         kept = []
-        for names in track(_candidates(linears, candidates), "kept in float"):
+        for names in track(_candidates(linears, candidates), marked("kept in float")):
             with walk.kept(names):
                 rows = _kl_rows(reference, model)
             share = sum(linear.estimated_share for linear in linears if linear.name in names)
@@ -139,7 +140,7 @@ class _Walk:
         states = embed(self.shards, self.samples, self.device)
         own = [state.to(self.dtype) for state in states]
         linears, residual = [], []
-        for index in track(range(self.shards.config.n_layer), "where the loss comes from"):
+        for index in track(range(self.shards.config.n_layer), marked("where the loss comes from")):
             block, quantized = self.load(index)
             found, after = _block_linears(block, quantized, states, self.dtype)
             linears += found

@@ -22,6 +22,7 @@ from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import resolve, write_jsonl
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.inference.whole_sequences import hidden_states
+from telechat_kit.messages import marked
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision.divergence import language_of
 from telechat_kit.rows import read_numbered_rows
@@ -94,11 +95,13 @@ def load_questions(path: str | Path) -> list[Question]:
 def _question(where: str, row: dict[str, Any]) -> Question:
     choices, answer = row.get("choices"), str(row.get("answer", "")).strip().upper()
     if not isinstance(choices, list) or len(choices) != len(LETTERS) or answer not in tuple(LETTERS):
-        raise DataError(f'{where}: expected four "choices" and an "answer" A, B, C or D. Correct the line.')
+        raise DataError(
+            '{where}: expected four "choices" and an "answer" A, B, C or D. Correct the line.', where=where
+        )
     if not all(isinstance(choice, str | int | float) and str(choice).strip() for choice in choices):
-        raise DataError(f"{where}: a choice is empty, or no text. Correct the line.")
+        raise DataError("{where}: a choice is empty, or no text. Correct the line.", where=where)
     if not row["question"].strip():
-        raise DataError(f"{where}: the question is empty. Correct the line.")
+        raise DataError("{where}: the question is empty. Correct the line.", where=where)
     texts = tuple(str(choice) for choice in choices)
     return Question(str(row.get("subject", "general")), row["question"], texts, answer)  # type: ignore[arg-type]
 
@@ -107,8 +110,10 @@ def _read_folder(folder: Path) -> list[Question]:
     splits = [files for name in (*_SPLITS, "") if (files := _csv_files(folder / name))]
     if not splits:
         raise DataError(
-            f"{folder} holds no .csv files, nor do {' or '.join(_SPLITS)} below it. Give the folder of the "
-            "unpacked C-Eval, CMMLU or MMLU, or a .jsonl file."
+            "{folder} holds no .csv files, nor do {splits} below it. Give the folder of the unpacked C-Eval, "
+            "CMMLU or MMLU, or a .jsonl file.",
+            folder=folder,
+            splits=" or ".join(_SPLITS),
         )
     answered = next((files for files in splits if _has_answers(files[0])), splits[0])
     return [question for path in answered for question in _read_csv(path)]
@@ -126,12 +131,14 @@ def _has_answers(path: Path) -> bool:
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """Rows of a CSV file with the numbers of the lines that they end in; blank ones left out."""
-    content = read_bytes(path, "Copy the file again, or remove it.")
+    content = read_bytes(path, marked("Copy the file again, or remove it."))
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
         return [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8: {error}. Convert it.") from error
+        raise DataError(
+            "{path} is no CSV file in UTF-8: {error}. Convert it.", path=path, error=error
+        ) from error
 
 
 def _header(row: list[str]) -> list[str] | None:
@@ -145,16 +152,30 @@ def _read_csv(path: Path) -> Iterator[Question]:
     rows = _rows(path)
     header = _header(rows[0][1])
     if header and (missing := [name for name in _COLUMNS if name not in header]):
-        raise DataError(f'{path} has no column "{missing[0]}". Give a split with questions and answers.')
+        raise DataError(
+            '{path} has no column "{missing}". Give a split with questions and answers.',
+            path=path,
+            missing=missing[0],
+        )
     if header and (twice := [name for name in _COLUMNS if header.count(name) > 1]):
-        raise DataError(f'{path}: two columns are called "{twice[0]}". Remove one of them.')
+        raise DataError(
+            '{path}: two columns are called "{twice}". Remove one of them.', path=path, twice=twice[0]
+        )
     if header and not rows[1:]:
-        raise DataError(f"{path} holds a header and no questions. Copy the file again, or remove it.")
+        raise DataError(
+            "{path} holds a header and no questions. Copy the file again, or remove it.", path=path
+        )
     columns = [header.index(name) for name in _COLUMNS] if header else list(range(len(_COLUMNS)))
     width = len(header or _COLUMNS)
     for number, row in rows[1:] if header else rows:
         if len(row) != width:
-            raise DataError(f"{path}, line {number}: {len(row)} columns, expected {width}.")
+            raise DataError(
+                "{path}, line {number}: {count} columns, expected {width}.",
+                path=path,
+                number=number,
+                count=len(row),
+                width=width,
+            )
         question, *choices, answer = (row[column] for column in columns)
         values = {"subject": subject, "question": question, "choices": choices, "answer": answer}
         yield _question(f"{path}, line {number}", values)

@@ -16,6 +16,7 @@ from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.files import relative, require_space, resolve, working_in
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.inference.memory import explained
+from telechat_kit.messages import marked
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import is_w8a8, read_config, weight_files
 from telechat_kit.model.hashes import tokenizer_hash, weights_hash
@@ -47,7 +48,6 @@ from telechat_kit.quantization.recipe import (
 from telechat_kit.quantization.request import Calibration, Recipe
 from telechat_kit.quantization.streaming import Quantized, quantize_blocks
 from telechat_kit.records import finite
-from telechat_kit.translation import marked
 
 ACTIVATIONS = ("static", "dynamic")
 
@@ -240,19 +240,30 @@ def _check_request(source: Path, target: Path, recipe: Recipe) -> TelechatConfig
     config = read_config(source)
     weight_files(source)
     if is_w8a8(source):
-        raise CheckpointError(f"{source} is quantized already. Give the float checkpoint as checkpoint_path.")
+        raise CheckpointError(
+            "{source} is quantized already. Give the float checkpoint as checkpoint_path.", source=source
+        )
     if source == target:
         raise CheckpointError(
-            f"quant_path is checkpoint_path ({source}). Give the W8A8 weights a folder of their own."
+            "quant_path is checkpoint_path ({source}). Give the W8A8 weights a folder of their own.",
+            source=source,
         )
     check_level(recipe.level, model_linear_names(config))
     make_observer(recipe.act_method)
     if recipe.activations not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise ParameterError(f'activations "{recipe.activations}" is unknown. Use one of {known}.')
+        raise ParameterError(
+            'activations "{activations}" is unknown. Use one of {known}.',
+            activations=recipe.activations,
+            known=known,
+        )
     if recipe.anti_outlier not in ("none", *METHODS, BEST):
         known = ", ".join(("none", *METHODS, BEST))
-        raise ParameterError(f'anti_outlier "{recipe.anti_outlier}" is unknown. Use one of {known}.')
+        raise ParameterError(
+            'anti_outlier "{anti_outlier}" is unknown. Use one of {known}.',
+            anti_outlier=recipe.anti_outlier,
+            known=known,
+        )
     return config
 
 
@@ -263,7 +274,8 @@ def _measured_by(source: Path, recipe: Recipe, samples: int) -> dict[str, Any]:
     parse_budget(recipe.budget, len(model_linear_names(read_config(source))))
     if recipe.budget_samples < 1:
         raise ParameterError(
-            f"budget_samples {recipe.budget_samples}: level auto measures on at least 1 sample."
+            "budget_samples {budget_samples}: level auto measures on at least 1 sample.",
+            budget_samples=recipe.budget_samples,
         )
     return {"budget": recipe.budget, "budget_samples": min(recipe.budget_samples, samples)}
 

@@ -43,11 +43,16 @@ def parse_ingredients(text: str, activations: str = "static") -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in INGREDIENTS]:
         known = ", ".join(INGREDIENTS)
-        raise ParameterError(f'ingredient "{unknown[0]}" is unknown. Use all, none, or some of {known}.')
+        raise ParameterError(
+            'ingredient "{unknown}" is unknown. Use all, none, or some of {known}.',
+            unknown=unknown[0],
+            known=known,
+        )
     if activations != "static" and (idle := RANGES.intersection(names)):
         raise ParameterError(
-            f'ingredient "{sorted(idle)[0]}" shapes the ranges of static activations; dynamic ones have none. '
-            "Leave it out."
+            'ingredient "{idle}" shapes the ranges of static activations; dynamic ones have none. Leave it '
+            "out.",
+            idle=sorted(idle)[0],
         )
     _check_online(names)
     return [name for name in INGREDIENTS if name in names]
@@ -61,7 +66,9 @@ def _check_online(names: Collection[str]) -> None:
         raise ParameterError('ingredient "online_rotation" needs rotation beside it. Name both, or neither.')
     for other in (UP_PROJ, SPLITTING):  # both work on channels that are mixed by then
         if other in names:
-            raise ParameterError(f'ingredients "online_rotation" and "{other}" exclude each other. Name one.')
+            raise ParameterError(
+                'ingredients "online_rotation" and "{other}" exclude each other. Name one.', other=other
+            )
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,9 @@ class Stages:
         try:
             statistics.update(by_channel(self.block, feeder, _bounds(inputs)))
         except DataError as error:
-            raise DataError(f"input of {all_groups(self.block)[feeder][0]}: {error}") from error
+            raise DataError(
+                "input of {all_groups}: {error}", all_groups=all_groups(self.block)[feeder][0], error=error
+            ) from error
         signs = SIGNS in self.recipe.ingredients
         scale = group_scale(self.block, feeder, statistics, BEST, signs, self.recipe.activations)
         self.scales[feeder] = scale

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.folder import DYNAMIC, FLOAT
 from telechat_kit.model.int8_linears import decode_scale
 from telechat_kit.model.rotary import Rotary
@@ -73,12 +74,12 @@ def quantize_blocks(
     )
     looked_at = SENSITIVITY_SAMPLES if recipe.anti_outlier in FIRST_SAMPLE_ONLY else len(samples)
     analyzer = _Analyzer(shards, recipe, analysis, device)
-    stream(analyzer, samples[:looked_at], f"1 of {passes}, analysis of blocks")
+    stream(analyzer, samples[:looked_at], Message("1 of {passes}, analysis of blocks", passes=passes))
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
 
     at_l0 = _Quantizer(shards, recipe, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
     if recipe.level == AUTO:
-        stream(at_l0, samples, "2 of 6, quantization at L0")
+        stream(at_l0, samples, marked("2 of 6, quantization at L0"))
         rows = _linear_records(at_l0.results, count)
         float_linears, measured = _measured_choice(at_l0, samples, rows, ("3 of 6", "4 of 6"))
     else:
@@ -88,7 +89,15 @@ def quantize_blocks(
     kept = frozenset(linear.name for linear in float_linears)
     blocks = Pass(folder, "trial" if rows and not kept else "block")  # at L0 the trial is the result
     quantizer = replace(at_l0, float_linears=kept, results=blocks)
-    stream(quantizer, samples, f"{passes - 1 if measured else passes} of {passes}, quantization of blocks")
+    stream(
+        quantizer,
+        samples,
+        Message(
+            "{passes} of {passes2}, quantization of blocks",
+            passes=passes - 1 if measured else passes,
+            passes2=passes,
+        ),
+    )
     noise = {row.name: row.residual_noise for row in rows if row.name in kept}
     linears = [
         replace(row, residual_noise=noise.get(row.name, row.residual_noise))
@@ -108,7 +117,7 @@ def _quantize_by_inputs(
     )
     analysis, blocks = Pass(folder, "analysis"), Pass(folder, "block")
     quantizer = _Quantizer(shards, recipe, analysis, frozenset(), blocks, device, len(samples))
-    stream(quantizer, [*samples, *probes], f"1 of {passes}, quantization of blocks")
+    stream(quantizer, [*samples, *probes], Message("1 of {passes}, quantization of blocks", passes=passes))
     rows = _linear_records(blocks, count)
     if recipe.level == AUTO:
         float_linears, measured = _measured_choice(quantizer, samples, rows, ("2 of 4", "3 of 4"))
@@ -143,7 +152,7 @@ def _checked(
     if measured is None:
         return None
     check = _variant_pass(quantizer, "check", measured.samples)
-    kl = check.measure(samples[: measured.samples], f"{number}, check of blocks")
+    kl = check.measure(samples[: measured.samples], Message("{number}, check of blocks", number=number))
     return replace(measured, kl_written=kl[()])
 
 

@@ -21,12 +21,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
 from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
 from telechat_kit.reports.inline_svg import hover, inline_svg
 from telechat_kit.reports.label_places import place_labels
 from telechat_kit.statistics import Estimate
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked, ngettext
 
 #: Okabe-Ito colors: told apart by color-blind readers, and by their lightness in grey print
 COLORS = {"float": "#0072B2", "w8a8": "#E69F00", "published": "#7F7F7F", "kept in float": "#D55E00"}

@@ -12,9 +12,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison.changes import Change, Figure, Withheld
-from telechat_kit.comparison.side_by_side import BundleRow, Comparison, FigureRow
-from telechat_kit.comparison.verdict import shown
+from telechat_kit.comparison.side_by_side import DIFFERS, SAME, UNKNOWN, BundleRow, Comparison, FigureRow
+from telechat_kit.comparison.verdict import shown as rounded
 from telechat_kit.files import write_text
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext, shown
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, titled
 from telechat_kit.reports.html import dress_tables, render_page
 from telechat_kit.reports.inline_svg import hover
@@ -24,7 +26,7 @@ from telechat_kit.reports.precision_tables import aligned
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import LEVEL
 
-HOW_TO_READ = (
+HOW_TO_READ = marked(
     "Changes are multiples of the first run. A 95 % interval that leaves out 1 is marked * : the runs differ. One that "
     "covers less, of a single case with few repeats, says so and is not judged. "
     "Precision: sequence by sequence where both runs read the same text; speeds: the cases of both in pairs, repeats "
@@ -33,7 +35,7 @@ HOW_TO_READ = (
 
 #: Behind a change of speed that float, the same weights by the same code, has too
 BY_MACHINE_MARK = "†"
-BY_MACHINE = (
+BY_MACHINE = marked(
     "† : float, the same weights by the same code on the same device, ran at another speed too. The machine was in "
     "another state, and the speeds of W8A8 carry that; W8A8 over float was timed within each run and does not."
 )
@@ -42,39 +44,44 @@ BY_MACHINE = (
 def conditions_frame(found: Comparison) -> pd.DataFrame:
     """Every condition, those that differ first and marked."""
     rows = [
-        (row.verdict, row.name, *(value or "not recorded" for value in row.values))
+        (_(row.verdict), shown(row.name), *(shown(value or marked("not recorded")) for value in row.values))
         for row in found.conditions
     ]
-    return pd.DataFrame(rows, columns=["", "condition", *_headings(found)])
+    return pd.DataFrame(rows, columns=["", _("condition"), *_headings(found)])
 
 
 def figures_frame(found: Comparison) -> pd.DataFrame:
     """Every figure with its interval, and its change against the first run."""
     names = _headings(found)
-    changed = [f"{name} against {names[0]}" for name in names[1:]]
+    changed = [_("{name} against {first}").format(name=name, first=names[0]) for name in names[1:]]
     rows = [
         (row.name, _with_unit(row), *map(figure_text, row.values), *map(change_text, row.changes))
         for row in found.figures
     ]
-    return pd.DataFrame(rows, columns=["name", "figure", *names, *changed])
+    return pd.DataFrame(rows, columns=[_("name"), _("figure"), *names, *changed])
 
 
 def bundle_text(row: BundleRow) -> str:
     """Whether a run agrees with the first one, why, and what a reader must know before that verdict."""
     found = row.alignment
     if found is None:
-        return f"Position by position, {row.name}: {row.refused}"
-    apart = ", ".join(one.condition for one in found.differences) or "no condition"
-    first = found.first_differing_answer
-    differing = (
-        f", the first that differs is number {first.number}, after {first.common_tokens} tokens"
-        if first
-        else ""
+        return _("Position by position, {name}: {told}").format(name=row.name, told=shown(row.refused))
+    told = _("{verdict}, over {positions} positions.").format(
+        verdict=shown(str(found)), positions=f"{found.positions:,}"
     )
-    return (
-        f"Position by position, {row.name}: {found}, over {found.positions:,} positions. Differing: {apart}. "
-        f"{found.equal_answers} of {found.answers} answers are equal{differing}."
-    )
+    parts = [_("Position by position, {name}: {told}").format(name=row.name, told=told)]
+    if found.differences:
+        apart = ", ".join(shown(one.condition) for one in found.differences)
+        parts += [_("Differing: {conditions}.").format(conditions=apart)]
+    else:
+        parts += [_("Differing: no condition.")]
+    equal = _("{equal} of {count} answers are equal.")
+    if first := found.first_differing_answer:
+        equal = _(
+            "{equal} of {count} answers are equal, the first that differs is number {number}, after {tokens} tokens."
+        )
+    values = {"number": first.number, "tokens": first.common_tokens} if first else {}
+    return " ".join([*parts, equal.format(equal=found.equal_answers, count=found.answers, **values)])
 
 
 def _headings(found: Comparison) -> list[str]:
@@ -86,7 +93,8 @@ def _headings(found: Comparison) -> list[str]:
 
 
 def _with_unit(row: FigureRow) -> str:
-    return f"{row.shown.label}, {row.shown.unit}" if row.shown.unit else row.shown.label
+    label, unit = shown(row.shown.label), shown(row.shown.unit)
+    return _("{figure}, {unit}").format(figure=label, unit=unit) if unit else label
 
 
 def figure_text(figure: Figure | None) -> str:
@@ -96,7 +104,7 @@ def figure_text(figure: Figure | None) -> str:
     value = figure.estimate.value
     if figure.exact:
         return f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}"
-    return shown(figure.estimate)
+    return rounded(figure.estimate)
 
 
 def change_text(change: Change | Withheld | None) -> str:
@@ -104,7 +112,7 @@ def change_text(change: Change | Withheld | None) -> str:
     if change is None:
         return "–"
     if isinstance(change, Withheld):
-        return f"not compared: {change.reason}"
+        return _("not compared: {reason}").format(reason=shown(change.reason))
     if change.ratio.coverage == 0:
         return f"{change.ratio.value:.3f}x"
     if change.ratio.coverage < LEVEL:
@@ -118,18 +126,24 @@ def markdown(found: Comparison) -> str:
     """The comparison for a terminal or a pull request: differing conditions, then figures."""
     differing = conditions_frame(found).iloc[: len(found.differing), 1:]
     counts = Counter(row.verdict for row in found.conditions)
-    head = f"{counts['differs']} conditions differ, {counts['same']} are the same"
-    head += f", {counts['unknown']} are not told by all." if counts["unknown"] else "."
+    head = _("{differing} conditions differ, {same} are the same.")
+    if counts[UNKNOWN]:
+        head = _("{differing} conditions differ, {same} are the same, {unknown} are not told by all.")
+    head = head.format(differing=counts[DIFFERS], same=counts[SAME], unknown=counts[UNKNOWN])
     parts = [f"## {' / '.join(map(markdown_text, _headings(found)))}", head]
     parts += [markdown_table(differing)] if len(differing) else []
-    parts += [f"Not compared: {markdown_text(_reasons(found))}."] if _reasons(found) else []
+    parts += (
+        [markdown_text(_("Not compared: {reasons}.").format(reasons=_reasons(found)))]
+        if _reasons(found)
+        else []
+    )
     parts += [markdown_table(figures_frame(found).iloc[:, 1:]), _how_to_read(found)]
     parts += [markdown_text(bundle_text(row)) for row in found.bundles]
     return "\n\n".join(parts) + "\n"
 
 
 def _how_to_read(found: Comparison) -> str:
-    notes = [HOW_TO_READ, by_chance(found)] + [BY_MACHINE] * _by_machine(found)
+    notes = [_(HOW_TO_READ), by_chance(found)] + [_(BY_MACHINE)] * _by_machine(found)
     return " ".join(filter(None, notes))
 
 
@@ -141,11 +155,8 @@ def by_chance(found: Comparison) -> str:
         for change in row.changes
     )
     expected = round(count * (1 - LEVEL))
-    return (
-        f"Where nothing differs, about {expected} of {count} intervals leave out 1 by chance."
-        if expected
-        else ""
-    )
+    told = _("Where nothing differs, about {expected} of {count} intervals leave out 1 by chance.")
+    return told.format(expected=expected, count=count) if expected else ""
 
 
 def _by_machine(found: Comparison) -> bool:
@@ -183,31 +194,36 @@ def changes_chart(found: Comparison) -> Chart:
         shift = 0.25 * (number - (len(runs) - 1) / 2)
         points = [(i + shift, row, row.changes[number]) for i, row in enumerate(rows)]
         seen_points = [(y, row, change) for y, row, change in points if isinstance(change, Change)]
-        line = _draw(axes, [(y, change) for y, _, change in seen_points], colors[number % 4], name)
-        hover(line, [f"{name}, {row.shown.label}: {change_text(change)}" for _, row, change in seen_points])
+        line = _draw(axes, [(y, change) for y, __, change in seen_points], colors[number % 4], name)
+        hover(
+            line,
+            [f"{name}, {shown(row.shown.label)}: {change_text(change)}" for __, row, change in seen_points],
+        )
     axes.axvline(1, color="#333333", lw=1)
-    axes.set_yticks(range(len(rows)), [row.shown.label for row in rows], fontsize=8.5)
+    axes.set_yticks(range(len(rows)), [shown(row.shown.label) for row in rows], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
-    axes.set_xlabel(f"multiple of {found.names[0]}, 95 % interval, or what the repeats allow")
+    label = _("multiple of {name}, 95 % interval, or what the repeats allow")
+    axes.set_xlabel(label.format(name=found.names[0]))
     seen = sum(isinstance(change, Change) and change.seen for row in rows for change in row.changes)
     if len(runs) > 1:
         canvas.legend(ncol=len(runs), loc="outside lower center")
-    title = f"{seen} of {len(rows) * len(runs)} figures changed beyond their intervals"
-    return titled(canvas, title, by_chance(found) or "The table under the chart has the values")
+    title = _("{seen} of {count} figures changed beyond their intervals")
+    title = title.format(seen=seen, count=len(rows) * len(runs))
+    return titled(canvas, title, by_chance(found) or _("The table under the chart has the values"))
 
 
 def _draw(
     axes: mpl.axes.Axes, points: Sequence[tuple[float, Change]], color: str, label: str
 ) -> mpl.lines.Line2D:
-    places, values = [y for y, _ in points], [change.ratio.value for _, change in points]
+    places, values = [y for y, __ in points], [change.ratio.value for __, change in points]
     spans = [
-        [change.ratio.value - change.ratio.low for _, change in points],
-        [change.ratio.high - change.ratio.value for _, change in points],
+        [change.ratio.value - change.ratio.low for __, change in points],
+        [change.ratio.high - change.ratio.value for __, change in points],
     ]
     drawn = axes.errorbar(
         values, places, xerr=spans, fmt="o", ms=5, color=color, ecolor="#333333", capsize=3, label=label
@@ -217,25 +233,27 @@ def _draw(
 
 def write_comparison(found: Comparison, page: Path) -> Path:
     """Write the comparison as one self-contained page, whole or not at all."""
-    names = ", ".join(row.name for row in found.differing)
+    names = ", ".join(shown(row.name) for row in found.differing)
     conditions = conditions_frame(found)
-    apart = conditions[conditions[""] != "same"]
-    shown = [_table(styled(apart))] if len(apart) else []
+    apart = conditions[conditions[""] != _(SAME)]
+    differing = [_table(styled(apart))] if len(apart) else []
     sections = [
         Section(
-            "Conditions that differ",
-            f"These differ: {names}." if names else "No recorded condition differs.",
-            [*shown, _folded(conditions[conditions[""] == "same"])],
+            marked("Conditions that differ"),
+            _("These differ: {names}.").format(names=names) if names else _("No recorded condition differs."),
+            [*differing, _folded(conditions[conditions[""] == _(SAME)])],
         ),
         Section(
-            "Figures", _how_to_read(found), [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))]
+            marked("Figures"),
+            _how_to_read(found),
+            [*_chart(found), _table(styled(figures_frame(found).iloc[:, 1:]))],
         ),
     ]
     if found.bundles:
         text = " ".join(map(bundle_text, found.bundles))
         tables = [_table(aligned(row.alignment)) for row in found.bundles if row.alignment]
-        sections.append(Section("Position by position", text, tables))
-    title = " against ".join(_headings(found))
+        sections.append(Section(marked("Position by position"), text, tables))
+    title = _(" against ").join(_headings(found))
     return write_text(
         page, render_page("report.html.j2", title=title, verdict=verdict(found), sections=sections)
     )
@@ -243,30 +261,40 @@ def write_comparison(found: Comparison, page: Path) -> Path:
 
 def verdict(found: Comparison) -> str:
     """What differs, which figures changed beyond their intervals, and how many would by chance."""
-    apart = "; ".join(f"{row.name} {' / '.join(map(str, row.values))}" for row in found.differing[:4])
-    more = f" and {len(found.differing) - 4} more" if len(found.differing) > 4 else ""
+    apart = "; ".join(
+        f"{shown(row.name)} {' / '.join(map(_value, row.values))}" for row in found.differing[:4]
+    )
+    more = len(found.differing) - 4
     seen = [
-        f"{row.shown.label} {change.ratio.value:.2f}x"
+        f"{shown(row.shown.label)} {change.ratio.value:.2f}x"
         for row in found.figures
         for change in row.changes
         if isinstance(change, Change) and change.seen
     ]
-    conditions = (
-        f"Conditions that differ: {apart}{more}."
-        if apart
-        else "The runs were made under the same conditions."
-    )
+    conditions = _("Conditions that differ: {conditions}.")
+    if more > 0:
+        conditions = _("Conditions that differ: {conditions} and {count} more.")
+    if not apart:
+        conditions = _("The runs were made under the same conditions.")
+    parts = [conditions.format(conditions=apart, count=more)]
     compared = [isinstance(change, Change) for row in found.figures for change in row.changes]
     if not any(compared):
-        return f"{conditions} No figure is compared: {_reasons(found)}."
+        return " ".join([*parts, _("No figure is compared: {reasons}.").format(reasons=_reasons(found))])
     figures = (
-        f"Changed beyond their intervals: {', '.join(seen)}. {by_chance(found)}".rstrip()
+        _("Changed beyond their intervals: {figures}.")
         if seen
-        else "No figure changed beyond its interval."
+        else _("No figure changed beyond its interval.")
     )
-    withheld = f" Not compared: {_reasons(found)}." if _reasons(found) else ""
-    machine = " The machine was in another state: float's speed changed too." if _by_machine(found) else ""
-    return f"{conditions} {figures}{machine}{withheld}"
+    parts += [figures.format(figures=", ".join(seen)), *[by_chance(found)] * bool(seen and by_chance(found))]
+    if _by_machine(found):
+        parts += [_("The machine was in another state: float's speed changed too.")]
+    if _reasons(found):
+        parts += [_("Not compared: {reasons}.").format(reasons=_reasons(found))]
+    return " ".join(parts)
+
+
+def _value(value: str | None) -> str:
+    return shown(value) if value else _("not recorded")
 
 
 def _reasons(found: Comparison) -> str:
@@ -274,14 +302,14 @@ def _reasons(found: Comparison) -> str:
     counts = Counter(
         change.reason for row in found.figures for change in row.changes if isinstance(change, Withheld)
     )
-    return ", ".join(f"{count} for {reason}" for reason, count in counts.items())
+    told = _("{count} for {reason}")
+    return ", ".join(told.format(count=count, reason=shown(reason)) for reason, count in counts.items())
 
 
 def _folded(same: pd.DataFrame) -> Markup:
     table = _table(styled(same.iloc[:, 1:]))
-    return Markup("<details><summary>{} conditions are the same</summary>{}</details>").format(
-        len(same), table
-    )
+    told = ngettext("{count} condition is the same", "{count} conditions are the same", len(same))
+    return Markup("<details><summary>{}</summary>{}</details>").format(told.format(count=len(same)), table)
 
 
 def _table(style: Styler) -> Markup:

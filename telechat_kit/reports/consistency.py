@@ -1,11 +1,11 @@
 """Whether the records of a run folder belong together: one of another profile may have stayed behind."""
 
 from telechat_kit.environment import SetupRecord
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import QuantizeRecord
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked
 
 TOGETHER = marked("All records of this folder are of the same weights and the same machine.")
 

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
 import telechat_kit
-from telechat_kit.translation import TAGS, gettext, language, marked, ngettext
+from telechat_kit.messages import TAGS, gettext, language, marked, ngettext
 
 #: Pages of a run, in the order of its steps
 PAGES = (

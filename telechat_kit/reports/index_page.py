@@ -15,21 +15,23 @@ from telechat_kit.comparison.rules import DEFAULT_LIMITS
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import relative, write_text
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext, shown
 from telechat_kit.reports.comparison_page import figure_text
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
 from telechat_kit.reports.page import Section
 
 #: Figures of the table by name, and what heads their columns; before them the loss on the text that costs most
 _HEADINGS = {
-    "perplexity_ratio": "perplexity, W8A8 / float",
-    LOSS: "mean KL, nats",
-    "top1_agreement": "same token",
-    OVER_FLOAT: "speed, times float",
-    "tokens_per_second": "W8A8, tokens/s",
+    "perplexity_ratio": marked("perplexity, W8A8 / float"),
+    LOSS: marked("mean KL, nats"),
+    "top1_agreement": marked("same token"),
+    OVER_FLOAT: marked("speed, times float"),
+    "tokens_per_second": marked("W8A8, tokens/s"),
 }
 #: Parameters that every run must have its own of
 _OWN = {"run_folder", "quant_path"}
-_TEXT = (
+_TEXT = marked(
     "The newest run comes first. Figures stand in one column where they compare with those of the newest run that has "
     "them; where they do not, the reason stands in their place. May be shipped: whether the limits of the profile are kept."
 )
@@ -49,16 +51,18 @@ def write_index(results: Path) -> Path:
     """
     rows = index_rows(results)
     if not rows:
-        raise DataError(f"{results} holds no runs. `telechat-kit run` makes them there.")
+        raise DataError("{results} holds no runs. `telechat-kit run` makes them there.", results=results)
     sections = [
-        Section(title, _TEXT if not number else "", [_table(part, results)])
+        Section(title, _(_TEXT) if not number else "", [_table(part, results)])
         for number, (title, part) in enumerate(_by_model(rows).items())
     ]
     counts = {kind: sum(row.kind == kind for row in rows) for kind in dict.fromkeys(row.kind for row in rows)}
     page = render_page(
         "report.html.j2",
-        title=f"Runs in {relative(results)}",
-        verdict=f"{len(rows)} runs: {', '.join(f'{count} {kind}' for kind, count in counts.items())}.",
+        title=_("Runs in {folder}").format(folder=relative(results)),
+        verdict=ngettext("{count} run: {states}.", "{count} runs: {states}.", len(rows)).format(
+            count=len(rows), states=", ".join(f"{count} {_(kind)}" for kind, count in counts.items())
+        ),
         sections=sections,
     )
     return write_text(results / "index.html", page)
@@ -70,29 +74,31 @@ def _by_model(rows: Sequence[FolderState]) -> dict[str, list[FolderState]]:
     for row in rows:
         groups.setdefault(float_weights(row.run) if row.run else "", []).append(row)
     named = {_model(part): part for key, part in groups.items() if key}
-    return named | ({"Model not told": groups[""]} if "" in groups else {})
+    return named | ({_("Model not told"): groups[""]} if "" in groups else {})
 
 
 def _model(rows: Sequence[FolderState]) -> str:
     """Name of the model and the beginning of its weights' hash."""
     runs = [row.run for row in rows if row.run]
     setup = next((run.setup for run in runs if run.setup), None)
-    name = (setup.origin.get("name") or Path(setup.checkpoint_path).name) if setup else "a model"
+    name = (setup.origin.get("name") or Path(setup.checkpoint_path).name) if setup else _("a model")
     return f"{name} ({float_weights(runs[0])[:8]})"
 
 
 def _table(rows: Sequence[FolderState], results: Path) -> Markup:
     varied = varied_parameters([row.run.parameters if row.run else {} for row in rows])
     found = [_figures(row) for row in rows]
-    shown = headed(_HEADINGS, worst_loss(found), found)
-    bases = {name: next((i for i, own in enumerate(found) if name in own), 0) for name in shown}
-    headings = ["run", "state", "started (UTC)", "may be shipped", "device", *varied, *shown.values()]
+    columns = headed(_HEADINGS, worst_loss(found), found)
+    bases = {name: next((i for i, own in enumerate(found) if name in own), 0) for name in columns}
+    headings = [_("run"), _("state"), _("started (UTC)"), _("may be shipped"), _("device")]
+    headings += [*varied, *columns.values()]
     lines = []
     for number, row in enumerate(rows):
         parameters = row.run.parameters if row.run else {}
         cells = [*_about(row, results), *(_value(parameters.get(name)) for name in varied)]
         cells += [
-            _cell(name, (row.run, found[number]), rows[bases[name]].run) if row.run else "–" for name in shown
+            _cell(name, (row.run, found[number]), rows[bases[name]].run) if row.run else "–"
+            for name in columns
         ]
         lines.append(cells)
     return dress_tables(str(plain_table(headings, lines)))
@@ -100,10 +106,11 @@ def _table(rows: Sequence[FolderState], results: Path) -> Markup:
 
 def headed(headings: Mapping[str, str], loss: str, runs: Sequence[Mapping[str, Figure]]) -> dict[str, str]:
     """Figures and what heads them, the loss on the worst text first where it is not that on `text_path`."""
+    named = {name: _(heading) for name, heading in headings.items()}
     if loss == LOSS:
-        return dict(headings)
+        return named
     label = next((run[loss].label for run in runs if loss in run), loss)
-    return {loss: f"{label}, nats", **headings}
+    return {loss: _("{figure}, nats").format(figure=shown(label)), **named}
 
 
 def varied_parameters(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -128,7 +135,7 @@ def _cell(name: str, own: tuple[RunData, dict[str, Figure]], base: RunData | Non
     if name not in found:
         return "–"
     reason = why_not(name, base, run) if base else ""
-    return reason or figure_text(found[name])
+    return shown(reason) or figure_text(found[name])
 
 
 def _about(row: FolderState, results: Path) -> Iterator[str]:
@@ -136,11 +143,16 @@ def _about(row: FolderState, results: Path) -> Iterator[str]:
     name = row.folder.relative_to(results).as_posix()
     place = f"{name}/{row.page}" if name != "." else row.page
     yield Markup('<a href="{}">{}</a>').format(quote(place), name) if row.page else name
-    yield row.state
+    yield state_text(row)
     yield row.started or "–"
-    yield may_be_shipped(row)
+    yield shown(may_be_shipped(row))
     conditions = row.run.setup.conditions if row.run and row.run.setup else None
     yield conditions.device_name if conditions else "–"
+
+
+def state_text(row: FolderState) -> str:
+    """State of a run and what explains it, in the language in force."""
+    return f"{_(row.kind)}, {shown(row.detail)}" if row.detail else _(row.kind)
 
 
 def may_be_shipped(row: FolderState) -> str:

@@ -7,10 +7,10 @@ from markupsafe import Markup
 
 from telechat_kit.comparison.limits import FAIL, LOOK, PASS, Light, answer, judge_limits
 from telechat_kit.comparison.run_data import read_run_data
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, shown
 from telechat_kit.reports.html import plain_table
 from telechat_kit.reports.precision_tables import Page
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked
 
 HOW_TO_READ = marked(
     "Pass: the whole interval keeps the limit. Fail: the whole interval is beyond it. Look: the interval holds the limit, "
@@ -38,7 +38,7 @@ def table(lights: Sequence[Light]) -> Markup:
     """One row a limit; nothing where there is none."""
     if not lights:
         return Markup("")
-    rows = [(light.asked, _shown(light), light.figure, light.where) for light in lights]
+    rows = [(light.asked, _shown(light), light.figure, shown(light.where)) for light in lights]
     return plain_table(map(_, _HEADINGS), rows)
 
 
@@ -52,7 +52,7 @@ def _shown(light: Light) -> Markup:
 def listed(lights: Sequence[Light]) -> str:
     """The answer and the lights for a terminal."""
     lines = [
-        f"  {_MARKS[light.state]} {_(light.state)}  {light.asked}: {light.figure} ({light.where})"
+        f"  {_MARKS[light.state]} {_(light.state)}  {light.asked}: {light.figure} ({shown(light.where)})"
         for light in lights
     ]
     return "\n".join([answer(lights), *lines])

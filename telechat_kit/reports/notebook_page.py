@@ -17,10 +17,10 @@ from traitlets.config import Config
 
 from telechat_kit.errors import DataError
 from telechat_kit.files import write_text
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked
 from telechat_kit.reports.html import TEMPLATES, dress_tables, page_values, translate
 from telechat_kit.reports.inline_svg import is_inline_svg
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked
 
 PAPERMILL_MARK = "papermill-error-cell-tag"
 CODE = marked("Code")
@@ -134,7 +134,11 @@ def _read(notebook: Path) -> NotebookNode:
             raise ValueError("a cell holds no text")
     except Exception as error:  # nbformat ends at damaged notebooks in many ways
         told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{notebook} cannot be read as a notebook: {told}. Run its step again.") from error
+        raise DataError(
+            "{notebook} cannot be read as a notebook: {told}. Run its step again.",
+            notebook=notebook,
+            told=told,
+        ) from error
     return node
 
 

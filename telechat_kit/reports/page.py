@@ -18,6 +18,8 @@ from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
 from telechat_kit.files import resolve, write_text
 from telechat_kit.manifest import renew_manifest
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext
 from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import SCHEMA as PRECISION
@@ -40,8 +42,7 @@ from telechat_kit.reports import (
 from telechat_kit.reports.consistency import TOGETHER, stale_records
 from telechat_kit.reports.html import PAGES, dress_tables, render_page
 from telechat_kit.reports.plain_text import markdown_summary, table_files, with_data_links, write_tables
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import known, marked, ngettext, speaking
+from telechat_kit.translation import known, speaking
 
 #: What the page takes for known, explained where a reader can look it up
 WORDS = (

@@ -12,6 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.roofline import ModelSize, Peaks, decode_seconds, prefill_seconds
@@ -31,8 +33,6 @@ from telechat_kit.reports.charts import (
 )
 from telechat_kit.reports.inline_svg import ON_COLOR, hover
 from telechat_kit.reports.tables import styled
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked
 
 MARKERS = {marked("prefill"): "^", marked("decode"): "o"}
 #: Below this share of the limit the dark end of the color scale needs white text

@@ -7,13 +7,13 @@ from pandas.io.formats.style import Styler
 
 from telechat_kit.backends.cores import Busy
 from telechat_kit.comparison.verdict import engine_gain, engine_said, speed_gain, speed_said
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import ngettext, shown
 from telechat_kit.performance.cases import duration
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import DRIFT, UNSTABLE
 from telechat_kit.reports.charts import NAMES
 from telechat_kit.reports.tables import styled
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import ngettext
 
 #: Share of the cores that others may take before it is said to count
 BUSY = 0.05
@@ -78,7 +78,7 @@ def energy(record: PerformanceRecord) -> str:
         message = _("Energy per token is that of the whole device, other programs included: {basis}.")
     else:
         message = _("Energy: not reported by this device ({basis}).")
-    return message.format(basis=_(record.energy_basis))
+    return message.format(basis=shown(record.energy_basis))
 
 
 def launches(record: PerformanceRecord) -> str:
@@ -97,7 +97,7 @@ def launches(record: PerformanceRecord) -> str:
             milliseconds=f"{found.token * record.launch_seconds * 1e3:.1f}",
             each=f"{record.launch_seconds * 1e6:.1f}",
             read=f"{sizes[found.precision].read_bytes_per_token / record.read_bandwidth * 1e3:.1f}",
-            basis=_(record.read_bandwidth_basis),
+            basis=shown(record.read_bandwidth_basis),
             tokens=found.input_tokens,
             prompt=f"{found.prompt:,}",
         )
@@ -226,6 +226,8 @@ def id_checks(record: PerformanceRecord) -> Styler:
 
 def skipped(record: PerformanceRecord) -> Styler:
     """Cases that were left out, and why."""
-    rows = [(case.input_tokens, case.output_tokens, case.batch, case.reason) for case in record.skipped]
+    rows = [
+        (case.input_tokens, case.output_tokens, case.batch, shown(case.reason)) for case in record.skipped
+    ]
     names = [_("input tokens"), _("output tokens"), _("batch"), _("left out because it")]
     return styled(pd.DataFrame(rows, columns=names))

@@ -12,6 +12,7 @@ from bs4 import BeautifulSoup, Tag
 
 from telechat_kit.files import write_text, writing
 from telechat_kit.reports.plain_numbers import plain_numbers
+from telechat_kit.widths import padded, width
 
 _BETWEEN_WORDS = re.compile(r"\W+")
 #: A spreadsheet takes a cell that begins so for a formula, but for one that is all numbers and their signs
@@ -113,9 +114,8 @@ def markdown_text(text: object) -> str:
 def markdown_rows(rows: list[list[str]]) -> str:
     """A table in Markdown, the first row its header; columns are padded so that it also reads in a terminal."""
     cells = [[markdown_text(text) for text in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(cells[0]))]
+    widths = [max(width(row[i]) for row in cells if i < len(row)) for i in range(len(cells[0]))]
     lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)) + " |"
-        for row in cells
+        "| " + " | ".join(padded(*pair) for pair in zip(row, widths, strict=False)) + " |" for row in cells
     ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return "\n".join([lines[0], "|" + "|".join("-" * (columns + 2) for columns in widths) + "|", *lines[1:]])

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from telechat_kit.comparison.verdict import TextLoss, loss_said, losses
+from telechat_kit.messages import gettext as _
 from telechat_kit.precision import PrecisionRecord, Sources
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import (
@@ -24,7 +25,6 @@ from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.linear_names import block_and_kind, block_inputs
 from telechat_kit.statistics import Estimate
-from telechat_kit.translation import gettext as _
 
 DARK = "#333333"
 

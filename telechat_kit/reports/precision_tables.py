@@ -10,12 +10,12 @@ from pandas.io.formats.style import Styler
 from telechat_kit.comparison.alignment import Alignment
 from telechat_kit.comparison.verdict import losses, said, shown
 from telechat_kit.comparison.verdict import verdict as judge
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked
 from telechat_kit.precision import Answer, Group, PrecisionRecord, Sources
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.tables import styled
 from telechat_kit.statistics import Estimate
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked
 
 #: What notebooks call the groups of `groups`
 _GROUPED_BY = (marked("positions"),)

@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from telechat_kit.messages import gettext as _
 from telechat_kit.quantization.levels.fallback import is_list
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import LinearRecord
@@ -30,7 +31,6 @@ from telechat_kit.reports.charts import (
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.linear_names import BlockInput, block_and_kind, block_inputs, linear_kinds
-from telechat_kit.translation import gettext as _
 
 
 @mpl.rc_context(STYLE)

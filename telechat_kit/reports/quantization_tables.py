@@ -7,13 +7,13 @@ from statistics import median
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, shown
 from telechat_kit.model.folder import DYNAMIC
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.reports.linear_names import block_and_kind
 from telechat_kit.reports.tables import styled
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import marked
 
 
 def recipe(record: QuantizeRecord) -> Styler:
@@ -29,7 +29,7 @@ def recipe(record: QuantizeRecord) -> Styler:
                 _("largest deviation from them"),
                 _("{steps} steps of the int8 weight").format(steps=f"{given.largest_deviation:.2f}"),
             ),
-            *((_("note"), _(note)) for note in given.notes),
+            *((_("note"), shown(note)) for note in given.notes),
         ]
     if used:
         rows += [
@@ -211,7 +211,7 @@ def _reason(told: str) -> str:
         )
     if found := _SHARES.fullmatch(told):
         return _("shares an input with {linear}").format(linear=found[1])
-    return _(told)
+    return shown(told)
 
 
 def measured_choice(record: QuantizeRecord) -> Styler:

@@ -8,12 +8,12 @@ from pandas.io.formats.style import Styler
 
 from telechat_kit.environment import Check, OperatorTest, OperatorTests, SetupRecord, sentences
 from telechat_kit.inference.memory import ASSUMED_LAUNCH_SECONDS, Fit
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import ngettext, shown
 from telechat_kit.performance.measurement import PUBLISHED
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, finish, new_axes
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.tables import styled
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import ngettext
 
 #: The row of `fits` for which the guide publishes a speed
 _GUIDE = ("TeleChat-7B", "W8A8", 1)
@@ -21,7 +21,7 @@ _GUIDE = ("TeleChat-7B", "W8A8", 1)
 
 def checks(found: Sequence[Check]) -> Styler:
     """Component, found, required, verdict, what to do."""
-    rows = [(_(c.component), _(c.found), _(c.required), _(c.verdict), _(c.advice)) for c in found]
+    rows = [tuple(map(shown, (c.component, c.found, c.required, c.verdict, c.advice))) for c in found]
     frame = pd.DataFrame(
         rows, columns=[_("component"), _("found"), _("required"), _("verdict"), _("what to do")]
     )
@@ -51,7 +51,7 @@ def operator_verdict(tested: OperatorTests | None) -> str:
     """What follows from the trials for the notebooks behind this one."""
     if tested is None:
         return _("Every operation is done in its fastest way, untried.")
-    return "\n".join(sentences(tested))
+    return "\n".join(map(shown, sentences(tested)))
 
 
 def _outcome(test: OperatorTest) -> str:

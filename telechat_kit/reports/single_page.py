@@ -32,9 +32,13 @@ def write_single_page(run_folder: str | Path, target: str | Path) -> Path:
     folder, target = resolve(run_folder), resolve(target)
     names = [name for _, name in PAGES]
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise DataError(f"{relative(folder)} has no {missing[0]}. Run its step, which writes it.")
+        raise DataError(
+            "{folder} has no {missing}. Run its step, which writes it.",
+            folder=relative(folder),
+            missing=missing[0],
+        )
     if target.parent == folder and target.name in names:
-        raise DataError(f"{relative(target)} is a page of the run itself. Name another file.")
+        raise DataError("{target} is a page of the run itself. Name another file.", target=relative(target))
     report, *others = [(folder / name).read_text(encoding="utf-8") for name in names]
     for name in names[1:]:
         report = report.replace(f'<a href="{name}"', f'<a href="#{_address(name)}"')
@@ -62,7 +66,7 @@ def _part(name: str, page: str) -> str:
     soup = BeautifulSoup(page, "html.parser")
     title, main = soup.h1, soup.main
     if title is None or main is None:
-        raise DataError(f"{name} is no page of this kit. Run its step again.")
+        raise DataError("{name} is no page of this kit. Run its step again.", name=name)
     ids = {str(tag["id"]) for tag in main.find_all(id=True)}
     place = _address(name)
 

@@ -26,10 +26,12 @@ from telechat_kit.comparison.folder_states import FolderState, folder_state
 from telechat_kit.comparison.run_data import RunData
 from telechat_kit.errors import KitError
 from telechat_kit.files import write_text
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import marked, ngettext, shown
 from telechat_kit.reports.charts import COLORS, STYLE, Chart, error_bars, finish
 from telechat_kit.reports.comparison_page import figure_text, frame_csv, markdown_table
 from telechat_kit.reports.html import dress_tables, plain_table, render_page
-from telechat_kit.reports.index_page import headed, varied_parameters
+from telechat_kit.reports.index_page import headed, state_text, varied_parameters
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.label_places import point_labels
 from telechat_kit.reports.page import Section
@@ -37,24 +39,26 @@ from telechat_kit.reports.plain_text import markdown_text
 
 SPEED = "tokens_per_second"
 #: What stands on the axis of speed
-_SPEEDS = {SPEED: "W8A8, tokens/s", OVER_FLOAT: "W8A8, times float's tokens/s"}
+_SPEEDS = {SPEED: marked("W8A8, tokens/s"), OVER_FLOAT: marked("W8A8, times float's tokens/s")}
 _HEADINGS = {
-    "perplexity_ratio": "perplexity ratio",
-    LOSS: "mean KL, nats",
-    "top1_agreement": "same token",
-    OVER_FLOAT: "speed, times float",
+    "perplexity_ratio": marked("perplexity ratio"),
+    LOSS: marked("mean KL, nats"),
+    "top1_agreement": marked("same token"),
+    OVER_FLOAT: marked("speed, times float"),
     SPEED: _SPEEDS[SPEED],
-    "w8a8_bytes": "W8A8 bytes",
+    "w8a8_bytes": marked("W8A8 bytes"),
 }
-_HOW_TO_READ = (
+_HOW_TO_READ = marked(
     "A run beats another if their paired intervals show it better in loss or speed, and not worse in the other. What is "
     "beaten by none is not shown to be best: it may only not be told apart."
 )
 #: What the speed of a sweep is, said on the page
-_OF_RATIO = "W8A8's over float's, of the same run: the state of the machine while a run was timed cancels out"
-_OF_SPEED = (
-    "W8A8's tokens per second: float was not timed, or not under the same conditions in all runs, so nothing takes out the "
-    "state of the machine while a run was timed"
+_OF_RATIO = marked(
+    "Speed is W8A8's over float's, of the same run: the state of the machine while a run was timed cancels out."
+)
+_OF_SPEED = marked(
+    "Speed is W8A8's tokens per second: float was not timed, or not under the same conditions in all runs, so nothing takes "
+    "out the state of the machine while a run was timed."
 )
 
 
@@ -107,8 +111,11 @@ class SweepResult:
         """What the sweep shows, in a sentence."""
         count = len(self.finished)
         if not self.told:
-            return f"None of {count} runs is shown to be better than another"
-        return f"{len(self.unbeaten)} of {count} runs are beaten by none in loss and speed, as far as the intervals show"
+            return _("None of {count} runs is shown to be better than another").format(count=count)
+        told = _(
+            "{unbeaten} of {count} runs are beaten by none in loss and speed, as far as the intervals show"
+        )
+        return told.format(unbeaten=len(self.unbeaten), count=count)
 
 
 def sweep_result(folders: Mapping[str, Path]) -> SweepResult:
@@ -174,18 +181,18 @@ def _beats(
 def sweep_frame(result: SweepResult) -> pd.DataFrame:
     """One row a run: its parameters where runs differ, state, figures with their intervals, and who beats it."""
     parameters = [row.state.run.parameters if row.state.run else {} for row in result.rows]
-    varied, shown = varied_parameters(parameters), _shown(result)
+    varied, heads = varied_parameters(parameters), _shown(result)
     rows = [
         (
             row.label,
             *(_text(given.get(name)) for name in varied),
-            f"{row.state.kind}, {row.state.detail}" if row.state.detail else row.state.kind,
-            *(figure_text(row.figures.get(name)) for name in shown),
-            ", ".join(row.beaten_by) or ("none" if row in result.finished else "–"),
+            state_text(row.state),
+            *(figure_text(row.figures.get(name)) for name in heads),
+            ", ".join(row.beaten_by) or (_("none") if row in result.finished else "–"),
         )
         for row, given in zip(result.rows, parameters, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["run", *varied, "state", *shown.values(), "beaten by"])
+    return pd.DataFrame(rows, columns=[_("run"), *varied, _("state"), *heads.values(), _("beaten by")])
 
 
 def sweep_data(result: SweepResult) -> pd.DataFrame:
@@ -219,7 +226,9 @@ def trade_chart(result: SweepResult) -> Chart:
     """Loss against speed with their intervals, a point a run; those that are beaten by none in color."""
     canvas = Canvas(figsize=(8.6, 4.4), layout="constrained")
     axes = canvas.add_subplot()
-    unit = "times float" if result.speed == OVER_FLOAT else "tokens/s"
+    told = _("{run}: KL {loss} nats, {speed} tokens/s")
+    if result.speed == OVER_FLOAT:
+        told = _("{run}: KL {loss} nats, {speed} times float")
     for row in result.finished:
         loss, speed = (figure.estimate for figure in row.point(result.loss, result.speed) or ())
         color = COLORS["published"] if row.beaten_by else COLORS["w8a8"]
@@ -227,13 +236,14 @@ def trade_chart(result: SweepResult) -> Chart:
             loss.value, speed.value, error_bars([speed]), error_bars([loss]), "none", ecolor=color, capsize=3
         )
         (mark,) = axes.plot(loss.value, speed.value, "s" if row.beaten_by else "o", ms=7, color=color)
-        hover(mark, f"{row.label}: KL {loss} nats, {speed} {unit}")
+        hover(mark, told.format(run=row.label, loss=loss, speed=speed))
         point_labels(axes, [(loss.value, speed.value)], [row.label], fontsize=8)
     axes.margins(x=0.25, y=0.15)
     axes.set_xlim(left=0)  # no divergence lies below
-    x = f"{_shown(result)[result.loss]} per token (lower is better), 95 % interval"
+    x = _("{figure} per token (lower is better), 95 % interval").format(figure=_shown(result)[result.loss])
+    y = _("{figure}, 95 % interval").format(figure=_(_SPEEDS[result.speed]))
     labels = ", ".join(row.label for row in result.unbeaten)
-    return finish(canvas, axes, result.title, x, f"{_SPEEDS[result.speed]}, 95 % interval", labels)
+    return finish(canvas, axes, result.title, x, y, labels)
 
 
 def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
@@ -244,15 +254,19 @@ def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
     chart = [trade_chart(result).html()] if result.finished else []
     page = render_page(
         "report.html.j2",
-        title=f"Sweep: {results.name}",
-        verdict=[f"{len(result.rows)} runs. {notes[0]}", *notes[1:]],
+        title=_("Sweep: {name}").format(name=results.name),
+        verdict=[f"{_runs(result)} {notes[0]}", *notes[1:]],
         sections=[
-            Section("Loss against speed", _HOW_TO_READ, [*chart, dress_tables(_html(frame, result, results))])
+            Section(
+                marked("Loss against speed"),
+                _(_HOW_TO_READ),
+                [*chart, dress_tables(_html(frame, result, results))],
+            )
         ],
     )
     write_text(results / "sweep.csv", frame_csv(sweep_data(result)))
-    title = f"## Sweep: {markdown_text(results.name)}"
-    text = "\n\n".join([title, *map(markdown_text, notes), markdown_table(frame), _HOW_TO_READ])
+    title = "## " + markdown_text(_("Sweep: {name}").format(name=results.name))
+    text = "\n\n".join([title, *map(markdown_text, notes), markdown_table(frame), _(_HOW_TO_READ)])
     write_text(results / "sweep.md", f"{text}\n")
     return write_text(results / "sweep.html", page)
 
@@ -260,15 +274,21 @@ def write_sweep(folders: Mapping[str, Path], results: Path) -> Path:
 def _notes(result: SweepResult) -> list[str]:
     """What is not finished, what the sweep shows, and what does not compare."""
     missing = [row.label for row in result.rows if row not in result.finished]
-    notes = [f"Not finished: {', '.join(missing)}." if missing else "All runs are finished."]
+    notes = [_("All runs are finished.")]
+    if missing:
+        notes = [_("Not finished: {runs}.").format(runs=", ".join(missing))]
     if result.finished:
-        notes.append(f"{result.title}.")
-        basis = _OF_RATIO if result.speed == OVER_FLOAT else _OF_SPEED
-        notes.append(f"Speed is {basis}.")
+        notes.append(_("{sentence}.").format(sentence=result.title))
+        notes.append(_(_OF_RATIO if result.speed == OVER_FLOAT else _OF_SPEED))
     if result.apart:
-        reasons = ", ".join(dict.fromkeys(result.apart.values()))
-        notes.append(f"{len(result.apart) // 2} of the pairs of runs do not compare: {reasons}.")
+        reasons = ", ".join(map(shown, dict.fromkeys(result.apart.values())))
+        told = _("{count} of the pairs of runs do not compare: {reasons}.")
+        notes.append(told.format(count=len(result.apart) // 2, reasons=reasons))
     return notes
+
+
+def _runs(result: SweepResult) -> str:
+    return ngettext("{count} run.", "{count} runs.", len(result.rows)).format(count=len(result.rows))
 
 
 def _html(frame: pd.DataFrame, result: SweepResult, results: Path) -> str:

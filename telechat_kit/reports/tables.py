@@ -7,12 +7,12 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison.verdict import device_said, engine_gain, losses, shown, speed_gain
+from telechat_kit.messages import gettext as _
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import NAMES
-from telechat_kit.translation import gettext as _
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:

@@ -6,13 +6,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pandas.io.formats.style import Styler
 
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import ngettext, shown
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.thread_scaling import ThreadResult, ThreadScaling
 from telechat_kit.reports.charts import COLORS, NAMES, STYLE, Chart, error_bars, finish, new_axes, short
 from telechat_kit.reports.inline_svg import hover
 from telechat_kit.reports.tables import styled
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import ngettext
 
 
 @mpl.rc_context(STYLE)
@@ -103,7 +103,7 @@ def _why_not(found: ThreadScaling | None) -> str:
     if not found.left_out:
         return _("{said}: thread_counts names more").format(said=said)
     return _("{said}, left out were {counts} threads: {reason}").format(
-        said=said, counts=", ".join(map(str, found.left_out)), reason=_(found.reason)
+        said=said, counts=", ".join(map(str, found.left_out)), reason=shown(found.reason)
     )
 
 

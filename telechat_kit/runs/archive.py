@@ -132,7 +132,9 @@ def _data(run: RunData, outside: bool) -> dict[str, dict[str, Path]]:
     for key in _DATA:
         for path in (resolve(name) for name in _names(run, key) if not _is_packed_anyway(name)):
             if not path.exists():
-                raise DataError(f"{path}, the {key} of the run, is gone. Put it back, then pack.")
+                raise DataError(
+                    "{path}, the {key} of the run, is gone. Put it back, then pack.", path=path, key=key
+                )
             files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
             if not outside:
                 _require_own([path, *files], project_root().resolve(), f"the {key} of the run")
@@ -158,12 +160,15 @@ def _require_own(paths: Iterable[Path], root: Path, what: str) -> None:
         try:
             real = path.resolve()
         except RuntimeError as error:  # before Python 3.13
-            raise DataError(f"{path}, {what}, leads to itself. Remove it.") from error
+            raise DataError("{path}, {what}, leads to itself. Remove it.", path=path, what=what) from error
         within = real.is_relative_to(root) and real != root
         if not within or any(part.startswith(".") for part in real.relative_to(root).parts):
             raise DataError(
-                f"{path}, {what}, lies outside {root} or in a hidden folder: it would become part of the archive. Look at "
-                "it, and allow it with --outside, or copy it into the project."
+                "{path}, {what}, lies outside {root} or in a hidden folder: it would become part of the archive. "
+                "Look at it, and allow it with --outside, or copy it into the project.",
+                path=path,
+                what=what,
+                root=root,
             )
 
 

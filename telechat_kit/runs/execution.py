@@ -17,6 +17,7 @@ import yaml
 
 from telechat_kit.files import project_root, relative, resolve, write_text, writing
 from telechat_kit.manifest import BY_RUN, withdraw_manifest, write_manifest
+from telechat_kit.messages import marked
 from telechat_kit.provenance import edited_notebooks, versions
 from telechat_kit.runs.failed_steps import describe_failure, oom_kills
 from telechat_kit.runs.kernel import kernel_options
@@ -130,7 +131,7 @@ def _guarded_step(run: _Run, step: Step, current: StepState) -> None:
         if decision.action == KEEP and run.earlier is not None:
             current.status = "completed"
             current.take_over(run.earlier.step(step.name))
-            StepProgress(f"      {step.name:<14}", _cells(step)).finish("unchanged, kept; looked up")
+            StepProgress(f"      {step.name:<14}", _cells(step)).finish(marked("unchanged, kept; looked up"))
         else:
             _run_step(run, step, current)
     except KeyboardInterrupt as signal:

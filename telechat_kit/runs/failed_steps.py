@@ -5,6 +5,7 @@ from pathlib import Path
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from telechat_kit.messages import Message, marked
 from telechat_kit.runs.signals import Terminated
 from telechat_kit.runs.state import Failure, Step
 
@@ -21,22 +22,35 @@ def describe_failure(
     if isinstance(error, DeadKernelError):
         return Failure(notebook, None, "DeadKernelError", _dead_kernel(oom_kills() - oom_before))
     if isinstance(error, CellTimeoutError):
-        message = f"the step took longer than the {limit or 0:g} s that --timeout allows. Allow more, or use a smaller case."
+        message = Message(
+            "the step took longer than the {limit:g} s that --timeout allows. Allow more, or use a smaller "
+            "case.",
+            limit=limit or 0,
+        )
         return Failure(notebook, None, "TimeoutError", message)
     if isinstance(error, Terminated):
-        return Failure(notebook, None, "Terminated", f"ended by {error}. Run again: finished steps are kept.")
+        return Failure(
+            notebook,
+            None,
+            "Terminated",
+            Message("ended by {error}. Run again: finished steps are kept.", error=error),
+        )
     if isinstance(error, KeyboardInterrupt):
-        return Failure(notebook, None, "Interrupted", "by the user. Run again: finished steps are kept.")
+        return Failure(
+            notebook, None, "Interrupted", marked("by the user. Run again: finished steps are kept.")
+        )
     return Failure(notebook, None, type(error).__name__, str(error))
 
 
 def _dead_kernel(oom_kills_since: int) -> str:
     cause = (
-        "the kernel was killed because the machine ran out of memory."
+        marked("the kernel was killed because the machine ran out of memory.")
         if oom_kills_since > 0
-        else "the kernel died: it was killed, or the machine ran out of memory."
+        else marked("the kernel died: it was killed, or the machine ran out of memory.")
     )
-    return f"{cause} Free memory or use a smaller case, and run again: finished steps are kept."
+    return Message(
+        "{cause} Free memory or use a smaller case, and run again: finished steps are kept.", cause=cause
+    )
 
 
 def oom_kills() -> int:

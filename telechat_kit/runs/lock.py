@@ -14,6 +14,7 @@ import psutil
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import relative, writing
 from telechat_kit.manifest import RUN_FOLDER
+from telechat_kit.messages import Message, marked
 from telechat_kit.strict_json import parse
 
 NAME = ".run.lock"
@@ -88,9 +89,15 @@ def _acquire(path: Path) -> int:
         if not _flock(descriptor):
             owner = _owner(descriptor)
             os.close(descriptor)
-            who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+            who = (
+                Message("process {owner} on {owner2}", owner=owner["pid"], owner2=owner["host"])
+                if owner
+                else marked("another process")
+            )
             raise LockedError(
-                f"a run is at work in {relative(path.parent)} ({who}). Wait for it, or choose another run_folder."
+                "a run is at work in {parent} ({who}). Wait for it, or choose another run_folder.",
+                parent=relative(path.parent),
+                who=who,
             )
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:

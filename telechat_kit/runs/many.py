@@ -13,18 +13,20 @@ from pathlib import Path
 from telechat_kit.environment import prepare_checkpoint
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
+from telechat_kit.messages import Message, marked
+from telechat_kit.messages import gettext as _
 from telechat_kit.runs.execution import AT_ONCE
 from telechat_kit.runs.profile import Profile, load_profile
 from telechat_kit.runs.signals import PARENT, Terminated, orderly_end
 from telechat_kit.runs.status_line import Board
 
 _CODES = {
-    0: "completed",
-    1: "failed",
-    2: "not started or broken off: see its lines",
-    3: "completed, a limit is open",
-    4: "folder in use",
-    5: "completed, a limit is not kept",
+    0: marked("completed"),
+    1: marked("failed"),
+    2: marked("not started or broken off: see its lines"),
+    3: marked("completed, a limit is open"),
+    4: marked("folder in use"),
+    5: marked("completed, a limit is not kept"),
 }
 
 
@@ -100,8 +102,14 @@ def _refuse_shared(key: str, places: dict[str, str]) -> None:
         other = taken.setdefault(place, label)
         if other != label:
             raise ParameterError(
-                f'{other} and {label} both have {key} "{place}": one would overwrite the other. '
-                f"Give each its own {key}{', or leave out -j' if key == 'quant_path' else ''}."
+                '{other} and {label} both have {key} "{place}": one would overwrite the other. {remedy}',
+                other=other,
+                label=label,
+                key=key,
+                place=place,
+                remedy=Message("Give each its own {key}, or leave out -j.", key=key)
+                if key == "quant_path"
+                else Message("Give each its own {key}.", key=key),
             )
 
 
@@ -123,7 +131,8 @@ class _Runner:
             for line in lines or ():
                 self.board.line(job.label, line.rstrip("\n"))
         folder = relative(resolve(job.load().run_folder))
-        self.board.line(job.label, f"{_CODES.get(process.returncode, 'interrupted')}: {folder}")
+        told = _(_CODES.get(process.returncode, marked("interrupted")))
+        self.board.line(job.label, f"{told}: {folder}")
         return job.label, process.returncode
 
     def _start(self, job: Job) -> "subprocess.Popen[str] | None":

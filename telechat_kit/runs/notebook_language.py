@@ -11,8 +11,9 @@ import tokenize
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any
 
+from telechat_kit.messages import gettext
 from telechat_kit.runs.parameters_cell import is_parameters_cell
-from telechat_kit.translation import gettext, speaking
+from telechat_kit.translation import speaking
 
 _BETWEEN_PARAGRAPHS = re.compile(r"(\n(?:[ \t]*\n)+)")
 

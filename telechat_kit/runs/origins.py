@@ -17,6 +17,7 @@ from telechat_kit.comparison.run_data import RunData
 from telechat_kit.environment.checkpoint_checks import model_parts, weights_bytes
 from telechat_kit.errors import CheckpointError, DataError, KitError
 from telechat_kit.files import read_json, resolve
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.folder import origin
 from telechat_kit.model.hashes import settings_hash, tokenizer_hash, weights_hash
 from telechat_kit.model.tokenization import load_tokenizer
@@ -27,8 +28,16 @@ from telechat_kit.rows import read_rows
 from telechat_kit.runs.profile import notebook_path
 from telechat_kit.texts import evaluation_texts, load_text
 
-PART, WEIGHTS, ANSWERS = "made from", "weights", "answers"
+PART, WEIGHTS, ANSWERS = marked("made from"), marked("weights"), marked("answers")
 #: What decides the answers of a checkpoint, as conditions name it
+_NAMES = {
+    ("float", "weights"): marked("float weights"),
+    ("float", "tokenizer"): marked("float tokenizer"),
+    ("float", "settings"): marked("float settings"),
+    ("w8a8", "weights"): marked("w8a8 weights"),
+    ("w8a8", "tokenizer"): marked("w8a8 tokenizer"),
+    ("w8a8", "settings"): marked("w8a8 settings"),
+}
 _HASHES = {"weights": weights_hash, "tokenizer": tokenizer_hash, "settings": settings_hash}
 
 
@@ -49,12 +58,12 @@ def _checkpoints(run: RunData) -> Iterator[Finding]:
         for kind, compute in _HASHES.items():
             recorded = hashes.get(f"{name}_{kind}")
             if recorded:
-                yield _origin(f"{name} {kind}", recorded, partial(_of_folder, compute, resolve(folder)))
+                yield _origin(_NAMES[name, kind], recorded, partial(_of_folder, compute, resolve(folder)))
 
 
 def _of_folder(compute: Callable[[Path], str], folder: Path) -> str:
     if not folder.is_dir():
-        raise DataError(f"{folder} does not exist")
+        raise DataError("{folder} does not exist", folder=folder)
     return compute(folder)
 
 
@@ -62,7 +71,7 @@ def _texts(run: RunData) -> Iterator[Finding]:
     used = run.quantize.recipe if run.quantize else None
     if used is not None:
         yield _origin(
-            "calibration text",
+            marked("calibration text"),
             used.calibration_sha256,
             lambda: load_text(run.parameters.get("calibration_path") or used.calibration_source).sha256,
         )
@@ -70,20 +79,20 @@ def _texts(run: RunData) -> Iterator[Finding]:
         return
     text = run.precision
     yield _origin(
-        "evaluation text",
+        marked("evaluation text"),
         text.text_sha256,
         lambda: load_text(run.parameters.get("text_path") or text.text_source).sha256,
     )
     for loss in text.kinds:
         yield _origin(
-            f"text {loss.kind}",
+            Message("text {kind}", kind=loss.kind),
             loss.sha256,
             partial(lambda kind: evaluation_texts(text.kinds_source)[kind].sha256, loss.kind),
         )
     path = run.parameters.get("jsonl_path")
     if path and text.answers:
         asked = str([answer.input for answer in text.answers])
-        yield _origin("questions", asked, lambda: _questions(path, len(text.answers)))
+        yield _origin(marked("questions"), asked, lambda: _questions(path, len(text.answers)))
 
 
 def _questions(path: str, count: int) -> str:
@@ -97,9 +106,11 @@ def made_again(origins: Sequence[Finding], run: RunData, repeated: RunData) -> l
     before, now = run.quantize.conditions.hashes, repeated.quantize.conditions.hashes
     again = {}
     for kind in _HASHES:
-        name, key = f"w8a8 {kind}", f"w8a8_{kind}"
+        name, key = _NAMES["w8a8", kind], f"w8a8_{kind}"
         if key in before:
-            again[name] = _origin(f"{name}, made again", before[key], partial(str, now.get(key)))
+            again[name] = _origin(
+                Message("{name}, made again", name=name), before[key], partial(str, now.get(key))
+            )
     return [again.get(origin.name, origin) if origin.verdict == LOST else origin for origin in origins]
 
 
@@ -112,14 +123,19 @@ def recorded_code(run: RunData) -> list[str]:
 def _code(run: RunData) -> Iterator[Finding]:
     recorded = recorded_code(run)
     for value in recorded:
-        yield _origin("the kit's code", value, code_hash, other=NOTE)
+        yield _origin(marked("the kit's code"), value, code_hash, other=NOTE)
     if not recorded and run.setup is not None:
-        yield _origin("the kit's code", run.setup.conditions.code, code_version, other=NOTE)
+        yield _origin(marked("the kit's code"), run.setup.conditions.code, code_version, other=NOTE)
     for step in run.state.get("steps", []):
         value = step.get("parts", {}).get("the notebook")
         if value:
             name = step["name"]
-            yield _origin(f"notebook {name}", value, partial(file_hash, notebook_path(name)), other=NOTE)
+            yield _origin(
+                Message("notebook {name}", name=name),
+                value,
+                partial(file_hash, notebook_path(name)),
+                other=NOTE,
+            )
 
 
 def _origin(name: str, recorded: str, compute: Callable[[], str], other: str = CHANGED) -> Finding:
@@ -142,7 +158,7 @@ def check_weights_told(run: RunData) -> Iterator[Finding]:
         try:
             yield from check(run)
         except CheckpointError as error:
-            yield unchecked(WEIGHTS, "what records say of the weights", str(error))
+            yield unchecked(WEIGHTS, marked("what records say of the weights"), str(error))
 
 
 def _float_told(run: RunData) -> Iterator[Finding]:
@@ -151,7 +167,9 @@ def _float_told(run: RunData) -> Iterator[Finding]:
     folder = resolve(run.setup.checkpoint_path)
     if not folder.is_dir():
         yield unchecked(
-            WEIGHTS, "setup.json against the checkpoint", f"{run.setup.checkpoint_path} is not here"
+            WEIGHTS,
+            marked("setup.json against the checkpoint"),
+            Message("{checkpoint_path} is not here", checkpoint_path=run.setup.checkpoint_path),
         )
         return
     yield from compared(WEIGHTS, "setup.checkpoint_bytes", run.setup.checkpoint_bytes, weights_bytes(folder))
@@ -168,8 +186,10 @@ def _quantized_told(run: RunData) -> Iterator[Finding]:
         yield from compared(WEIGHTS, "quantize.float_bytes", record.float_bytes, weights_bytes(source))
     path = folder / RECIPE
     if record.given is not None or not path.is_file():
-        reason = f"{record.quant_path} holds no {RECIPE} of this kit"
-        yield unchecked(WEIGHTS, "quantize.json against the weights' own", reason)
+        reason = Message(
+            "{quant_path} holds no {recipe} of this kit", quant_path=record.quant_path, recipe=RECIPE
+        )
+        yield unchecked(WEIGHTS, marked("quantize.json against the weights' own"), reason)
         return
     yield from compared(WEIGHTS, "quantize.w8a8_bytes", record.w8a8_bytes, weights_bytes(folder))
     own = read_json(path)
@@ -187,7 +207,7 @@ def _answers_told(run: RunData) -> Iterator[Finding]:
     try:
         tokenizer = load_tokenizer(folder)
     except KitError as error:
-        yield unchecked(ANSWERS, "texts of the answers against their ids", str(error))
+        yield unchecked(ANSWERS, marked("texts of the answers against their ids"), str(error))
         return
     for index, answer in enumerate(answers):
         for name, ids, text in (
@@ -208,4 +228,4 @@ def check_answer_files(run: RunData) -> Iterator[Finding]:
         if path.is_file():
             yield from compared(ANSWERS, name, read_rows(path, "input") if path.stat().st_size else [], rows)
         else:
-            yield unchecked(ANSWERS, name, "there is none")
+            yield unchecked(ANSWERS, name, marked("there is none"))

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_json, relative
+from telechat_kit.messages import Message, marked
 
 #: Annotations that a parameters cell may use
 TYPES: dict[str, Any] = {
@@ -61,20 +62,26 @@ def read_declarations(notebook: Path) -> dict[str, Declaration]:
         ParameterError: no such notebook, or a line of the cell that is no declaration; the line is named.
     """
     source = _source(notebook)
-    where = f"{relative(notebook)}, parameters cell"
+    where = Message("{notebook}, parameters cell", notebook=relative(notebook))
     try:
         statements = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         raise ParameterError(
-            f"{where}, line {line}: no Python ({_what(error)}). Correct the line."
+            "{where}, line {line}: no Python ({what}). Correct the line.",
+            where=where,
+            line=line,
+            what=_what(error),
         ) from error
     found: dict[str, Declaration] = {}
     for statement in statements:
         for one in _declared(statement, source, where):
             if one.name in found:
                 raise ParameterError(
-                    f'{where}, line {statement.lineno}: "{one.name}" is declared twice. Keep one of the lines.'
+                    '{where}, line {lineno}: "{name}" is declared twice. Keep one of the lines.',
+                    where=where,
+                    lineno=statement.lineno,
+                    name=one.name,
                 )
             found[one.name] = one
     return found
@@ -135,7 +142,7 @@ def is_parameters_cell(cell: Mapping[str, Any]) -> bool:
 def _source(notebook: Path) -> str:
     """The text of the cell that is tagged; that of papermill's first choice if several are."""
     try:
-        content = read_json(notebook, "Get it from the project again.")
+        content = read_json(notebook, marked("Get it from the project again."))
     except DataError as error:
         raise ParameterError(str(error)) from error
     cells = content.get("cells") if isinstance(content, dict) else None
@@ -150,7 +157,7 @@ def _source(notebook: Path) -> str:
 
 def _declared(statement: ast.stmt, source: str, where: str) -> Iterator[Declaration]:
     """The declaration in one statement; none in an import or a text."""
-    place = f"{where}, line {statement.lineno}"
+    place = Message("{path}, line {number}", path=where, number=statement.lineno)
     if isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass):
         return
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
@@ -168,24 +175,37 @@ def _declared(statement: ast.stmt, source: str, where: str) -> Iterator[Declarat
         default = ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ParameterError(
-            f'{place}: the default of "{target.id}" is no plain value ({_what(error)}). Give a text, a number, True, '
-            "False or a list of those."
+            '{place}: the default of "{id}" is no plain value ({what}). Give a text, a number, True, False '
+            "or a list of those.",
+            place=place,
+            id=target.id,
+            what=_what(error),
         ) from error
     type_name = annotation.strip("'\"") or next((name for name in TYPES if has_type(default, name)), "")
     if type_name not in TYPES:
         raise ParameterError(
-            f'{place}: "{target.id}" is declared as "{type_name}". Types of parameters: {", ".join(TYPES)}.'
+            '{place}: "{id}" is declared as "{type_name}". Types of parameters: {types}.',
+            place=place,
+            id=target.id,
+            type_name=type_name,
+            types=", ".join(TYPES),
         )
     if not has_type(default, type_name):
-        raise ParameterError(f'{place}: the default of "{target.id}" is no {type_name}.')
+        raise ParameterError(
+            '{place}: the default of "{id}" is no {type_name}.',
+            place=place,
+            id=target.id,
+            type_name=type_name,
+        )
     written = ast.get_source_segment(source, value) or repr(default)
     yield Declaration(target.id, type_name, default, written, _comment(source, statement))
 
 
 def _undeclared(place: str) -> ParameterError:
     return ParameterError(
-        f"{place}: no parameter can be read from it. Write `name: type = default  # help`, and keep other code in "
-        "cells of its own."
+        "{place}: no parameter can be read from it. Write `name: type = default  # help`, and keep other "
+        "code in cells of its own.",
+        place=place,
     )
 
 

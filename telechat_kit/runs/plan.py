@@ -7,6 +7,7 @@ from pathlib import Path
 from telechat_kit.comparison.rules import FLOAT, parse_limits
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import resolve
+from telechat_kit.messages import Message, joined, marked
 from telechat_kit.provenance import code_hash, combined_hash, file_hash, machine
 from telechat_kit.records import RECORDS
 from telechat_kit.runs.profile import Profile, default_values, notebook_path
@@ -15,7 +16,7 @@ from telechat_kit.texts import text_files
 
 #: Parameters that name texts, with commas or by the kit's name for its own
 _TEXTS = ("calibration_path", "text_path", "kinds_path", "languages_path")
-RUN, PERHAPS, KEEP, LEAVE = "run", "perhaps", "keep", "leave"
+RUN, PERHAPS, KEEP, LEAVE = marked("run"), marked("perhaps"), marked("keep"), marked("leave")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ def find_step(name: str) -> Step:
         if name in (step.name, number, number.lstrip("0"), word):
             return step
     known = ", ".join(step.name for step in STEPS)
-    raise ParameterError(f'no step is called "{name}". Steps: {known}; the number or the word is enough.')
+    raise ParameterError(
+        'no step is called "{name}". Steps: {known}; the number or the word is enough.',
+        name=name,
+        known=known,
+    )
 
 
 def plan(profile: Profile, folder: Path, earlier: RunState | None, selection: Selection) -> list[Decision]:
@@ -58,10 +63,12 @@ def plan(profile: Profile, folder: Path, earlier: RunState | None, selection: Se
     for step in STEPS:
         decision = decide(step, profile, folder, earlier, selection.fresh)
         if step not in chosen:
-            stale = f"; out of date: {decision.reason}" if decision.action == RUN else ""
-            decision = Decision(step, LEAVE, f"not asked for{stale}")
+            stale = Message("not asked for; out of date: {reason}", reason=decision.reason)
+            decision = Decision(step, LEAVE, stale if decision.action == RUN else marked("not asked for"))
         elif decision.action == KEEP and (before := inputs(step, profile) & changing):
-            decision = Decision(step, PERHAPS, f"reads {', '.join(sorted(before))}, which may change")
+            decision = Decision(
+                step, PERHAPS, Message("reads {before}, which may change", before=", ".join(sorted(before)))
+            )
         if decision.action in (RUN, PERHAPS):
             changing |= outputs(step, profile)
         found.append(decision)
@@ -72,25 +79,26 @@ def decide(step: Step, profile: Profile, folder: Path, earlier: RunState | None,
     """Whether an earlier result of `step` can be taken over: nothing that decides it changed, all it left is there."""
     done = earlier.step(step.name) if earlier else None
     if fresh:
-        return Decision(step, RUN, "asked for afresh")
+        return Decision(step, RUN, marked("asked for afresh"))
     if done is None or done.status == "pending" or (done.status == "skipped" and not done.key):
-        return Decision(step, RUN, "not run yet")
+        return Decision(step, RUN, marked("not run yet"))
     if done.status not in ("completed", "skipped"):
-        return Decision(step, RUN, f"the last run left it {done.status}")
+        return Decision(step, RUN, Message("the last run left it {status}", status=done.status))
     found = content_parts(step, profile, folder)
     if done.key != combined_key(found):
         return Decision(step, RUN, _difference(done, found))
     missing = [name for name in left_by(step) if not (folder / name).exists()]
     if missing:
-        return Decision(step, RUN, f"{', '.join(missing)} is missing")
-    return Decision(step, KEEP, "unchanged")
+        return Decision(step, RUN, Message("{missing} is missing", missing=", ".join(missing)))
+    return Decision(step, KEEP, marked("unchanged"))
 
 
 def _difference(done: StepState, found: dict[str, str]) -> str:
     if not done.parts:
-        return "something that it depends on changed"
+        return marked("something that it depends on changed")
     names = [name for name in {**done.parts, **found} if done.parts.get(name) != found.get(name)]
-    return "changed: " + ", ".join(_change(name, done.parts.get(name), found.get(name)) for name in names)
+    changes = joined(", ", (_change(name, done.parts.get(name), found.get(name)) for name in names))
+    return Message("changed: {changes}", changes=changes)
 
 
 def _change(name: str, before: str | None, now: str | None) -> str:

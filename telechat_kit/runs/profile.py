@@ -14,6 +14,7 @@ import yaml
 from telechat_kit.comparison.rules import parse_limits
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
+from telechat_kit.messages import Message, marked
 from telechat_kit.records import MOST_NUMBER
 from telechat_kit.runs.parameters_cell import Declaration, has_type, read_declarations
 
@@ -101,8 +102,9 @@ def _notebooks() -> list[Path]:
     paths = sorted((project_root() / "notebooks").glob("*.ipynb"))
     if not paths:
         raise ParameterError(
-            f"no project in {Path.cwd()} or above it: start in the folder that holds notebooks/ and params/, or make one "
-            "with `telechat-kit init FOLDER`."
+            "no project in {cwd} or above it: start in the folder that holds notebooks/ and params/, or make "
+            "one with `telechat-kit init FOLDER`.",
+            cwd=Path.cwd(),
         )
     return paths
 
@@ -120,7 +122,7 @@ def declared_parameters(path: Path) -> Mapping[str, Declaration]:
 
 
 def read_mapping(
-    path: Path, kind: str = "profile", folder: str = "params"
+    path: Path, kind: str = marked("profile"), folder: str = "params"
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Values and line numbers of a YAML mapping, under its keys as written.
 
@@ -132,10 +134,17 @@ def read_mapping(
     """
     try:
         if path.exists() and not path.is_file():  # a device never ends, a pipe may never begin
-            raise ParameterError(f"{kind} {path} is a folder, a pipe or a device. Give a UTF-8 text file.")
+            raise ParameterError(
+                "{kind} {path} is a folder, a pipe or a device. Give a UTF-8 text file.",
+                kind=Message(kind),
+                path=path,
+            )
         if path.stat().st_size > MOST_BYTES:
             raise ParameterError(
-                f"{kind} {path} has more than {MOST_BYTES:,} bytes. Give `key: value` lines."
+                "{kind} {path} has more than {most_bytes:,} bytes. Give `key: value` lines.",
+                kind=Message(kind),
+                path=path,
+                most_bytes=MOST_BYTES,
             )
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
@@ -145,13 +154,26 @@ def read_mapping(
         found = [(key, loader.construct_object(value, deep=True)) for key, value in entries or ()]
     except FileNotFoundError as error:
         known = ", ".join(sorted(relative(file) for file in (project_root() / folder).glob("*.yaml")))
-        raise ParameterError(f"{kind} {path} does not exist. {kind.title()}s here: {known}.") from error
+        raise ParameterError(
+            "{kind} {path} does not exist. {title}s here: {known}.",
+            kind=Message(kind),
+            path=path,
+            title=Message(kind.title()),
+            known=known,
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{kind} {path} cannot be read: {error}. Give a UTF-8 text file.") from error
+        raise ParameterError(
+            "{kind} {path} cannot be read: {error}. Give a UTF-8 text file.",
+            kind=Message(kind),
+            path=path,
+            error=error,
+        ) from error
     except _UNREADABLE as error:
-        raise ParameterError(f"{path} is not valid YAML: {_one_line(error)}. Correct the line.") from error
+        raise ParameterError(
+            "{path} is not valid YAML: {one_line}. Correct the line.", path=path, one_line=_one_line(error)
+        ) from error
     if entries is None:
-        raise ParameterError(f"{path} is no flat list of `key: value` lines.")
+        raise ParameterError("{path} is no flat list of `key: value` lines.", path=path)
     return {str(key.value): value for key, value in found}, _line_numbers(path, [key for key, _ in found])
 
 
@@ -161,8 +183,10 @@ def _require_decimal(place: str, node: yaml.Node) -> None:
         numeric = part.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if numeric and _OTHER_BASE.match(str(part.value)):
             raise ParameterError(
-                f"{place}: {str(part.value)[:40]} is no decimal number, and YAML would take another one for it. Write "
-                "the number in decimals, or a text in quotes."
+                "{place}: {value} is no decimal number, and YAML would take another one for it. Write the number "
+                "in decimals, or a text in quotes.",
+                place=place,
+                value=str(part.value)[:40],
             )
 
 
@@ -171,12 +195,19 @@ def _line_numbers(path: Path, keys: Sequence[yaml.Node]) -> dict[str, int]:
     for key in keys:
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
-            where = f"{relative(path)}, line {line}"
-            raise ParameterError(f'{where}: "{name}" stands in line {lines[name]} already. Keep one of them.')
+            where = Message("{path}, line {number}", path=relative(path), number=line)
+            raise ParameterError(
+                '{where}: "{name}" stands in line {lines} already. Keep one of them.',
+                where=where,
+                name=name,
+                lines=lines[name],
+            )
         lines[name] = line
     return lines
 
 
+#: What such files are called at the beginning of a sentence, for the catalog
+_TITLES = (marked("Profile"), marked("Sweep"))
 #: What PyYAML raises for texts that are none of its own: a date of month 13, 5,000 digits, 10,000 brackets
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
 
@@ -185,13 +216,20 @@ def _read_override(key: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except _UNREADABLE as error:
-        raise ParameterError(f'-p {key}: "{text[:80]}" is not valid YAML: {_one_line(error)}.') from error
+        raise ParameterError(
+            '-p {key}: "{text}" is not valid YAML: {one_line}.',
+            key=key,
+            text=text[:80],
+            one_line=_one_line(error),
+        ) from error
     bare = isinstance(value, str) and text.strip()[:1] not in ("'", '"', "|", ">", "!", "&", "*")
     return text.strip() if bare else value  # a name may hold " #", where YAML sees a comment
 
 
 def _one_line(error: BaseException) -> str:
-    return "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+    return (
+        marked("nested too deep") if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+    )
 
 
 def _check_limits(place: str, limits: Sequence[str]) -> None:
@@ -199,28 +237,44 @@ def _check_limits(place: str, limits: Sequence[str]) -> None:
     try:
         parse_limits(limits)
     except ParameterError as error:
-        raise ParameterError(f"{place}: {error}") from error
+        raise ParameterError("{place}: {error}", place=place, error=error) from error
 
 
 def _checked(place: str, key: str, value: Any, known: Mapping[str, Parameter]) -> Any:
     """`value` as its parameter takes it."""
     if key not in known:
         near = difflib.get_close_matches(key[:80], known, n=1)
-        remedy = f'Did you mean "{near[0]}"?' if near else "`telechat-kit params` lists all parameters."
-        raise ParameterError(f'{place}: no notebook has a parameter "{key[:80]}". {remedy}')
+        remedy = marked("`telechat-kit params` lists all parameters.")
+        if near:
+            remedy = Message('Did you mean "{near}"?', near=near[0])
+        raise ParameterError(
+            '{place}: no notebook has a parameter "{key}". {remedy}', place=place, key=key[:80], remedy=remedy
+        )
     parameter = known[key]
     if parameter.type_name == "float" and isinstance(value, str) and _EXPONENT.fullmatch(value):
         value = float(value)
     if not has_type(value, parameter.type_name):
         raise ParameterError(
-            f'{place}: "{key}" must be {parameter.type_name} ({parameter.help}), got {type(value).__name__} '
-            f"{_shown.repr(value)}."
+            '{place}: "{key}" must be {type_name} ({help}), got {name} {repr}.',
+            place=place,
+            key=key,
+            type_name=parameter.type_name,
+            help=parameter.help,
+            name=type(value).__name__,
+            repr=_shown.repr(value),
         )
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, str) and _NO_TEXT.search(part):
-            raise ParameterError(f'{place}: "{key}" holds a character that no text has. Correct it.')
+            raise ParameterError(
+                '{place}: "{key}" holds a character that no text has. Correct it.', place=place, key=key
+            )
         if isinstance(part, int) and abs(part) > MOST_NUMBER:
-            raise ParameterError(f'{place}: "{key}" is beyond {MOST_NUMBER:,}. Give a smaller number.')
+            raise ParameterError(
+                '{place}: "{key}" is beyond {most_number:,}. Give a smaller number.',
+                place=place,
+                key=key,
+                most_number=MOST_NUMBER,
+            )
     return value
 
 
@@ -235,10 +289,15 @@ def _require_own_folder(place: str, run_folder: str) -> None:
     folder = resolve(run_folder).resolve() if run_folder.strip() else project_root()
     if project_root().resolve().is_relative_to(folder):
         raise ParameterError(
-            f'{place}: run_folder "{run_folder}" is the project folder or one above it. Give the run a folder of its '
-            "own, such as results/mine."
+            '{place}: run_folder "{run_folder}" is the project folder or one above it. Give the run a folder '
+            "of its own, such as results/mine.",
+            place=place,
+            run_folder=run_folder,
         )
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ParameterError(
-            f'{place}: run_folder "{run_folder}": {relative(file)} is a file. Give a folder.'
+            '{place}: run_folder "{run_folder}": {file} is a file. Give a folder.',
+            place=place,
+            run_folder=run_folder,
+            file=relative(file),
         )

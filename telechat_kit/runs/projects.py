@@ -33,7 +33,9 @@ def create_project(folder: str | Path) -> Path:
     taken = [name for name in PARTS if (target / name).exists()]
     if taken:
         raise DataError(
-            f"{target} holds {', '.join(f'{name}/' for name in taken)} already. Name another folder, or move that away."
+            "{target} holds {taken} already. Name another folder, or move that away.",
+            target=target,
+            taken=", ".join(f"{name}/" for name in taken),
         )
     source = shipped_project()
     with writing(target):

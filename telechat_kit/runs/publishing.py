@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat
 
 from telechat_kit.files import relative
+from telechat_kit.messages import gettext as _
+from telechat_kit.messages import language, shown
 from telechat_kit.provenance import file_hash
 from telechat_kit.reports.html import PAGES
 from telechat_kit.reports.notebook_page import export_notebook
@@ -13,8 +15,6 @@ from telechat_kit.runs.notebook_language import in_language
 from telechat_kit.runs.plan import left_by
 from telechat_kit.runs.profile import notebook_path
 from telechat_kit.runs.state import Step, StepState
-from telechat_kit.translation import gettext as _
-from telechat_kit.translation import language
 
 
 def publish(step: Step, running: Path, folder: Path, current: StepState) -> None:
@@ -35,7 +35,7 @@ def publish(step: Step, running: Path, folder: Path, current: StepState) -> None
         return
     if current.failure.cell is None:
         current.failure.cell = _running_cell(failed[0])
-    _export(step, failed[0], f"{current.failure.error}: {current.failure.message}")
+    _export(step, failed[0], f"{current.failure.error}: {shown(current.failure.message)}")
 
 
 def _ensure_notebook(running: Path, step: Step) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
+from telechat_kit.messages import Message, joined
 from telechat_kit.runs.profile import Profile, default_values
 from telechat_kit.runs.state import Step
 from telechat_kit.texts import text_files
@@ -33,10 +34,12 @@ def require_inputs(profile: Profile, steps: Sequence[Step]) -> None:
         *_missing_texts(values),
     ]
     if missing:
-        told = "\n".join(f"  {line}" for line in missing)
+        told = joined("\n  ", missing)
         raise ParameterError(
-            f"{relative(profile.path)}: what this run needs is not there:\n{told}\nNothing was run. Correct the profile, or "
-            f"see what is here with: telechat-kit check --profile {relative(profile.path)}"
+            "{path}: what this run needs is not there:\n  {told}\nNothing was run. Correct the profile, or see "
+            "what is here with: telechat-kit check --profile {path}",
+            path=relative(profile.path),
+            told=told,
         )
 
 
@@ -45,8 +48,13 @@ def _without_device(values: Mapping[str, Any]) -> Iterator[str]:
     if not device.startswith("npu"):
         return  # torch says of the others whether they are there
     if importlib.util.find_spec("torch_npu") is None:
-        driver = "" if list(Path("/dev").glob(_NPU_DEVICES)) else ", nor does a driver show an NPU"
-        yield f"device: {device}, and torch_npu is not installed{driver}"
+        if list(Path("/dev").glob(_NPU_DEVICES)):
+            yield Message("device: {device}, and torch_npu is not installed", device=device)
+        else:
+            yield Message(
+                "device: {device}, and torch_npu is not installed, nor does a driver show an NPU",
+                device=device,
+            )
 
 
 def _missing_checkpoints(profile: Profile, names: set[str], values: Mapping[str, Any]) -> Iterator[str]:
@@ -61,7 +69,7 @@ def _missing_checkpoints(profile: Profile, names: set[str], values: Mapping[str,
     for key in (key for key in read if key in values):
         folder = resolve(values[key])
         if folder not in made and not folder.exists():
-            yield f"{key}: the folder {values[key]} does not exist"
+            yield Message("{key}: the folder {values} does not exist", key=key, values=values[key])
 
 
 def _missing_texts(values: Mapping[str, Any]) -> Iterator[str]:
@@ -69,4 +77,4 @@ def _missing_texts(values: Mapping[str, Any]) -> Iterator[str]:
     named += [(key, resolve(values[key])) for key in _FILES if values.get(key)]
     for key, path in named:
         if not path.exists():
-            yield f"{key}: {relative(path)} does not exist"
+            yield Message("{key}: {path} does not exist", key=key, path=relative(path))

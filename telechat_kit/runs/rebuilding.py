@@ -24,6 +24,7 @@ from telechat_kit.comparison.findings import CHANGED, SAME, Finding, compared, s
 from telechat_kit.comparison.rules import FLOAT, parse_limits
 from telechat_kit.comparison.run_data import RunData, carried_run, collect_run, without_record
 from telechat_kit.files import resolve, write_json, write_jsonl
+from telechat_kit.messages import LANGUAGES, Message, marked
 from telechat_kit.provenance import code_hash, file_hash, versions
 from telechat_kit.records import RECORDS
 from telechat_kit.reports.notebook_page import export_notebook
@@ -35,9 +36,9 @@ from telechat_kit.runs.profile import default_values, notebook_path
 from telechat_kit.runs.publishing import page_links
 from telechat_kit.runs.state import STEPS, Step
 from telechat_kit.temporary import temporary_folder
-from telechat_kit.translation import LANGUAGES, speaking
+from telechat_kit.translation import speaking
 
-PAGES, NOTEBOOKS = "pages", "notebooks"
+PAGES, NOTEBOOKS = marked("pages"), marked("notebooks")
 _REPORT, _SUMMARY, _TABLES = "report.html", "report.md", "tables"
 #: What notebooks call the record that they show
 _RECORD_NAMES = {
@@ -56,13 +57,13 @@ def check_pages(run: RunData, page: Path | None = None) -> Iterator[Finding]:
     """`report.html`, `report.md` and `tables/` of a run, or a `page` alone, against what its records give."""
     path = page or (run.folder / _REPORT if run.folder else None)
     if path is None or not path.is_file():
-        yield unchecked(PAGES, _REPORT, "there is none")
+        yield unchecked(PAGES, _REPORT, marked("there is none"))
         return
     carried = carried_run(path)
     if run.folder is not None:
         yield from _carried_records(carried, collect_run(run.folder))
     if not all(name in carried.get("records", {}) for name in RECORDS):
-        yield unchecked(PAGES, _REPORT, "it does not carry all four records")
+        yield unchecked(PAGES, _REPORT, marked("it does not carry all four records"))
         return
     origin = _origin(carried, run)
     why_not = _other_origin(carried, origin, run)
@@ -72,18 +73,20 @@ def check_pages(run: RunData, page: Path | None = None) -> Iterator[Finding]:
             name, json.dumps([carried["records"], carried.get("samples"), carried.get("state"), origin])
         )
     except Exception as error:  # whatever a record that nothing measured does to tables and charts
-        reason = f"it cannot be made again: {short(error)}"
+        reason = Message("it cannot be made again: {short}", short=short(error))
         yield (
             unchecked(PAGES, _REPORT, reason)
             if why_not
-            else Finding(_REPORT, "a page", reason, CHANGED, PAGES)
+            else Finding(_REPORT, marked("a page"), reason, CHANGED, PAGES)
         )
         return
     shown, with_others = report_alone(_text_of(path))
     yield _same(_REPORT, without_record(shown), without_record(again[_REPORT]), why_not)
     if with_others:
         yield unchecked(
-            PAGES, "pages of the notebooks", "they lie in the same file; the run folder's are checked"
+            PAGES,
+            marked("pages of the notebooks"),
+            marked("they lie in the same file; the run folder's are checked"),
         )
     if page is None:
         yield from _same_files(path.parent, again, why_not)
@@ -92,9 +95,14 @@ def check_pages(run: RunData, page: Path | None = None) -> Iterator[Finding]:
 def _carried_records(carried: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Finding]:
     """The record in the page is that of the folder; its state is that of the moment at which the page was made."""
     for part in ("records", "samples"):
-        yield from compared(PAGES, f"{_REPORT}, {part} that it carries", carried.get(part), here[part])
+        yield from compared(
+            PAGES,
+            Message("{report}, {part} that it carries", report=_REPORT, part=part),
+            carried.get(part),
+            here[part],
+        )
     parameters = [(values.get("state") or {}).get("parameters") for values in (carried, here)]
-    yield from compared(PAGES, f"{_REPORT}, parameters that it carries", *parameters)
+    yield from compared(PAGES, Message("{report}, parameters that it carries", report=_REPORT), *parameters)
 
 
 def _origin(carried: Mapping[str, Any], run: RunData) -> Mapping[str, Any]:
@@ -131,12 +139,16 @@ def _other_origin(carried: Mapping[str, Any], origin: Mapping[str, Any], run: Ru
     told, here = carried.get("page"), page_origin("", ())["made_with"]
     if not isinstance(told, dict):
         made_here = recorded_code(run) == [code_hash()]
-        return "" if made_here else "made by an older version of the kit"
+        return "" if made_here else marked("made by an older version of the kit")
     other = [name for name, version in here.items() if (told.get("made_with") or {}).get(name) != version]
     if other:
-        return f"made with another version of {', '.join(other)}"
+        return Message("made with another version of {other}", other=", ".join(other))
     against = [limit.against for limit in parse_limits(origin["limits"]) if limit.against not in ("", FLOAT)]
-    return f"a limit of it looks at {against[0]}, which may be another now" if against else ""
+    return (
+        Message("a limit of it looks at {against}, which may be another now", against=against[0])
+        if against
+        else ""
+    )
 
 
 def _same_files(folder: Path, again: Mapping[str, str], why_not: str) -> Iterator[Finding]:
@@ -147,7 +159,11 @@ def _same_files(folder: Path, again: Mapping[str, str], why_not: str) -> Iterato
         if path.is_file() and name in again:
             yield _same(name, _text_of(path), again[name], why_not)
         else:
-            what = ("there", "not of this report") if path.is_file() else ("missing", "made by this report")
+            what = (
+                ("there", marked("not of this report"))
+                if path.is_file()
+                else ("missing", marked("made by this report"))
+            )
             yield unchecked(PAGES, name, why_not) if why_not else Finding(name, *what, CHANGED, PAGES)
 
 
@@ -156,7 +172,9 @@ def _same(name: str, recorded: str, again: str, why_not: str, part: str = PAGES)
     if recorded == again:
         return Finding(name, "", "", SAME, part)
     if why_not:
-        return unchecked(part, name, f"it is not what its records give here: {why_not}")
+        return unchecked(
+            part, name, Message("it is not what its records give here: {why_not}", why_not=why_not)
+        )
     return Finding(name, *_first_difference(recorded, again), CHANGED, part)
 
 
@@ -189,14 +207,14 @@ def check_notebooks(run: RunData) -> Iterator[Finding]:
 def _other_code(parts: Mapping[str, str], step: Step, run: RunData) -> str:
     """Why the outputs of a notebook may be others than this kit's; empty if they must be equal."""
     if not parts:
-        return "run by hand: by which code is not told"
+        return marked("run by hand: by which code is not told")
     if parts.get("the kit's code") != code_hash():
-        return "made by another version of the kit"
+        return marked("made by another version of the kit")
     if parts.get("the notebook") != file_hash(notebook_path(step.name)):
-        return "made by another notebook"
+        return marked("made by another notebook")
     told, here = run.state.get("versions") or {}, versions()
     other = [name for name in ("nbconvert", "numpy") if told.get(name) != here.get(name)]
-    return f"made with another version of {', '.join(other)}" if other else ""
+    return Message("made with another version of {other}", other=", ".join(other)) if other else ""
 
 
 def _exported(path: Path, step: Step, why_not: str) -> Iterator[Finding]:
@@ -220,7 +238,13 @@ def _shown(
     """Code and outputs of an executed notebook against the project's own, whose cells show the records again."""
     sources = [[cell_in_language(cell) for cell in own], [cell.source for cell in cells]]
     if sources[0] != sources[1]:
-        yield _same(f"{path.name}, cells", "\n".join(sources[1]), "\n".join(sources[0]), why_not, NOTEBOOKS)
+        yield _same(
+            Message("{name}, cells", name=path.name),
+            "\n".join(sources[1]),
+            "\n".join(sources[0]),
+            why_not,
+            NOTEBOOKS,
+        )
         return
     names = _names(step, run)
     for number, cell in enumerate(cells, start=1):
@@ -229,7 +253,13 @@ def _shown(
             shown, again = _outputs(cell), _evaluated(call, names)
             if len(ast.parse(cell.source).body) > 1:  # what it printed while it measured comes first
                 shown = shown[-len(again) :]
-            yield _same(f"{path.name}, cell {number}", shown, again, why_not, NOTEBOOKS)
+            yield _same(
+                Message("{name}, cell {number}", name=path.name, number=number),
+                shown,
+                again,
+                why_not,
+                NOTEBOOKS,
+            )
 
 
 def _injected(cell: NotebookNode) -> bool:

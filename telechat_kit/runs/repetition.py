@@ -11,6 +11,7 @@ from telechat_kit.comparison.changes import Figure, figures
 from telechat_kit.comparison.findings import Finding, compared
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError
+from telechat_kit.messages import marked
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import code_hash, machine, versions
 from telechat_kit.runs.execution import run_profile
@@ -21,12 +22,12 @@ from telechat_kit.statistics import Estimate
 from telechat_kit.temporary import temporary_folder
 
 REPRODUCED, WITHIN, NOT, UNDECIDED = (
-    "reproduced",
-    "within the interval of the difference",
-    "not reproduced",
-    "no interval",
+    marked("reproduced"),
+    marked("within the interval of the difference"),
+    marked("not reproduced"),
+    marked("no interval"),
 )
-PART = "repeated"
+PART = marked("repeated")
 #: Sums in another order, by another number of threads say, move a figure by less than this
 RELATIVE_TOLERANCE = 1e-5
 #: Packages that round
@@ -50,7 +51,7 @@ def repeat_run(run: RunData, steps: Sequence[str] = ()) -> RunData:
     """
     if not run.parameters:
         raise DataError(
-            f"{run.name} does not tell its parameters, so it cannot be repeated. Use --hashes-only."
+            "{name} does not tell its parameters, so it cannot be repeated. Use --hashes-only.", name=run.name
         )
     made = [step["name"] for step in run.state.get("steps", []) if step.get("status") == "completed"]
     chosen = [find_step(name).name for name in steps] or made
@@ -65,7 +66,9 @@ def repeat_run(run: RunData, steps: Sequence[str] = ()) -> RunData:
         if outcome.stopped is not None:
             failure = outcome.stopped.failure
             raise DataError(
-                f"the repetition stopped at {outcome.stopped.name}: {failure.message if failure else ''}"
+                "the repetition stopped at {name}: {text}",
+                name=outcome.stopped.name,
+                text=failure.message if failure else "",
             )
         return read_run_data(f"{folder}/run")
 

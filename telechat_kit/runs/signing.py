@@ -14,11 +14,12 @@ from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import resolve, write_text
 from telechat_kit.manifest import NAME, SIGNATURE
+from telechat_kit.messages import Message, marked
 from telechat_kit.runs.bindings import check_manifest
 
 #: What a signature is made for: one made for a letter or a commit does not pass for one over a run
 NAMESPACE = "telechat-kit"
-PART = "signature"
+PART = marked("signature")
 _FINGERPRINT = re.compile(r"\S+ key SHA256:\S+")
 
 
@@ -34,25 +35,41 @@ def sign(place: str | Path, key: str | Path) -> Path:
     """
     run, key = read_run_data(place), resolve(key)
     if run.folder is None:
-        raise DataError(f"{place} is a page alone. Give the run folder: what is signed is its manifest.")
+        raise DataError(
+            "{place} is a page alone. Give the run folder: what is signed is its manifest.", place=place
+        )
     _require_true_manifest(run, run.folder)
     if not key.is_file():
-        raise DataError(f"the key {key} does not exist. Make one with: ssh-keygen -t ed25519 -f {key}")
+        raise DataError(
+            "the key {key} does not exist. Make one with: ssh-keygen -t ed25519 -f {key}", key=key
+        )
     ended = _ssh_keygen(run.folder, "sign", "-f", str(key), "-n", NAMESPACE)
     if ended.returncode or "BEGIN SSH SIGNATURE" not in ended.stdout:
-        raise KitError(f"ssh-keygen cannot sign with {key}: {_said(ended)}. Give a private key of yours.")
+        raise KitError(
+            "ssh-keygen cannot sign with {key}: {said}. Give a private key of yours.",
+            key=key,
+            said=_said(ended),
+        )
     return write_text(run.folder / SIGNATURE, ended.stdout)
 
 
 def _require_true_manifest(run: RunData, folder: Path) -> None:
     if not (folder / NAME).is_file():
-        raise DataError(f"{folder} holds no {NAME} to sign. Run again: it is written at the end of a run.")
+        raise DataError(
+            "{folder} holds no {name} to sign. Run again: it is written at the end of a run.",
+            folder=folder,
+            name=NAME,
+        )
     wrong = [finding for finding in check_manifest(run) if finding.verdict == CHANGED]
     if wrong:
         first = f"{wrong[0].name} is {wrong[0].found}"
         raise DataError(
-            f"{folder} is not what its {NAME} says ({first}; {len(wrong)} in all), so it is not signed. "
-            "Put the files back, or run again."
+            "{folder} is not what its {name} says ({first}; {count} in all), so it is not signed. Put the "
+            "files back, or run again.",
+            folder=folder,
+            name=NAME,
+            first=first,
+            count=len(wrong),
         )
 
 
@@ -69,17 +86,18 @@ def check_signature(run: RunData, signers: str | Path | None) -> Iterator[Findin
     path = run.folder / SIGNATURE if run.folder else None
     if signers is None:
         if path is not None and path.is_file():
-            yield unchecked(PART, SIGNATURE, "name whom you trust with --signers FILE")
+            yield unchecked(PART, SIGNATURE, marked("name whom you trust with --signers FILE"))
         return
     if run.folder is None or path is None:
-        raise DataError(f"{run.name} is a page alone and bears no signature. Give the run folder.")
+        raise DataError("{name} is a page alone and bears no signature. Give the run folder.", name=run.name)
     if not resolve(signers).is_file():
         raise DataError(
-            f"the signers file {resolve(signers)} does not exist. It holds a line for each: NAME KEY-TYPE KEY, as in "
-            "the .pub file of the key."
+            "the signers file {resolve} does not exist. It holds a line for each: NAME KEY-TYPE KEY, as in "
+            "the .pub file of the key.",
+            resolve=resolve(signers),
         )
     if not path.is_file():
-        yield Finding(SIGNATURE, "a signature", "there is none", CHANGED, PART)
+        yield Finding(SIGNATURE, marked("a signature"), marked("there is none"), CHANGED, PART)
         return
     yield _judged(run.folder, path, resolve(signers))
 
@@ -87,16 +105,20 @@ def check_signature(run: RunData, signers: str | Path | None) -> Iterator[Findin
 def _judged(folder: Path, path: Path, signers: Path) -> Finding:
     whole = _ssh_keygen(folder, "check-novalidate", "-n", NAMESPACE, "-s", str(path))
     if whole.returncode:
-        reason = f"not a signature over this {NAME}: {_said(whole)}"
-        return Finding(SIGNATURE, "a signature", reason, CHANGED, PART)
+        reason = Message("not a signature over this {name}: {said}", name=NAME, said=_said(whole))
+        return Finding(SIGNATURE, marked("a signature"), reason, CHANGED, PART)
     key = _FINGERPRINT.search(whole.stdout)
     named = key[0] if key else "a key"
     found = _ssh_keygen(folder, "find-principals", "-f", str(signers), "-s", str(path))
     for name in found.stdout.splitlines():
         words = ("-f", str(signers), "-I", name, "-n", NAMESPACE, "-s", str(path))
         if _ssh_keygen(folder, "verify", *words).returncode == 0:
-            return Finding(f"{NAME}, signed by {name}", named, named, SAME, PART)
-    return Finding(SIGNATURE, f"by one of {signers.name}", f"{named}: {_said(found)}", CHANGED, PART)
+            return Finding(
+                Message("{name}, signed by {name2}", name=NAME, name2=name), named, named, SAME, PART
+            )
+    return Finding(
+        SIGNATURE, Message("by one of {name}", name=signers.name), f"{named}: {_said(found)}", CHANGED, PART
+    )
 
 
 def _ssh_keygen(folder: Path, action: str, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -117,4 +139,8 @@ def _ssh_keygen(folder: Path, action: str, *words: str) -> "subprocess.Completed
 def _said(ended: "subprocess.CompletedProcess[str]") -> str:
     """What ssh-keygen said last, in a line; it ends its lines with CR LF."""
     lines = [line.strip() for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
-    return lines[-1].rstrip(".")[:200] if lines else f"it ended with {ended.returncode} and no word"
+    return (
+        lines[-1].rstrip(".")[:200]
+        if lines
+        else Message("it ended with {returncode} and no word", returncode=ended.returncode)
+    )

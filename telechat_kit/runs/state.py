@@ -8,8 +8,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import DataError
 from telechat_kit.files import read_json, write_json
+from telechat_kit.messages import Message, marked
 
 SCHEMA = "telechat-kit/run/1"
+#: What a step can be, for the catalog
+_STATES = (
+    marked("pending"),
+    marked("running"),
+    marked("completed"),
+    marked("failed"),
+    marked("interrupted"),
+    marked("skipped"),
+)
 
 
 @dataclass(frozen=True)
@@ -127,13 +137,20 @@ def load_state(folder: Path) -> RunState | None:
     values = read_json(path)
     try:
         if values.get("schema") != SCHEMA:
-            raise ValueError(f'its schema is "{values.get("schema")}", this kit reads "{SCHEMA}"')
+            raise ValueError(
+                Message(
+                    'its schema is "{values}", this kit reads "{schema}"',
+                    values=values.get("schema"),
+                    schema=SCHEMA,
+                )
+            )
         state = TypeAdapter(RunState).validate_python(values)
         if [step.name for step in state.steps] != [step.name for step in STEPS]:
             raise ValueError("other steps")
     except (AttributeError, ValueError, ValidationError) as error:
         raise DataError(
-            f"{path} is damaged or of another version of the kit ({str(error).splitlines()[0]}). "
-            "Remove it to run all steps again."
+            "{path} is damaged or of another version of the kit ({error}). Remove it to run all steps again.",
+            path=path,
+            error=str(error).splitlines()[0],
         ) from error
     return state

@@ -13,6 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from telechat_kit.messages import gettext as _
+from telechat_kit.widths import cut
+
 _MESSAGE = re.compile(r"(Error|failed|interrupted|\w*Error:)")
 _BAR = re.compile(
     r"(?P<what>[^\r\n:]*): +(?P<share>\d+)%\|(?:[^\r\n|]*\|[^\r\n|\[]*\[[\d:]+<(?P<left>[\d:]+))?"
@@ -64,11 +67,14 @@ class StepProgress:
     def finish(self, outcome: str) -> None:
         """End the step's line."""
         self._ended.set()
-        self._show(f"{outcome} in {time.monotonic() - self.start:.1f} s", end="\n")
+        seconds = f"{time.monotonic() - self.start:.1f}"
+        self._show(_("{outcome} in {seconds} s").format(outcome=_(outcome), seconds=seconds), end="\n")
 
     def _share(self, what: str, percent: int, left: str | None) -> None:
         fifth = (what, percent // 20)
-        text = f"{what} {percent} %{f', about {left} left' if left and percent < 100 else ''}"
+        text = f"{what} {percent} %"
+        if left and percent < 100:
+            text = _("{done}, about {time} left").format(done=text, time=left)
         if self.live or fifth != self._fifth:
             self._show(text)
         self._what, self._fifth = text, fifth
@@ -88,7 +94,8 @@ class StepProgress:
                 self._clock.start()
             self._what, self._said = what, time.monotonic()
             seconds = self._said - self.start
-            text = f"{self.label}  cell {self.cell}/{self.cells}  {seconds:5.0f} s  {what}"
+            cell = _("cell {cell}/{cells}").format(cell=self.cell, cells=self.cells)
+            text = f"{self.label}  {cell}  {seconds:5.0f} s  {what}"
             shown = (
                 f"\r\x1b[2K{_fitting(text)}{end}" if self.live else f"{text}\n" if text != self._last else ""
             )
@@ -100,8 +107,7 @@ class StepProgress:
 
 def _fitting(text: str) -> str:
     """`text` cut to the terminal: a line that breaks cannot be written over."""
-    columns = shutil.get_terminal_size().columns
-    return text if len(text) < columns else f"{text[: columns - 2]}…"
+    return cut(text, shutil.get_terminal_size().columns - 1)
 
 
 class Board:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import project_root, relative, resolve
+from telechat_kit.messages import marked
 from telechat_kit.runs.many import Job, check_jobs, ended_by, prepare_checkpoints, run_jobs
 from telechat_kit.runs.profile import load_profile, read_mapping
 from telechat_kit.runs.signals import PARENT, orderly_end
@@ -49,20 +50,27 @@ def load_sweep(path: Path) -> Sweep:
     Raises:
         ParameterError: no such file, no YAML, a key that sweeps do not have, or a list that is empty.
     """
-    values, _ = read_mapping(path, "sweep", "params/sweeps")
+    values, _ = read_mapping(path, marked("sweep"), "params/sweeps")
     known = list(Sweep.__dataclass_fields__)
     if unknown := sorted(set(values) - set(known)):
-        raise ParameterError(f"{path}: {unknown[0][:80]}: a sweep has {', '.join(known)}.")
+        raise ParameterError(
+            "{path}: {unknown}: a sweep has {known}.",
+            path=path,
+            unknown=unknown[0][:80],
+            known=", ".join(known),
+        )
     try:
         sweep = TypeAdapter(Sweep).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ParameterError(f"{path}: {key}: {first['msg']}.") from error
+        raise ParameterError("{path}: {key}: {first}.", path=path, key=key, first=first["msg"]) from error
     empty = [key for key, options in sweep.parameters.items() if not options]
     if empty or not sweep.profiles:
         raise ParameterError(
-            f"{path}: {', '.join(empty) or 'profiles'} is an empty list. Name at least one value."
+            "{path}: {empty} is an empty list. Name at least one value.",
+            path=path,
+            empty=", ".join(empty) or "profiles",
         )
     return sweep
 
@@ -75,7 +83,7 @@ def sweep_jobs(sweep: Sweep) -> list[Job]:
     """
     shared = [key for key in _OWN if key in sweep.parameters]
     if shared:
-        raise ParameterError(f"a sweep cannot vary {shared[0]}: it gives every run its own.")
+        raise ParameterError("a sweep cannot vary {shared}: it gives every run its own.", shared=shared[0])
     choices = [[(key, value) for value in options] for key, options in sweep.parameters.items()]
     jobs = [
         _job(sweep, resolve(profile), values)

@@ -9,16 +9,21 @@ from telechat_kit.comparison.plausibility import impossible_figures
 from telechat_kit.comparison.recomputation import recomputed
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.files import resolve
+from telechat_kit.messages import marked
 from telechat_kit.runs.bindings import check_manifest, check_state
 from telechat_kit.runs.origins import check_answer_files, check_origins, check_weights_told, made_again
 from telechat_kit.runs.rebuilding import PAGES, check_notebooks, check_pages
 from telechat_kit.runs.repetition import NOT, Verdict, judge, repeat_run, same_conditions, same_results
 from telechat_kit.runs.signing import check_signature
 
-VERIFIED, NOT_VERIFIED, NOTHING = "verified", "not verified", "nothing could be checked"
+VERIFIED, NOT_VERIFIED, NOTHING = (
+    marked("verified"),
+    marked("not verified"),
+    marked("nothing could be checked"),
+)
 #: The same of a page alone: what is sound in the record behind it says nothing of what it shows
-NOT_SHOWN = "what the page shows could not be checked"
-ORIGIN = "A record alone cannot prove its origin: give the run folder."
+NOT_SHOWN = marked("what the page shows could not be checked")
+ORIGIN = marked("A record alone cannot prove its origin: give the run folder.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from telechat_kit.errors import KitError
 from telechat_kit.files import atomic_path
+from telechat_kit.messages import Message, marked
 from telechat_kit.temporary import temporary_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -30,7 +31,7 @@ def built_library() -> Path:
     """
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
-        raise BuildError("no C compiler")
+        raise BuildError(marked("no C compiler"))
     target = _cache_folder() / f"{_key(compiler)}.so"
     if not target.is_file():
         _compile(compiler, target)
@@ -44,9 +45,15 @@ def _compile(compiler: str, target: Path) -> None:
             command = [*compiler.split(), *FLAGS, *native_flags(), str(SOURCE), "-o", str(path), "-lm"]
             run = subprocess.run(command, capture_output=True, check=False, text=True, timeout=600)
             if run.returncode:
-                raise BuildError(f"{compiler} fails: {run.stderr.strip().splitlines()[:1]}")
+                raise BuildError(
+                    Message(
+                        "{compiler} fails: {stderr}",
+                        compiler=compiler,
+                        stderr=run.stderr.strip().splitlines()[:1],
+                    )
+                )
     except (KitError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler} cannot be run") from error
+        raise BuildError(Message("{compiler} cannot be run", compiler=compiler)) from error
 
 
 def native_flags() -> tuple[str, ...]:
@@ -69,7 +76,7 @@ def _version(compiler: str) -> str:
             [*compiler.split(), "--version"], capture_output=True, check=False, text=True, timeout=30
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler} cannot be run") from error
+        raise BuildError(Message("{compiler} cannot be run", compiler=compiler)) from error
 
 
 def _processor() -> str:

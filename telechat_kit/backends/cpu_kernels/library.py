@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from telechat_kit.backends.cpu_kernels.build import BuildError, built_library
+from telechat_kit.messages import Message, marked
 
 #: Set to 1, the backend multiplies with torch alone
 OFF = "TELECHAT_KIT_NO_KERNEL"
@@ -73,7 +74,7 @@ class Network(Structure):
 
 
 #: Phases of a decode step, as its profile counts them
-PHASES = ("norms and quantization", "linears", "attention", "waiting for each other", "head")
+PHASES = (marked("norms and quantization"), "linears", "attention", marked("waiting for each other"), "head")
 
 
 class Cache(Structure):
@@ -112,13 +113,13 @@ class AttentionShape(Structure):
 def _loaded() -> tuple[ctypes.CDLL | None, str]:
     """The library and what it is, or None and why."""
     if os.environ.get(OFF, "0") not in ("", "0"):
-        return None, f"{OFF} is set"
+        return None, Message("{off} is set", off=OFF)
     try:
         found = ctypes.CDLL(str(built_library()))
     except (BuildError, OSError) as error:
         return None, str(error)
     _declare(found)
-    return found, f"compiled kernel ({found.isa().decode()})"
+    return found, Message("compiled kernel ({decode})", decode=found.isa().decode())
 
 
 def _declare(found: ctypes.CDLL) -> None:

@@ -97,8 +97,10 @@ def choose_dtype(asked: torch.dtype | None, stored: torch.dtype | None) -> torch
     if asked not in chip.dtypes:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in chip.dtypes)
         raise DeviceError(
-            f"{str(asked).removeprefix('torch.')} asked for, but the {chip.family} calculates in {known} only. "
-            "Use float16."
+            "{asked} asked for, but the {family} calculates in {known} only. Use float16.",
+            asked=str(asked).removeprefix("torch."),
+            family=chip.family,
+            known=known,
         )
     return asked
 

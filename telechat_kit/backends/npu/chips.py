@@ -159,6 +159,9 @@ def chip_of(soc: int, name: str) -> Chip:
             return chip
     known = ", ".join(chip.family for chip in CHIPS)
     raise DeviceError(
-        f"the chip {name} (soc {soc}) is unknown to the kit, which knows {known}. Use one of these or device: "
-        "cpu, or add the chip with its operators to telechat_kit/backends/npu/chips.py."
+        "the chip {name} (soc {soc}) is unknown to the kit, which knows {known}. Use one of these or "
+        "device: cpu, or add the chip with its operators to telechat_kit/backends/npu/chips.py.",
+        name=name,
+        soc=soc,
+        known=known,
     )

@@ -30,7 +30,8 @@ def capture(step: Callable[[], object]) -> Callable[[], None]:
         if is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"the decode step cannot be captured as a graph ({first_line(error)}). Use graph: none."
+            "the decode step cannot be captured as a graph ({first_line}). Use graph: none.",
+            first_line=first_line(error),
         ) from error
     note("decode", "NPUGraph")
     replay: Callable[[], None] = graph.replay

@@ -90,8 +90,10 @@ def _blocked(weight: Tensor) -> Tensor:
     cast: Tensor = operator("npu_format_cast")(weight, FRACTAL_NZ)
     if (found := torch_npu().get_npu_format(cast)) != FRACTAL_NZ:
         raise DeviceError(
-            f"a weight was left in format {found}, the int8 product needs {FRACTAL_NZ} (FRACTAL_NZ). Let torch_npu "
-            "use internal formats: unset ALLOW_INTERNAL_FORMAT and any code that switches them off."
+            "a weight was left in format {found}, the int8 product needs {fractal_nz} (FRACTAL_NZ). Let "
+            "torch_npu use internal formats: unset ALLOW_INTERNAL_FORMAT and any code that switches them off.",
+            found=found,
+            fractal_nz=FRACTAL_NZ,
         )
     return cast
 

@@ -11,8 +11,9 @@ from telechat_kit.backends.failures import first_line
 from telechat_kit.backends.npu import torch_npu_guard as npu_import
 from telechat_kit.backends.npu.chips import Chip, chip_of
 from telechat_kit.errors import DeviceError
+from telechat_kit.messages import Message, marked
 
-_SOURCE = (
+_SOURCE = marked(
     "source /usr/local/Ascend/ascend-toolkit/set_env.sh, or from CANN 8.5 on /usr/local/Ascend/cann/set_env.sh, "
     "in the shell that starts the kit"
 )
@@ -28,20 +29,34 @@ def torch_npu() -> Any:
         return importlib.import_module("torch_npu")
     except ImportError as error:
         cause = npu_import.cause or error
-        raise DeviceError(f"torch_npu cannot be imported ({first_line(cause)}). {_remedy(cause)}.") from cause
+        raise DeviceError(
+            "torch_npu cannot be imported ({first_line}). {remedy}.",
+            first_line=first_line(cause),
+            remedy=_remedy(cause),
+        ) from cause
 
 
 def _remedy(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
-        return f"Install the torch_npu that belongs to torch {torch.__version__}, or use device: cpu"
+        return Message(
+            "Install the torch_npu that belongs to torch {version}, or use device: cpu",
+            version=torch.__version__,
+        )
     if "undefined symbol" in text:
-        return (
-            f"It was built for another torch than {torch.__version__}: install a pair that belongs together"
+        return Message(
+            "It was built for another torch than {version}: install a pair that belongs together",
+            version=torch.__version__,
         )
     if "cannot open shared object file" in text:
-        return f"The CANN toolkit is not installed or not on the library path: {_SOURCE}"
-    return f"Check that torch {torch.__version__}, torch_npu and CANN belong together, and {_SOURCE}"
+        return Message(
+            "The CANN toolkit is not installed or not on the library path: {source}", source=_SOURCE
+        )
+    return Message(
+        "Check that torch {version}, torch_npu and CANN belong together, and {source}",
+        version=torch.__version__,
+        source=_SOURCE,
+    )
 
 
 def device_count() -> int:
@@ -63,8 +78,10 @@ def open_device(index: int) -> None:
         npu.config.allow_internal_format = True
     except RuntimeError as error:
         raise DeviceError(
-            f"the NPU {index} cannot be opened ({first_line(error)}). See with npu-smi info whether it is healthy "
-            "and free, and whether the kernels package of its chip is installed."
+            "the NPU {index} cannot be opened ({first_line}). See with npu-smi info whether it is healthy "
+            "and free, and whether the kernels package of its chip is installed.",
+            index=index,
+            first_line=first_line(error),
         ) from error
     current_chip()
 

@@ -37,8 +37,11 @@ def join_group(devices: tuple[str, ...], rank: int, port: int, store: dist.TCPSt
         dist.init_process_group(library, store=store, rank=rank, world_size=len(devices), timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
-            f"{', '.join(devices)} cannot work together through {library} ({error}). Use one of them, or see whether "
-            f"this torch was built with {library}."
+            "{devices} cannot work together through {library} ({error}). Use one of them, or see whether "
+            "this torch was built with {library}.",
+            devices=", ".join(devices),
+            library=library,
+            error=error,
         ) from error
     return Shard(rank, len(devices), add_up, largest)
 
@@ -68,8 +71,9 @@ def _explained() -> Iterator[None]:
         if "out of memory" in str(error):
             raise
         raise DeviceError(
-            f"a process that holds a part of the model is gone ({str(error).splitlines()[0]}). Its own error stands "
-            "in the log of this run; run the step again."
+            "a process that holds a part of the model is gone ({error}). Its own error stands in the log of "
+            "this run; run the step again.",
+            error=str(error).splitlines()[0],
         ) from error
 
 

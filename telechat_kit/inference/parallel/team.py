@@ -20,6 +20,7 @@ from telechat_kit.errors import DeviceError
 from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.inference.parallel.group import join_group, leave_group, open_store
 from telechat_kit.inference.parallel.messages import Done, Forget, Join, Load, Start, Step
+from telechat_kit.messages import Message
 from telechat_kit.model.network import TelechatForCausalLM
 
 
@@ -38,10 +39,13 @@ class Team:
 
     def __init__(self, devices: tuple[str, ...]) -> None:
         if len({require_device(device)[0] for device in devices}) > 1:
-            raise DeviceError(f"{', '.join(devices)}: only devices of one kind can share a model.")
+            raise DeviceError(
+                "{devices}: only devices of one kind can share a model.", devices=", ".join(devices)
+            )
         if dist.is_initialized():
             raise DeviceError(
-                f"this process shares its models over other devices than {', '.join(devices)} already. Start another one."
+                "this process shares its models over other devices than {devices} already. Start another one.",
+                devices=", ".join(devices),
             )
         self.devices, self._numbers = devices, count()
         self._models: list[int] = []  # given up, and not yet told
@@ -92,10 +96,13 @@ class Team:
         """Before a forward call of the blocks: tell the others to make it too."""
         ids, past = args[0] if args else options.get("input_ids"), options.get("past_key_values")
         if ids is None:
-            raise DeviceError(f"{', '.join(self.devices)}: a model on several devices takes token ids only.")
+            raise DeviceError(
+                "{devices}: a model on several devices takes token ids only.", devices=", ".join(self.devices)
+            )
         if options.get("position_ids") is not None or getattr(past, "is_compileable", False):
             raise DeviceError(
-                f"{', '.join(self.devices)}: a model on several devices takes no position_ids and no static cache."
+                "{devices}: a model on several devices takes no position_ids and no static cache.",
+                devices=", ".join(self.devices),
             )
         if past is None and options.get("use_cache") is not False:
             past = DynamicCache()
@@ -162,7 +169,9 @@ def _send(process: "subprocess.Popen[bytes]", message: object) -> None:
         pickle.dump(message, process.stdin)
         process.stdin.flush()
     except BrokenPipeError as error:
-        raise DeviceError(f"a process that holds a part of the model is gone: {_answer(process)}") from error
+        raise DeviceError(
+            "a process that holds a part of the model is gone: {answer}", answer=_answer(process)
+        ) from error
 
 
 def _answer(process: "subprocess.Popen[bytes]") -> str:
@@ -171,5 +180,5 @@ def _answer(process: "subprocess.Popen[bytes]") -> str:
     try:
         answer: Done = pickle.load(process.stdout)
     except EOFError:
-        return f"ended with {process.wait()} and without a word"
+        return Message("ended with {wait} and without a word", wait=process.wait())
     return answer.error

@@ -126,7 +126,7 @@ def _watch(
         try:
             taken.take_input(inputs[0])
         except DataError as error:
-            raise DataError(f"input of {name}: {error}") from error
+            raise DataError("input of {name}: {error}", name=name, error=error) from error
         if exact is not None:
             rows.append(taken.some_tokens(inputs[0]))
 

@@ -180,7 +180,7 @@ def _observing(name: str, update: Callable[[Tensor], Tensor | None]) -> Callable
         try:
             return update(inputs[0])
         except DataError as error:
-            raise DataError(f"input of {name}: {error}") from error
+            raise DataError("input of {name}: {error}", name=name, error=error) from error
 
     return hook
 

@@ -117,7 +117,10 @@ def _mixed_set(
     """Blocks of every kind alike, taken in turns: whoever looks at the first ones only sees all kinds."""
     if samples < len(kinds):
         raise ParameterError(
-            f"calibration_samples {samples}: {len(kinds)} kinds of text need a sample each ({', '.join(kinds)})."
+            "calibration_samples {samples}: {count} kinds of text need a sample each ({kinds}).",
+            samples=samples,
+            count=len(kinds),
+            kinds=", ".join(kinds),
         )
     drawn, shares = [], []
     for index, (kind, part) in enumerate(kinds.items()):
@@ -142,14 +145,21 @@ def random_samples(samples: Sequence[Tensor], vocabulary: int, seed: int) -> lis
 def _check(format: str, lines: str, tokens: int, context: int) -> None:
     known: Sequence[str] = CALIBRATION_FORMATS
     if format not in known:
-        raise ParameterError(f'calibration_format "{format}" is unknown. Use one of {", ".join(known)}.')
+        raise ParameterError(
+            'calibration_format "{format}" is unknown. Use one of {known}.',
+            format=format,
+            known=", ".join(known),
+        )
     if format == "blocks" and lines != "seed":
         raise ParameterError(
-            f'calibration_lines "{lines}" has no meaning for blocks, which are cut from the joined text. '
-            "Use calibration_format: lines or chat with it."
+            'calibration_lines "{lines}" has no meaning for blocks, which are cut from the joined text. Use '
+            "calibration_format: lines or chat with it.",
+            lines=lines,
         )
     if not 1 <= tokens <= context:
         raise ParameterError(
-            f"calibration_tokens is {tokens}: give at least 1 and at most {context}, the length that the model was "
-            "trained on."
+            "calibration_tokens is {tokens}: give at least 1 and at most {context}, the length that the "
+            "model was trained on.",
+            tokens=tokens,
+            context=context,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import atomic_folder, read_json, require_space, resolve, write_json
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.compressed_tensors import compressed_tensors, dynamic_tensors, quantization_config
 from telechat_kit.model.folder import (
     ASCEND_DESCRIPTION,
@@ -111,7 +112,7 @@ def export(
     if names == "llama":
         notes = notes_on(source.model.config, max_length or source.model.config.training_seqlen)
         source = llama_source(source, max_length)
-    require_space(target, _room(source, format), f"the {format} checkpoint")
+    require_space(target, _room(source, format), Message("the {format} checkpoint", format=format))
     int8_linears = len(source.weights.linears)
     record = ExportRecord(SCHEMA, format, source_folder.name, int8_linears, [], notes, names)
     with atomic_folder(target) as temporary:
@@ -130,15 +131,22 @@ def export(
 def _check_request(format: str, names: str, max_length: int | None) -> None:
     for value, known, what in ((format, (*FORMATS, UNQUANTIZED), "format"), (names, NAMES, "names")):
         if value not in known:
-            raise ParameterError(f'{what} "{value}" is unknown. Use one of {", ".join(known)}.')
+            raise ParameterError(
+                '{what} "{value}" is unknown. Use one of {known}.',
+                what=what,
+                value=value,
+                known=", ".join(known),
+            )
     if names == "llama" and format not in _LLAMA_FORMATS:
         raise ParameterError(
-            f"{format} is not read by engines of Llama. Use {', '.join(_LLAMA_FORMATS)}, or the model's own names."
+            "{format} is not read by engines of Llama. Use {llama_formats}, or the model's own names.",
+            format=format,
+            llama_formats=", ".join(_LLAMA_FORMATS),
         )
     if names == "own" and (format == UNQUANTIZED or max_length is not None):
-        asked = "format float" if format == UNQUANTIZED else "max_length"
+        asked = marked("format float") if format == UNQUANTIZED else "max_length"
         raise ParameterError(
-            f'{asked} is for the names "llama" only. Add them (--names llama), or leave it out.'
+            '{asked} is for the names "llama" only. Add them (--names llama), or leave it out.', asked=asked
         )
 
 
@@ -146,9 +154,12 @@ def _export_float(folder: Path, target: Path, max_length: int | None) -> ExportR
     """A float checkpoint under Llama's names."""
     if is_w8a8(folder):
         raise CheckpointError(
-            f"{folder} is quantized. Use ascendV1 or compressed-tensors, or give the float folder."
+            "{folder} is quantized. Use ascendV1 or compressed-tensors, or give the float folder.",
+            folder=folder,
         )
-    require_space(target, sum(path.stat().st_size for path in weight_files(folder)), "the float checkpoint")
+    require_space(
+        target, sum(path.stat().st_size for path in weight_files(folder)), marked("the float checkpoint")
+    )
     with atomic_folder(target) as temporary:
         copy_beside(folder, temporary)
         notes = write_float_llama(folder, temporary, max_length)
@@ -167,14 +178,16 @@ def _check_activations(source: Source, format: str) -> None:
     """Refuse dynamic activations where a format has no place for them."""
     if format == "numpy" and source.weights.dynamic:
         raise ParameterError(
-            f"{source.folder} has dynamic activations. The .npy dictionaries hold static ones only: their readers know "
-            "an int8 linear by its input_scale, quant_bias and deq_scale. Use safetensors, ascendV1 or "
-            'compressed-tensors, or quantize with activations "static".'
+            "{folder} has dynamic activations. The .npy dictionaries hold static ones only: their readers "
+            "know an int8 linear by its input_scale, quant_bias and deq_scale. Use safetensors, ascendV1 or "
+            'compressed-tensors, or quantize with activations "static".',
+            folder=source.folder,
         )
     if format == "compressed-tensors" and source.weights.dynamic and source.static:
         raise ParameterError(
-            f"{source.folder} has linears with static and with dynamic activations. compressed-tensors is written "
-            "with one scheme for all of them. Use safetensors or ascendV1."
+            "{folder} has linears with static and with dynamic activations. compressed-tensors is written "
+            "with one scheme for all of them. Use safetensors or ascendV1.",
+            folder=source.folder,
         )
 
 
@@ -182,14 +195,20 @@ def _check_rotation(source: Source, format: str, float_folder: Path | None) -> N
     """Refuse weights that expect a turned input where readers would not turn it, and a float folder of other axes."""
     if format != "safetensors" and source.model.config.online_rotation:
         raise ParameterError(
-            f"{source.folder} expects the input of down_proj turned as the model runs (online_rotation), which readers "
-            f"of {format} do not do. Use safetensors with this kit, or quantize without that ingredient."
+            "{folder} expects the input of down_proj turned as the model runs (online_rotation), which "
+            "readers of {format} do not do. Use safetensors with this kit, or quantize without that "
+            "ingredient.",
+            folder=source.folder,
+            format=format,
         )
     record = source.beside / "quantize.json"
     recipe = (read_json(record).get("recipe") or {}) if record.is_file() else {}
     if float_folder is not None and "rotation" in recipe.get("ingredients", []):
         raise ParameterError(
-            f"{source.folder} was rotated, {float_folder} is not: their weights have no common axes. Leave model_path out."
+            "{folder} was rotated, {float_folder} is not: their weights have no common axes. Leave "
+            "model_path out.",
+            folder=source.folder,
+            float_folder=float_folder,
         )
 
 
@@ -229,19 +248,19 @@ def _write_compressed(source: Source, folder: Path, record: ExportRecord) -> Exp
     shifts, notes = source.shifts(), list(record.notes)
     tensors |= shifts
     if shifts:
-        notes.append("norms with the bias of shifted channels: other engines ignore it")
+        notes.append(marked("norms with the bias of shifted channels: other engines ignore it"))
     for linear in sorted(source.weights.linears):
         if linear in source.weights.dynamic:
             tensors |= dynamic_tensors(linear, source.packed(linear))
             continue
         stored = compressed_tensors(linear, source.complete(linear))
         if extra := sorted({f"{linear}.quant_bias", f"{linear}.deq_scale"} & set(stored)):
-            what = "what follows from the other tensors differs"
+            what = marked("what follows from the other tensors differs")
             if record.names == "llama":  # engines refuse a tensor that they do not know
                 stored = {name: value for name, value in stored.items() if name not in extra}
-                notes.append(f"{', '.join(extra)} left out: {what}")
+                notes.append(Message("{extra} left out: {what}", extra=", ".join(extra), what=what))
             else:
-                notes.append(f"{', '.join(extra)} stored too: {what}")
+                notes.append(Message("{extra} stored too: {what}", extra=", ".join(extra), what=what))
         tensors |= stored
     copy_beside(source.beside, folder)
     _save(folder / "model.safetensors", tensors)
@@ -253,7 +272,9 @@ def _write_compressed(source: Source, folder: Path, record: ExportRecord) -> Exp
 
 def _write_numpy(source: Source, folder: Path, record: ExportRecord, model_path: Path | None) -> ExportRecord:
     if shifted := sorted(source.shifts()):
-        source.weights.refuse(f"{shifted[0]} shifts channels, which a float folder cannot hold")
+        source.weights.refuse(
+            Message("{shifted} shifts channels, which a float folder cannot hold", shifted=shifted[0])
+        )
     packed = {linear: source.complete(linear) for linear in sorted(source.weights.linears)}
     original = None if model_path is None or is_w8a8(model_path) else model_path
     tensors = {name: source.weights.tensors[name] for name in source.float_names()}

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json
+from telechat_kit.messages import Message
 from telechat_kit.model.checkpoint import config_folder, read_w8a8
 from telechat_kit.model.compressed_tensors import recovered_bias
 from telechat_kit.model.folder import DYNAMIC, STATIC, is_w8a8, read_config
@@ -69,7 +70,9 @@ class Source:
         packed = self.packed(linear)
         offset = packed["input_offset"]
         if not torch.equal(offset.float(), offset.float().round().clamp(-128, 127)):
-            self.weights.refuse(f"{linear}.input_offset is {offset.item()}, no int8 number")
+            self.weights.refuse(
+                Message("{linear}.input_offset is {item}, no int8 number", linear=linear, item=offset.item())
+            )
         if "weight_scale" not in packed:
             packed["weight_scale"] = (decode_scale(packed["deq_scale"]) / packed["input_scale"].float())[
                 :, None
@@ -90,7 +93,7 @@ def read_source(folder: Path, float_folder: Path | None) -> Source:
     beside = config_folder(folder, float_folder if needed else None)
     config = read_config(beside)
     if not is_w8a8(folder):
-        raise CheckpointError(f"{folder} is not quantized. Quantize it first, then export.")
+        raise CheckpointError("{folder} is not quantized. Quantize it first, then export.", folder=folder)
     with torch.device("meta"):
         model, probe = (network_of(config)(config) for _ in range(2))
     weights = read_w8a8(folder, beside, model)

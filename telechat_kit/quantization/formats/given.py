@@ -11,6 +11,7 @@ from torch import Tensor
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.checkpoint import config_folder, needed_model_path, read_w8a8
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import DYNAMIC, STATIC, is_w8a8, read_config, weight_files, weights_format
@@ -84,7 +85,7 @@ class _Pair:
             return packed
         deq_scale = decode_scale(packed["deq_scale"])
         if not bool(deq_scale.isfinite().all() & (deq_scale != 0).all()):
-            self.weights.refuse(f"{name}.deq_scale holds values that are 0 or not finite")
+            self.weights.refuse(Message("{name}.deq_scale holds values that are 0 or not finite", name=name))
         if "weight_scale" not in packed:
             packed["weight_scale"] = (deq_scale / packed["input_scale"].float())[:, None]
         return packed
@@ -100,7 +101,7 @@ def check_given(float_folder: Path, quant_folder: Path) -> Checked:
     pair = _read(float_folder, quant_folder)
     _check_float_readers(pair)
     linears, deviations, wider = [], [], 0
-    for name in track(pair.names, "check of linears"):
+    for name in track(pair.names, marked("check of linears")):
         if pair.stored(name) in pair.weights.linears:
             packed = pair.packed(name)
             if pair.shards.tensors[f"{name}.weight"].shape == packed["weight"].shape:
@@ -113,7 +114,9 @@ def check_given(float_folder: Path, quant_folder: Path) -> Checked:
             linears.append(LinearRecord(name, "FLOAT", None, None, None, None, None))
     require_recorded_weights(quant_folder)  # last: whatever else is wrong is told by tensor
     rounded = sum(deviation <= rounding_slack(pair.shards.dtype) for deviation in deviations)
-    kept = [FloatLinear(row.name, None, "in float as given") for row in linears if row.kind == "FLOAT"]
+    kept = [
+        FloatLinear(row.name, None, marked("in float as given")) for row in linears if row.kind == "FLOAT"
+    ]
     given = GivenWeights(
         format=weights_format(quant_folder),
         tensors=len(pair.weights.tensors),
@@ -130,11 +133,15 @@ def _read(float_folder: Path, quant_folder: Path) -> _Pair:
     config = read_config(config_folder(quant_folder, needed_model_path(quant_folder, float_folder)))
     if not is_w8a8(quant_folder):
         raise CheckpointError(
-            f"{quant_folder} is not quantized. Give the folder of the W8A8 weights as quant_path, or leave "
-            "given_weights out to have them made."
+            "{quant_folder} is not quantized. Give the folder of the W8A8 weights as quant_path, or leave "
+            "given_weights out to have them made.",
+            quant_folder=quant_folder,
         )
     if is_w8a8(float_folder):
-        raise CheckpointError(f"{float_folder} is quantized. Give the float weights as checkpoint_path.")
+        raise CheckpointError(
+            "{float_folder} is quantized. Give the float weights as checkpoint_path.",
+            float_folder=float_folder,
+        )
     shards = Shards(float_folder)
     shards.require_finite()
     weight_files(quant_folder)
@@ -153,13 +160,22 @@ def _require_one_model(shards: Shards, config: TelechatConfig, quant_folder: Pat
     for key in ("model_type", "vocab_size", "hidden_size", "n_layer", "n_head", "kv_heads"):
         if getattr(own, key) != getattr(config, key):
             raise CheckpointError(
-                f"{shards.folder} and {quant_folder} do not belong together: {key} is {getattr(own, key)} and "
-                f"{getattr(config, key)}. Give the float folder of these weights."
+                "{folder} and {quant_folder} do not belong together: {key} is {one} and {other}. Give the "
+                "float folder of these weights.",
+                folder=shards.folder,
+                quant_folder=quant_folder,
+                key=key,
+                one=getattr(own, key),
+                other=getattr(config, key),
             )
     if config.ffn_hidden_size < own.ffn_hidden_size:
         raise CheckpointError(
-            f"{shards.folder} and {quant_folder} do not belong together: ffn_hidden_size is {own.ffn_hidden_size} and "
-            f"{config.ffn_hidden_size}. Give the float folder of these weights."
+            "{folder} and {quant_folder} do not belong together: ffn_hidden_size is {ffn_hidden_size} and "
+            "{ffn_hidden_size2}. Give the float folder of these weights.",
+            folder=shards.folder,
+            quant_folder=quant_folder,
+            ffn_hidden_size=own.ffn_hidden_size,
+            ffn_hidden_size2=config.ffn_hidden_size,
         )
 
 
@@ -176,8 +192,12 @@ def _check_float_readers(pair: _Pair) -> None:
             ours = pair.shards.read([name], torch.device("cpu"))[name]
             if kept and not torch.allclose(ours, pair.weights.tensor(pair.stored(name)).float(), rtol=1e-2):
                 raise CheckpointError(
-                    f"{pair.shards.folder}: {name} is not the norm of the int8 weights, but {prefix}{kept[0]}, which is "
-                    "in float, reads it. Give the float folder after outlier suppression, not the original one."
+                    "{folder}: {name} is not the norm of the int8 weights, but {prefix}{kept}, which is in float, "
+                    "reads it. Give the float folder after outlier suppression, not the original one.",
+                    folder=pair.shards.folder,
+                    name=name,
+                    prefix=prefix,
+                    kept=kept[0],
                 )
 
 
@@ -201,16 +221,23 @@ def _int8_record(name: str, packed: dict[str, Tensor], dynamic: bool) -> LinearR
 def _notes(rounded: int, int8: int, wider: int, quant_folder: Path) -> Iterator[str]:
     if wider:
         yield (
-            f"{wider} int8 weights have more channels than the float ones, as method best splits them, and were not "
-            "compared with them."
+            Message(
+                "{wider} int8 weights have more channels than the float ones, as method best splits them, and "
+                "were not compared with them.",
+                wider=wider,
+            )
         )
     if rounded < int8:
         yield (
-            f"{int8 - rounded} of {int8} int8 weights are not the rounded weights of the float folder: that one is from "
-            "before outlier suppression, or another rounding was used."
+            Message(
+                "{int8} of {int82} int8 weights are not the rounded weights of the float folder: that one is "
+                "from before outlier suppression, or another rounding was used.",
+                int8=int8 - rounded,
+                int82=int8,
+            )
         )
     if not (quant_folder / RECIPE).is_file():
-        yield "Nothing tells how these weights were made, nor which texts they were calibrated on."
+        yield marked("Nothing tells how these weights were made, nor which texts they were calibrated on.")
 
 
 def _with_recipe(path: Path, checked: Checked) -> Checked:
@@ -223,10 +250,18 @@ def _with_recipe(path: Path, checked: Checked) -> Checked:
         linears = TypeAdapter(list[LinearRecord]).validate_python(values["linears"])
         kept = TypeAdapter(list[FloatLinear]).validate_python(values["float_linears"])
     except (ValidationError, TypeError, KeyError) as error:
-        checked.given.notes.append(f"{path.name} beside the weights cannot be read: {_one_line(error)}.")
+        checked.given.notes.append(
+            Message(
+                "{name} beside the weights cannot be read: {one_line}.",
+                name=path.name,
+                one_line=_one_line(error),
+            )
+        )
         return checked
     if not _same(linears, checked.linears):
-        checked.given.notes.append(f"{path.name} beside the weights tells of other weights and is left out.")
+        checked.given.notes.append(
+            Message("{name} beside the weights tells of other weights and is left out.", name=path.name)
+        )
         return checked
     return Checked(checked.given, linears, kept, recipe)
 

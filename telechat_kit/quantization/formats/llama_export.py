@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import read_json, write_json, write_text
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.layout import LLAMA
 from telechat_kit.model.llama_form import (
@@ -41,7 +42,10 @@ def llama_source(source: Source, longest: int | None) -> Source:
     refuse_inexact(config, longest)
     if shifted := sorted(source.shifts()):
         raise ParameterError(
-            f"{source.folder} cannot be written as a Llama: {shifted[0]} shifts channels, and Llama's norms have no bias."
+            "{folder} cannot be written as a Llama: {shifted} shifts channels, and Llama's norms have no "
+            "bias.",
+            folder=source.folder,
+            shifted=shifted[0],
         )
     weights = _with_biases(source)
     biases = {
@@ -75,8 +79,10 @@ def _require_fusable(folder: Path, weights: W8A8Weights, blocks: int) -> None:
         for kind in (weights.linears, weights.dynamic):
             if 0 < len(kind & set(group)) < len(group):
                 raise CheckpointError(
-                    f"{folder}: of {', '.join(group)} some are int8 and some are not, or of another type, and engines "
-                    "fuse them into one. Quantize again with a level that names all of them or none."
+                    "{folder}: of {group} some are int8 and some are not, or of another type, and engines fuse them "
+                    "into one. Quantize again with a level that names all of them or none.",
+                    folder=folder,
+                    group=", ".join(group),
                 )
 
 
@@ -148,10 +154,12 @@ def _bias_entry(shards: Shards, part: Part) -> Entry:
 
 def notes_on(config: TelechatConfig, longest: int) -> list[str]:
     """What the reader of an exported folder should know."""
-    notes = [f"Llama's names; the same network up to {longest} tokens"]
+    notes: list[str] = [Message("Llama's names; the same network up to {longest} tokens", longest=longest)]
     if not isinstance(config, Telechat3Config) and config.rope_table_dtype == "float16":
         notes.append(
-            "TeleChat rounds its rotary tables to float16, Llama does not: logits differ by that rounding"
+            marked(
+                "TeleChat rounds its rotary tables to float16, Llama does not: logits differ by that rounding"
+            )
         )
     return notes
 

@@ -101,7 +101,9 @@ def _original(name: str, weights: W8A8Weights, original: Shards) -> Tensor:
     stored = original.tensors.get(key)
     if stored is None or stored.shape != weights.tensors[name].shape:
         raise CheckpointError(
-            f"{original.folder} has no {name} of the quantized shape. Give the float checkpoint of it."
+            "{folder} has no {name} of the quantized shape. Give the float checkpoint of it.",
+            folder=original.folder,
+            name=name,
         )
     return original.read([key], torch.device("cpu"))[key].to(stored.dtype)
 

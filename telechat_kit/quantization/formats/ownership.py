@@ -6,6 +6,7 @@ from typing import Any
 
 from telechat_kit.errors import CheckpointError, DataError
 from telechat_kit.files import read_json
+from telechat_kit.messages import Message
 
 #: Entry of the kit's record in a folder: names of all files that were written with it
 FILES = "files"
@@ -33,19 +34,25 @@ def require_free(target: Path, record: str, inputs: Iterable[Path] = (), overwri
     """
     if any(path == target or path.is_relative_to(target) for path in (each.resolve() for each in inputs)):
         raise CheckpointError(
-            f"{target} holds what is read from. Give the new weights a folder of their own."
+            "{target} holds what is read from. Give the new weights a folder of their own.", target=target
         )
     if target.is_file():
-        raise CheckpointError(f"{target} is a file. Give the new weights a folder of their own.")
+        raise CheckpointError(
+            "{target} is a file. Give the new weights a folder of their own.", target=target
+        )
     if overwrite or not target.is_dir():
         return
     written = _written(target / record)
     lost = [name for name in names_in(target) if name not in written]
     if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        names = ", ".join(lost[:3])
+        if len(lost) > 3:
+            names = Message("{names} and {count} more", names=names, count=len(lost) - 3)
         raise CheckpointError(
-            f"{target} holds other files, which would be lost: {', '.join(lost[:3])}{more}. Give the new weights a "
-            "folder of their own, move these files away, or allow it with overwrite."
+            "{target} holds other files, which would be lost: {names}. Give the new weights a folder of "
+            "their own, move these files away, or allow it with overwrite.",
+            target=target,
+            names=names,
         )
 
 

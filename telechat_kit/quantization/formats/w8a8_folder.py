@@ -36,8 +36,10 @@ def as_stored(name: str, value: Tensor, shards: Shards) -> Tensor:
     stored = value.to(shards.tensors[name].dtype)
     if not torch.isfinite(stored).all():
         raise CheckpointError(
-            f"{name} holds NaN or infinite values, or {stored.dtype} cannot hold it after outlier suppression. "
-            "Check the float checkpoint, or use another anti_outlier."
+            "{name} holds NaN or infinite values, or {dtype} cannot hold it after outlier suppression. Check "
+            "the float checkpoint, or use another anti_outlier.",
+            name=name,
+            dtype=stored.dtype,
         )
     return stored
 

@@ -170,7 +170,8 @@ def make_observer(
     """
     if act_method not in ACT_METHODS:
         raise ParameterError(
-            f"act_method {act_method!r} is unknown. Use 1 (min-max), 2 (histogram) or 3 (automatic)."
+            "act_method {act_method!r} is unknown. Use 1 (min-max), 2 (histogram) or 3 (automatic).",
+            act_method=act_method,
         )
     if act_method == 1 or (act_method == 3 and (score or 0) > MIN_MAX_ABOVE_SCORE):
         return MinMaxObserver(widest)

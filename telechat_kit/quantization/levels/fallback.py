@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from telechat_kit.errors import ParameterError
+from telechat_kit.messages import Message, marked
 from telechat_kit.model.layout import LAYOUTS, group_of
 from telechat_kit.quantization.calibration.sensitivity import rank
 
@@ -31,12 +32,16 @@ def parse_level(level: str, linears: int) -> int:
     match = re.fullmatch(r"L(\d+)", str(level))
     if not match:
         raise ParameterError(
-            f'level "{level}" is unknown. Use L0, L5, L10 ... (L and the number of linears in float), auto, '
-            'or names and patterns of linears: "transformer.h.2.mlp.down_proj, transformer.h.28.mlp.*".'
+            'level "{level}" is unknown. Use L0, L5, L10 ... (L and the number of linears in float), auto, '
+            'or names and patterns of linears: "transformer.h.2.mlp.down_proj, transformer.h.28.mlp.*".',
+            level=level,
         )
     if int(match[1]) > linears:
         raise ParameterError(
-            f"level {level} asks for {match[1]} float linears, the model has {linears}. Use a lower one."
+            "level {level} asks for {match} float linears, the model has {linears}. Use a lower one.",
+            level=level,
+            match=match[1],
+            linears=linears,
         )
     return int(match[1])
 
@@ -73,7 +78,9 @@ def listed(level: str, names: Sequence[str]) -> list[str]:
         if not matches:
             nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0)[0]
             raise ParameterError(
-                f'level: "{pattern}" matches no linear of this model. The nearest name is {nearest}.'
+                'level: "{pattern}" matches no linear of this model. The nearest name is {nearest}.',
+                pattern=pattern,
+                nearest=nearest,
             )
         found |= dict.fromkeys(matches)
     return list(found)
@@ -108,17 +115,23 @@ def choose_float_linears(
     if is_list(level):
         kept = [FloatLinear(name, scores[name], "listed") for name in listed(level, list(scores))]
     else:
-        by = "int8 noise in the residual stream" if order else "sensitivity"
+        by = marked("int8 noise in the residual stream") if order else "sensitivity"
         order = order or rank(scores)
         kept = [
-            FloatLinear(name, scores[name], f"rank {position} of {len(order)} by {by}")
+            FloatLinear(
+                name,
+                scores[name],
+                Message(
+                    "rank {position} of {count} by {score}", position=position, count=len(order), score=by
+                ),
+            )
             for position, name in enumerate(order[: parse_level(level, len(order))], start=1)
         ]
     if not group_fallback:
         return kept
     chosen = {linear.name for linear in kept}
     return kept + [
-        FloatLinear(partner, scores[partner], f"shares an input with {linear.name}")
+        FloatLinear(partner, scores[partner], Message("shares an input with {linear}", linear=linear.name))
         for linear in kept
         for partner in partners(linear.name)
         if partner not in chosen

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from telechat_kit.errors import ParameterError
+from telechat_kit.messages import Message
 from telechat_kit.quantization.levels.fallback import FloatLinear, input_groups
 from telechat_kit.quantization.levels.hidden_states import Variant, VariantPass
 from telechat_kit.quantization.partial import Pass
@@ -70,14 +71,19 @@ def parse_budget(text: str, linears: int) -> Budget:
     count = re.fullmatch(r"\s*(\d+)\s+linears?\s*", str(text))
     kl = re.fullmatch(r"\s*KL\s+(\d*\.?\d+(?:e-?\d+)?)\s*", str(text), re.IGNORECASE)
     if count and int(count[1]) > linears:
-        raise ParameterError(f'budget "{text}": the model has {linears} linears. Use a smaller number.')
+        raise ParameterError(
+            'budget "{text}": the model has {linears} linears. Use a smaller number.',
+            text=text,
+            linears=linears,
+        )
     if count:
         return Budget(linears=int(count[1]))
     if kl and float(kl[1]):
         return Budget(kl=float(kl[1]))
     raise ParameterError(
-        f'budget "{text}" is unknown. Use "5 linears" (at most so many stay in float) or "KL 0.02" (the divergence '
-        "from float, nats per token, that is not to be exceeded)."
+        'budget "{text}" is unknown. Use "5 linears" (at most so many stay in float) or "KL 0.02" (the '
+        "divergence from float, nats per token, that is not to be exceeded).",
+        text=text,
     )
 
 
@@ -135,7 +141,7 @@ def choose_measured(
     limit, groups = parse_budget(budget, len(noise)), input_groups(noise, together)
     noisiest = sorted(groups, key=lambda names: -_sum(names, noise))[:CANDIDATES]
     singles = replace(variant_pass, variants=[(), *(tuple(names) for names in noisiest)])
-    kl = singles.measure(samples, f"{numbers[0]}, candidates through blocks")
+    kl = singles.measure(samples, Message("{numbers}, candidates through blocks", numbers=numbers[0]))
     candidates = order_by_gain(kl, noise)
     gaining = prefixes_within(candidates, limit, kl[()])
     prefixes = _measured_prefixes(variant_pass, samples, gaining, list(noise), numbers[1])
@@ -168,7 +174,7 @@ def _measured_prefixes(
     members = [{name for candidate in prefix for name in candidate.names} for prefix in prefixes]
     variants = [tuple(name for name in order if name in names) for names in members]
     joint = replace(variant_pass, results=Pass(variant_pass.results.folder, "joint"), variants=variants)
-    kl = joint.measure(samples, f"{number}, best candidates through blocks")
+    kl = joint.measure(samples, Message("{number}, best candidates through blocks", number=number))
     return [Prefix(size, len(variant), kl[variant]) for size, variant in enumerate(variants, start=1)]
 
 
@@ -179,14 +185,21 @@ def _best(prefixes: Sequence[Prefix], budget: Budget, text: str) -> Prefix:
         return least
     if least.kl > budget.kl:
         raise ParameterError(
-            f'budget "{text}" is not met: all in int8 the KL is {prefixes[0].kl:.3g}, and the best measured choice, '
-            f"{least.linears} linears in float, reaches {least.kl:.3g}. Allow that much, or use another anti_outlier."
+            'budget "{text}" is not met: all in int8 the KL is {kl:.3g}, and the best measured choice, '
+            "{linears} linears in float, reaches {kl2:.3g}. Allow that much, or use another anti_outlier.",
+            text=text,
+            kl=prefixes[0].kl,
+            linears=least.linears,
+            kl2=least.kl,
         )
     return next(prefix for prefix in prefixes if prefix.kl <= budget.kl)
 
 
 def _float_linears(candidate: Candidate, kl_int8: float, scores: Mapping[str, float]) -> list[FloatLinear]:
-    reason = f"measured: KL {kl_int8:.3g} -> {candidate.kl:.3g} when float"
+    reason: str = Message(
+        "measured: KL {kl_int8:.3g} -> {kl:.3g} when float", kl_int8=kl_int8, kl=candidate.kl
+    )
     if len(candidate.names) > 1:
-        reason += ", " + " and ".join(name.rpartition(".")[2] for name in candidate.names) + " together"
+        names = " and ".join(name.rpartition(".")[2] for name in candidate.names)
+        reason = Message("{reason}, {names} together", reason=reason, names=names)
     return [FloatLinear(name, scores[name], reason) for name in candidate.names]

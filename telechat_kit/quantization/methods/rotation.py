@@ -52,10 +52,16 @@ class RotatedShards(Shards):
     def __init__(self, folder: Path, seed: int, online: bool = False) -> None:
         super().__init__(folder)
         if reason := why_not_r1(self.config):
-            raise ParameterError(f"{folder} cannot be rotated: {reason}. Leave the ingredient rotation out.")
+            raise ParameterError(
+                "{folder} cannot be rotated: {reason}. Leave the ingredient rotation out.",
+                folder=folder,
+                reason=reason,
+            )
         if biased := [name for name in self.tensors if name.endswith(("norm.bias", "ln_f.bias"))]:
             raise ParameterError(
-                f"{folder} cannot be rotated: {biased[0]} shifts channels. Leave rotation out."
+                "{folder} cannot be rotated: {biased} shifts channels. Leave rotation out.",
+                folder=folder,
+                biased=biased[0],
             )
         self.layout = self.config.layout
         self.stream = random_rotation(self.config.hidden_size, seed)
@@ -86,7 +92,7 @@ class RotatedShards(Shards):
     def rows(self, name: str, rows: Tensor) -> Tensor:
         """Float32 copy of some rows of a matrix that no rows are mixed of: `rows [...]` -> `[..., columns]`."""
         if name not in (self.layout.embedding, HEAD):
-            raise CheckpointError(f"{name} is not turned row by row.")
+            raise CheckpointError("{name} is not turned row by row.", name=name)
         return self._outer(name, super().rows(name, rows))
 
     def part(self, name: str, cut: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:

@@ -134,7 +134,11 @@ def scale_from_statistics(
         DataError: no sample was taken in.
     """
     if method not in METHODS:
-        raise ParameterError(f'outlier suppression "{method}" is unknown. Use one of {", ".join(METHODS)}.')
+        raise ParameterError(
+            'outlier suppression "{method}" is unknown. Use one of {methods}.',
+            method=method,
+            methods=", ".join(METHODS),
+        )
     _require_samples(statistics)
     if method == "m3":
         return activation_aware_scale(_first_sample(statistics, method), weights)
@@ -196,7 +200,10 @@ def _require_samples(statistics: GroupStatistics) -> None:
 
 def _first_sample(statistics: GroupStatistics, method: str) -> Tensor:
     if statistics.first is None:
-        raise DataError(f"method {method} needs the first sample: make GroupStatistics with keep_first=True.")
+        raise DataError(
+            "method {method} needs the first sample: make GroupStatistics with keep_first=True.",
+            method=method,
+        )
     return statistics.first
 
 

@@ -59,8 +59,10 @@ def copied_channels(rows: Tensor, width: int) -> Tensor:
     channels = torch.cat([fresh.new_zeros(1), fresh]).long().cumsum(0)
     if int(channels[-1]) != width - 1:
         raise CheckpointError(
-            f"gate_proj has {len(rows)} rows, the float checkpoint {width}: not by splitting channels. "
-            "Give the float checkpoint that was quantized."
+            "gate_proj has {count} rows, the float checkpoint {width}: not by splitting channels. Give the "
+            "float checkpoint that was quantized.",
+            count=len(rows),
+            width=width,
         )
     return channels
 

@@ -1,0 +1,245 @@
+"""The command line in the language of its user: nothing English is left in Chinese but names, nothing Chinese in English."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from catalog import OF_CLICK, ROOT
+
+from telechat_kit.cli import cli, main
+from telechat_kit.cli.check_commands import as_table
+from telechat_kit.environment import Check
+from telechat_kit.errors import DataError, KitError
+from telechat_kit.messages import VARIABLE, Message, joined, shown
+from telechat_kit.translation import speaking
+from telechat_kit.widths import cut, padded, width, wrapped
+
+REFERENCE = str(ROOT / "results" / "reference")
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+#: Commands, paths, options, identifiers, versions and what stands in quotes are the same in every language
+NAMES = re.compile(
+    r"`[^`\n]*`|'[^'\n]{,60}'|\"[^\"\n]{,60}\"|\$\([^)]*\)|--?[\w-]+|[\w.~:-]*[/\\][\w./~*:{}-]*|\w+(?:[._=:]\w+)+|\w*_\w+|\w*\d\w*"
+    r"|^ *(?:telechat-kit|eval|cd|echo|pip) .*$",
+    re.MULTILINE,
+)
+#: Names of several words that stand in sentences and tables
+ALLOWED = {"Intel(R) Xeon(R) Processor", "AMD EPYC Processor"}
+_ENGLISH = re.compile(r"[A-Za-z][A-Za-z'’-]+(?: +[A-Za-z][A-Za-z'’-]+){2,}")
+
+
+def english_in(text: str) -> list[str]:
+    """Runs of three or more English words that are no names."""
+    for name in ALLOWED:
+        text = text.replace(name, "")
+    return _ENGLISH.findall(NAMES.sub("\0", text))
+
+
+def call(
+    *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locale: str
+) -> tuple[int, str]:
+    """Exit code and everything that `telechat-kit` says in a terminal of this locale."""
+    for name in ("LC_ALL", "LC_MESSAGES", "LANGUAGE", VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LANG", locale)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["telechat-kit", *arguments])
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def test_the_detector_finds_sentences_and_leaves_names() -> None:
+    assert english_in("文件夹 a does not exist 不存在") == ["does not exist"]
+    assert (
+        english_in("请运行 `telechat-kit run it now`，见 docs/a.md 与 --fail-if\n  telechat-kit run a b c")
+        == []
+    )
+    assert english_in("KL(float || W8A8)，平均，torch、torch_npu 与 CANN 不配套") == []
+
+
+HELPS = [["--help"], *([name, "--help"] for name in cli.commands if name != "lm-eval")]
+
+
+@pytest.mark.parametrize("arguments", [*HELPS, ["lm-eval", "--help"]], ids=lambda words: words[0])
+def test_help_speaks_the_language_of_the_terminal(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, chinese = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="zh_CN.UTF-8")
+    assert (code, english_in(chinese)) == (0, [])
+    assert CHINESE.search(chinese)
+    prose = [line for line in chinese.splitlines() if CHINESE.search(line) and not line.startswith("    ")]
+    assert max(map(width, prose)) <= 92
+    _, english = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="C")
+    assert english_in(english)
+    assert not CHINESE.search(english)
+
+
+#: What users mistype and miss most, none of which needs anything to be there
+WRONG = [
+    ["runn"],
+    ["run"],
+    ["run", "params/tiny.yaml", "--nonsense"],
+    ["run", "params/tiny.yaml", "-j", "x"],
+    ["run", "params/none.yaml"],
+    ["run", "params/tiny.yaml", "-p", "levle", "L1"],
+    ["run", "params/tiny.yaml", "-p", "repeats", "many"],
+    ["run", "params/tiny.yaml", "--only", "7"],
+    ["run", "params/tiny.yaml", "--timeout", "soon"],
+    ["run", "params/tiny.yaml", "-p", "text_path", "nowhere.txt"],
+    ["sweep", "params/none.yaml"],
+    ["compare", "nowhere", "elsewhere"],
+    ["compare", "results/reference", "published:x"],
+    ["compare", "results/reference", "--fail-if", "perplexity"],
+    ["compare", "results/reference", "--fail-if", "nothing > 1"],
+    ["verify", "nowhere"],
+    ["sign", "results/reference", "--key", "nowhere"],
+    ["open", "nowhere"],
+    ["list", "docs"],
+    ["index", "docs"],
+    ["hash", "nowhere"],
+    ["check", "--device", "tpu:0"],
+    ["export", "nowhere", "target", "--format", "numpy"],
+    ["export", "nowhere", "target", "--format", "float16"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_wrong_input_is_told_in_the_language_of_the_terminal(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, chinese = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="zh_CN.UTF-8")
+    assert (code, english_in(chinese)) == (2, [])
+    assert "错误：" in chinese
+    code, english = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="C")
+    assert code == 2
+    assert "Error: " in english
+    assert not CHINESE.search(english)
+
+
+WORKING = [
+    ["run", "params/tiny.yaml", "--dry-run"],
+    ["list"],
+    ["params"],
+    ["check", "--device", "npu:0", "--profile", "params/telechat-7b-310p.yaml"],
+    ["check", "--device", "cpu"],
+    ["compare", "results/reference", "results/reference", "--all-conditions"],
+]
+
+
+@pytest.mark.parametrize("arguments", WORKING, ids=" ".join)
+def test_commands_speak_the_language_of_the_terminal(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, chinese = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="zh_CN.UTF-8")
+    assert code in (0, 1)
+    assert english_in(chinese) == []
+    assert CHINESE.search(chinese)
+    again, english = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="C.UTF-8")
+    assert again == code
+    assert not CHINESE.search(english)
+
+
+def test_the_option_goes_before_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"monkeypatch": monkeypatch, "capsys": capsys}
+    assert "错误：" in call("--language", "zh", "hash", "nowhere", locale="C", **told)[1]
+    assert "用法" in call("--language=zh", "--help", locale="C", **told)[1]
+    assert "Usage" in call("--language=en", "--help", locale="zh_CN.UTF-8", **told)[1]
+    code, said = call("--language", "fr", "list", locale="C", **told)
+    assert code == 2
+    assert "'fr' is not one of 'en', 'zh'" in said
+
+
+def test_an_error_is_english_in_records_and_chinese_for_people() -> None:
+    error = DataError("{path} does not exist. Give a run folder or a report.html.", path="a b")
+    nested = KitError("{place}: {error}", place="x.yaml", error=error)
+    assert str(nested) == "x.yaml: a b does not exist. Give a run folder or a report.html."
+    with speaking("zh"):
+        assert error.shown() == "a b 不存在。请给出运行文件夹或 report.html。"
+        assert nested.shown() == "x.yaml：a b 不存在。请给出运行文件夹或 report.html。"
+        assert str(error) == "a b does not exist. Give a run folder or a report.html."
+    assert DataError('Give {"a": 1}').shown() == 'Give {"a": 1}'
+
+
+def test_a_text_of_a_record_is_known_again_by_its_form() -> None:
+    with speaking("zh"):
+        assert shown("reads a, b, which may change") == "读取的 a, b 可能改变"
+        assert shown("results/x does not exist. Give a run folder or a report.html.").startswith(
+            "results/x 不存在"
+        )
+        assert shown("no message of the kit") == "no message of the kit"
+        assert shown("") == ""
+        assert shown(joined("; ", [Message("not run yet"), "a/b"])) == "尚未运行; a/b"
+    assert shown("not run yet") == "not run yet"
+
+
+def test_what_is_wide_takes_two_columns() -> None:
+    assert [width(text) for text in ("ab", "困惑度", "a困")] == [2, 6, 3]
+    assert padded("困", 4) == "困  "
+    assert [cut("困惑度", 6), cut("困惑度", 5)] == ["困惑度", "困惑…"]
+    lines = wrapped("请用 npu-smi info 查看它是否正常、空闲，以及是否安装了该芯片的 kernels 包。", 20)
+    assert all(width(line) <= 20 for line in lines)
+    assert not any(line[0] in "，。、）" for line in lines)
+    assert "".join(lines).replace(" ", "").startswith("请用npu-smiinfo查看")
+    assert wrapped("one two three", 8) == ["one two", "three"]
+
+
+def test_columns_of_a_table_stand_below_one_another() -> None:
+    row = Check(
+        "free memory",
+        "1.0 GB",
+        "2.0 GB",
+        "warning",
+        "close other programs, or use a machine with more memory",
+    )
+    with speaking("zh"):
+        head, rule, line, *_ = as_table([row], columns=80).splitlines()
+    places = [width(head[: head.index(word)]) for word in ("现有", "要求", "结论")]
+    assert places == [width(line[: line.index(word)]) for word in ("1.0", "2.0", "警告")]
+    assert width(rule) <= 80
+
+
+ERRORS = {
+    "KitError",
+    "CheckpointError",
+    "ParameterError",
+    "DataError",
+    "DeviceError",
+    "LockedError",
+    "Message",
+}
+#: Errors that hand on a text which was made elsewhere
+HANDED_ON = 13
+
+
+def _glued() -> Iterator[str]:
+    """Messages that no catalog can hold: made of pieces before the error sees them."""
+    for path in sorted((ROOT / "telechat_kit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                form = node.args[0] if node.args else None
+                if isinstance(form, ast.JoinedStr | ast.BinOp):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}"
+                elif form is not None and not isinstance(form, ast.Constant):
+                    yield "handed on"
+
+
+def test_every_message_can_be_translated() -> None:
+    found = list(_glued())
+    assert [place for place in found if place != "handed on"] == []
+    assert found.count("handed on") <= HANDED_ON, "give a new error a form of its own"
+
+
+def test_what_click_says_is_in_the_catalog() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(click.__file__).parent.glob("*.py"))
+    texts = [text for entry in OF_CLICK for text in ([entry] if isinstance(entry, str) else entry)]
+    assert [text for text in texts if text.split("{")[0].replace("\n\t", "\\n\\t") not in sources] == []
