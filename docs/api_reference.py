@@ -17,7 +17,7 @@ SECTIONS = {
     "Set-up": ("make_embedded", "check", "check_operators", "check_setup", "use_tested_operators", "fits"),
     "Quantization": ("Recipe", "Calibration", "quantize", "export"),
     "A model": ("load_model", "load_tokenizer", "generate"),
-    "Precision": ("Evaluation", "measure_precision", "write_answers", "check_alignment"),
+    "Precision": ("Evaluation", "measure_precision", "PrecisionMeasurement", "write_answers", "check_alignment"),
     "Performance": ("Grid", "measure_performance"),
     "Records and runs": ("write_record", "write_report", "compare", "verify"),
 }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from telechat_kit.performance.measurement import measure_performance as measure_performance
     from telechat_kit.precision.answers import write_answers as write_answers
     from telechat_kit.precision.evaluation import Evaluation as Evaluation
+    from telechat_kit.precision.evaluation import PrecisionMeasurement as PrecisionMeasurement
     from telechat_kit.precision.evaluation import measure_precision as measure_precision
     from telechat_kit.quantization.formats.conversion import export as export
     from telechat_kit.quantization.pipeline import quantize as quantize
@@ -68,6 +69,7 @@ _HOMES = {
     "load_tokenizer": "telechat_kit.model",
     "make_embedded": "telechat_kit.environment.checkpoint_checks",
     "measure_performance": "telechat_kit.performance.measurement",
+    "PrecisionMeasurement": "telechat_kit.precision.evaluation",
     "measure_precision": "telechat_kit.precision.evaluation",
     "quantize": "telechat_kit.quantization.pipeline",
     "use_tested_operators": "telechat_kit.environment.operator_results",

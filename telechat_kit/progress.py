@@ -54,7 +54,7 @@ def resumable(kept: str) -> Callable[[Callable[Given, Made]], Callable[Given, Ma
             try:
                 return work(*args, **options)
             except KeyboardInterrupt as signal:
-                if not _in_jupyterlab():
+                if isinstance(signal, Interrupted) or not _in_jupyterlab():
                     raise
                 raise Interrupted(_("Interrupted. {kept}").format(kept=_(kept))) from signal
 

@@ -7,7 +7,13 @@ with intervals); `channel_scales` and `sources` look inside; `answers` and `task
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks
 from telechat_kit.precision.answers import Answer, answer_lines, write_answers
 from telechat_kit.precision.divergence import Divergence, Group, measure_divergence, measure_languages
-from telechat_kit.precision.evaluation import SCHEMA, Evaluation, PrecisionRecord, measure_precision
+from telechat_kit.precision.evaluation import (
+    SCHEMA,
+    Evaluation,
+    PrecisionMeasurement,
+    PrecisionRecord,
+    measure_precision,
+)
 from telechat_kit.precision.kinds import KindLoss, measure_kinds
 from telechat_kit.precision.positions import CHUNK
 from telechat_kit.precision.sources import Sources, measure_sources
@@ -22,6 +28,7 @@ __all__ = [
     "Group",
     "KindLoss",
     "Pair",
+    "PrecisionMeasurement",
     "PrecisionRecord",
     "Sources",
     "TaskResult",

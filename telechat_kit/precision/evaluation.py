@@ -1,4 +1,4 @@
-"""What `03_precision` measures, in one call, and the record of it."""
+"""What `03_precision` measures, part by part or in one call, and the record of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,22 +100,14 @@ class Evaluation:
         require_types(self)
 
 
-@resumable(
-    marked(
-        "The answers that are done stand in the run folder: run the cell again, and it goes on from there; the texts are read anew."
-    )
-)
-def measure_precision(
-    model_path: str | Path,
-    quant_path: str | Path,
-    evaluation: Evaluation = Evaluation(),
-    *,
-    memory: str = "auto",
-    bundle: str = "",
-    device: str = "auto",
-    run_folder: str | Path | None = None,
-) -> PrecisionRecord:
-    """Compare the float folder `model_path` with the W8A8 folder `quant_path`.
+#: Said when a part is interrupted that begins anew
+_PARTS_KEPT = marked("The parts that were measured before are kept: run the cell again to measure this one.")
+
+
+class PrecisionMeasurement:
+    """The float folder `model_path` against the W8A8 folder `quant_path`, in parts that are measured one by one.
+
+    Each part is kept; called again, its method measures it anew, and only it. `record` measures what is missing.
 
     Args:
         evaluation: the texts, questions and tasks.
@@ -128,55 +120,147 @@ def measure_precision(
         CheckpointError, DataError, ParameterError, DeviceError: each names the cause and the remedy.
 
     Example:
+        >>> precision = PrecisionMeasurement("models/tiny", "models/tiny-w8a8", evaluation, device="cpu")
+        >>> precision.read_text().sequences
+        4
+        >>> precision.record().divergence.sequences
+        4
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        quant_path: str | Path,
+        evaluation: Evaluation = Evaluation(),
+        *,
+        memory: str = "auto",
+        bundle: str = "",
+        device: str = "auto",
+        run_folder: str | Path | None = None,
+    ) -> None:
+        read_rows(resolve(evaluation.jsonl_path), "input")
+        self._questions = load_questions(evaluation.tasks_path) if evaluation.tasks_path else []
+        if self._questions:
+            require_harness()
+        _check_request(bundle, run_folder, evaluation.source_sequences, device)
+        if evaluation.kinds_path:
+            evaluation_texts(evaluation.kinds_path)  # a wrong name is told before the minutes of work
+        self.evaluation, self._bundle, self._run_folder = evaluation, bundle, run_folder
+        self._pair = Pair(model_path, quant_path, device, memory)
+        self._blocks = evaluation_blocks(
+            self._pair,
+            evaluation.text_path,
+            evaluation.text_tokens,
+            evaluation.text_sequences,
+            evaluation.seed,
+        )
+        self._divergence: Divergence | None = None
+        self._kinds: list[KindLoss] | None = None
+        self._languages: list[Group] | None = None
+        self._sources: Sources | None = None
+        self._answers: list[Answer] | None = None
+        self._tasks: list[TaskResult] | None = None
+
+    @resumable(_PARTS_KEPT)
+    def read_text(self) -> Divergence:
+        """Both models read `text_path`."""
+        self._divergence = measure_divergence(self._pair, self._blocks)
+        return self._divergence
+
+    @resumable(_PARTS_KEPT)
+    def read_kinds(self) -> list[KindLoss]:
+        """Both models read the texts of other kinds, one by one; none where `kinds_path` is empty."""
+        self._kinds = _kinds(self._pair, self.evaluation)
+        return self._kinds
+
+    @resumable(_PARTS_KEPT)
+    def read_languages(self) -> list[Group]:
+        """Both models read the Chinese and the English lines of `languages_path`; nothing where it is empty."""
+        path = self.evaluation.languages_path
+        self._languages = measure_languages(self._pair, path) if path else []
+        return self._languages
+
+    @resumable(_PARTS_KEPT)
+    def find_sources(self) -> Sources | None:
+        """Where the loss comes from, linear by linear; None where `source_sequences` is 0."""
+        count = self.evaluation.source_sequences
+        self._sources = measure_sources(self._pair, self._blocks, count) if count else None
+        return self._sources
+
+    @resumable(
+        marked(
+            "The answers that are done stand in the run folder: run the cell again, and it goes on from there."
+        )
+    )
+    def answer_questions(self) -> list[Answer]:
+        """Both models answer the lines of `jsonl_path`."""
+        asked = self.evaluation
+        self._answers = answer_lines(
+            self._pair, asked.jsonl_path, asked.max_new_tokens, asked.repetition_penalty,
+            asked.answers, self._run_folder, asked.answer_batch,
+        )  # fmt: skip
+        return self._answers
+
+    @resumable(_PARTS_KEPT)
+    def answer_tasks(self) -> list[TaskResult]:
+        """Both models choose among the answers of `tasks_path`; nothing where it is empty."""
+        self._tasks = measure_tasks(self._pair, self._questions) if self._questions else []
+        return self._tasks
+
+    def record(self) -> PrecisionRecord:
+        """All parts as one record; those that are missing are measured first."""
+        kinds = self.read_kinds() if self._kinds is None else self._kinds
+        answers = self.answer_questions() if self._answers is None else self._answers
+        asked, pair, text = self.evaluation, self._pair, load_text(self.evaluation.text_path)
+        if self._bundle and self._run_folder is not None:
+            path = Path(self._run_folder) / BUNDLE
+            _save_bundle(pair, self._blocks, path, self._bundle, asked.text_path, answers)
+        hashes = {asked.text_path: text.sha256} | {kind.kind: kind.sha256 for kind in kinds}
+        return PrecisionRecord(
+            schema=SCHEMA,
+            model_path=relative(pair.float_folder),
+            quant_path=relative(pair.w8a8_folder),
+            text_source=asked.text_path,
+            text_sha256=text.sha256,
+            blocks=[(block.start, block.stop) for block in self._blocks],
+            seed=asked.seed,
+            repetition_penalty=asked.repetition_penalty,
+            max_new_tokens=asked.max_new_tokens,
+            divergence=self.read_text() if self._divergence is None else self._divergence,
+            languages_source=asked.languages_path,
+            languages=self.read_languages() if self._languages is None else self._languages,
+            sources=self.find_sources() if self._sources is None else self._sources,
+            answers=answers,
+            tasks=self.answer_tasks() if self._tasks is None else self._tasks,
+            conditions=pair.conditions(),
+            kinds_source=asked.kinds_path,
+            kinds=kinds,
+            like_calibration=like_calibration(hashes, pair.recipe) if pair.recipe else None,
+        )
+
+
+def measure_precision(
+    model_path: str | Path,
+    quant_path: str | Path,
+    evaluation: Evaluation = Evaluation(),
+    *,
+    memory: str = "auto",
+    bundle: str = "",
+    device: str = "auto",
+    run_folder: str | Path | None = None,
+) -> PrecisionRecord:
+    """All parts of a `PrecisionMeasurement`, which has the same arguments and errors, in one call.
+
+    Example:
         >>> measured = measure_precision(
         ...     "models/tiny", "models/tiny-w8a8", evaluation, bundle="w8a8", run_folder="results/tiny", device="cpu"
         ... )
         >>> measured.divergence.sequences, len(measured.answers)
         (4, 1)
     """
-    read_rows(resolve(evaluation.jsonl_path), "input")
-    questions = load_questions(evaluation.tasks_path) if evaluation.tasks_path else []
-    if questions:
-        require_harness()
-    _check_request(bundle, run_folder, evaluation.source_sequences, device)
-    if evaluation.kinds_path:
-        evaluation_texts(evaluation.kinds_path)  # a wrong name is told before the minutes of work
-    pair = Pair(model_path, quant_path, device, memory)
-    blocks = evaluation_blocks(
-        pair, evaluation.text_path, evaluation.text_tokens, evaluation.text_sequences, evaluation.seed
-    )
-    kinds = _kinds(pair, evaluation)
-    answered = answer_lines(
-        pair, evaluation.jsonl_path, evaluation.max_new_tokens, evaluation.repetition_penalty,
-        evaluation.answers, run_folder, evaluation.answer_batch,
-    )  # fmt: skip
-    if bundle and run_folder is not None:
-        _save_bundle(pair, blocks, Path(run_folder) / BUNDLE, bundle, evaluation.text_path, answered)
-    text = load_text(evaluation.text_path)
-    hashes = {evaluation.text_path: text.sha256} | {kind.kind: kind.sha256 for kind in kinds}
-    return PrecisionRecord(
-        schema=SCHEMA,
-        model_path=relative(pair.float_folder),
-        quant_path=relative(pair.w8a8_folder),
-        text_source=evaluation.text_path,
-        text_sha256=text.sha256,
-        blocks=[(block.start, block.stop) for block in blocks],
-        seed=evaluation.seed,
-        repetition_penalty=evaluation.repetition_penalty,
-        max_new_tokens=evaluation.max_new_tokens,
-        divergence=measure_divergence(pair, blocks),
-        languages_source=evaluation.languages_path,
-        languages=measure_languages(pair, evaluation.languages_path) if evaluation.languages_path else [],
-        sources=measure_sources(pair, blocks, evaluation.source_sequences)
-        if evaluation.source_sequences
-        else None,
-        answers=answered,
-        tasks=measure_tasks(pair, questions) if questions else [],
-        conditions=pair.conditions(),
-        kinds_source=evaluation.kinds_path,
-        kinds=kinds,
-        like_calibration=like_calibration(hashes, pair.recipe) if pair.recipe else None,
-    )
+    return PrecisionMeasurement(
+        model_path, quant_path, evaluation, memory=memory, bundle=bundle, device=device, run_folder=run_folder
+    ).record()
 
 
 def _kinds(pair: Pair, evaluation: Evaluation) -> list[KindLoss]:
