@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from telechat_kit.cli.operator_table import operator_table
-from telechat_kit.errors import DataError, DeviceError
+from telechat_kit.errors import CheckpointError, DataError, DeviceError
 from telechat_kit.files import resolve
 
 if TYPE_CHECKING:
@@ -96,14 +96,14 @@ def check(
 
 
 def _tested(checkpoint_path: str, device: str) -> "OperatorTests | None":
-    """The operators tried, each named on the way; a device that cannot be opened is told and is no result."""
+    """The operators tried, each named on the way; a device or a config.json that cannot be had is told and is no result."""
     from telechat_kit.environment import check_operators
 
     try:
         return check_operators(
             checkpoint_path, device, "always", progress=lambda name: click.echo(f"trying {name}", err=True)
         )
-    except DeviceError as error:
+    except (DeviceError, CheckpointError) as error:
         click.echo(f"operators were not tried: {error}", err=True)
         return None
 
