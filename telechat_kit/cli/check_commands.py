@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from telechat_kit.cli.operator_table import operator_table
-from telechat_kit.errors import DataError, DeviceError
+from telechat_kit.errors import CheckpointError, DataError, DeviceError
 from telechat_kit.files import resolve
 from telechat_kit.messages import LANGUAGES, marked, ngettext, shown
 from telechat_kit.messages import gettext as _
@@ -101,7 +101,7 @@ def check(
 
 
 def _tested(checkpoint_path: str, device: str) -> "OperatorTests | None":
-    """The operators tried, each named on the way; a device that cannot be opened is told and is no result."""
+    """The operators tried, each named on the way; a device or a config.json that cannot be had is told and is no result."""
     from telechat_kit.environment import check_operators
 
     try:
@@ -111,7 +111,7 @@ def _tested(checkpoint_path: str, device: str) -> "OperatorTests | None":
             "always",
             progress=lambda name: click.echo(_("trying {name}").format(name=name), err=True),
         )
-    except DeviceError as error:
+    except (DeviceError, CheckpointError) as error:
         click.echo(_("operators were not tried: {error}").format(error=error.shown()), err=True)
         return None
 

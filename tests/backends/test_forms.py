@@ -97,6 +97,8 @@ def test_a_card_that_is_gone_is_told_and_no_way_is_blamed() -> None:
         (f"{QUEUE}\nMemory_Allocation_Failure(EL0004): Failed to allocate memory.", True, True, {"SwiGlu"}),
         ("call aclnnMul failed, error code is 507015", True, False, set()),
         ("call aclnnMul failed, error code is 561103", False, False, set()),
+        ("call aclnnMul failed, error code is 200000", False, True, set()),
+        ("call aclnnMul failed, error code is 207001", False, True, set()),
         ("CUDA error: an illegal memory access was encountered", True, False, set()),
         ("CUDA error: no kernel image is available for execution on the device", False, False, set()),
         ("CUDA out of memory. Tried to allocate 2 GiB", False, True, set()),

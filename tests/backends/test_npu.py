@@ -211,6 +211,7 @@ def test_a_310p_scales_tokens_in_plain_torch_elsewhere_and_says_so(
         ("Ascend310P3", 64, 2, "npu_apply_rotary_pos_emb"),
         ("Ascend310P3", 160, 2, "plain torch"),  # no such head size, and no npu_rotary_mul
         ("Ascend310P3", 128, 250, "plain torch"),  # more heads than a core's buffer holds
+        ("Ascend310P3", 64, 254, "plain torch"),  # more than 255 heads of query and key
         ("Ascend910B4", 128, 2, "npu_apply_rotary_pos_emb"),
         ("Ascend910B4", 160, 2, "npu_rotary_mul"),
     ],

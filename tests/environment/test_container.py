@@ -3,9 +3,12 @@
 import re
 import shutil
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from telechat_kit.environment.releases import ascend_releases
 
@@ -113,6 +116,25 @@ def test_the_npus_constraints_are_the_recommended_set_and_the_tests_versions() -
     assert "-c constraints-common.txt" in set(npu) & set(cpu)
     common = (ROOT / "environment" / "constraints-common.txt").read_text()
     assert re.findall(r"^(?:torch|torch_npu|numpy)\b.*", common, re.M) == []
+
+
+def test_the_extra_takes_the_recommended_set_and_all_that_it_names_is_pinned() -> None:
+    """What `pip install 'telechat-kit[npu]'` asks for, as the package's own metadata say it."""
+    asked = {
+        canonicalize_name(one.name): one.specifier
+        for one in map(Requirement, requires("telechat-kit") or [])
+        if one.marker is None or one.marker.evaluate({"extra": "npu", "sys_platform": "linux"})
+    }
+    texts = [(ROOT / "environment" / f"constraints-{kind}.txt").read_text() for kind in ("npu", "common")]
+    pins = {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version
+        for pin in map(Requirement, re.findall(r"^[A-Za-z][^\n#]*==[^\n#]*", "\n".join(texts), re.M))
+    }
+    best = ascend_releases().recommended
+    assert (pins["torch-npu"], pins["torch"]) == (best.torch_npu, best.torch)
+    assert {"torch-npu", "torch", "numpy", "decorator", "scipy"} <= asked.keys()
+    for name, allowed in asked.items():
+        assert allowed.contains(pins[name]), name
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from zipfile import ZipFile
 
 import call_list
 import pytest
@@ -191,6 +192,18 @@ def test_a_device_that_cannot_be_opened_is_told_beside_the_table(
     done = CliRunner().invoke(cli, ["check", "--operators", "--device", "cpu"])
     assert "operators were not tried: the NPU 0 cannot be opened" in done.stderr
     assert "component" in done.stdout
+
+
+def test_a_checkpoint_that_is_not_there_is_told_beside_the_table_and_in_the_parcel(tmp_path: Path) -> None:
+    profile, parcel = tmp_path / "profile.yaml", tmp_path / "machine.zip"
+    profile.write_text(
+        f"checkpoint_path: {tmp_path}/none\nembedded_model: ''\nrun_folder: {tmp_path}\ndevice: cpu\n"
+    )
+    arguments = ["check", "--operators", "--profile", str(profile), "--bundle", str(parcel)]
+    done = CliRunner().invoke(cli, arguments)
+    assert "operators were not tried: checkpoint folder" in done.stderr
+    assert "component" in done.stdout
+    assert "check.txt" in ZipFile(parcel).namelist()
 
 
 def test_when_operators_are_tried(tiny_folder: Path) -> None:

@@ -1,11 +1,13 @@
 """The published version sets: whole, in order, and compared as Ascend numbers its releases."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
+from telechat_kit.cli import cli
 from telechat_kit.environment.releases import allows, ascend_releases, release_key, required_versions
 from telechat_kit.errors import KitError
 from telechat_kit.inference.memory import fits
@@ -120,6 +122,19 @@ def test_the_first_day_is_the_same_ten_commands_in_both_languages() -> None:
     for _, command in rows[0]:
         for path in re.findall(r"(?:params|environment)/[\w.-]+", command):
             assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("language", ["", ".zh-CN"])
+def test_every_command_of_the_first_day_exists_with_its_options(language: str) -> None:
+    page = (ROOT / "docs" / f"first-day{language}.md").read_text(encoding="utf-8")
+    lines = re.findall(r"\.venv/bin/telechat-kit ([^`\n]+)", page)
+    assert len(lines) == 8
+    for line in lines:
+        name, *words = shlex.split(line)
+        context = cli.commands[name].make_context(name, words)  # refuses what the command does not know
+        assert context.params
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"make ([a-z-]+)", page)) <= set(targets)
 
 
 def test_the_first_day_names_the_time_that_the_shapes_give() -> None:

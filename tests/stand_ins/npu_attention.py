@@ -61,7 +61,9 @@ def npu_apply_rotary_pos_emb(
         key.shape[:2] == query.shape[:2] == cos.shape[:2], op, "B and S must be those of the query", _ROTARY
     )
     demand(key.shape[-1] == size == cos.shape[-1], op, "D must be that of the query", _ROTARY)
-    demand(size in (64, 128), op, f"head size {size}, not 64 or 128")
+    demand(size in (64, 128), op, f"head size {size}, not 64 or 128", _ROTARY)
+    count = query.shape[2] + key.shape[2]
+    demand(count <= 255, op, f"qkcNum exceeds the maximum range of uint8_t: {count} heads", _ROTARY)
     wide = 4 if query.dtype != torch.float16 else 2
     rows = (query.shape[2] + key.shape[2]) * size * wide
     needed = 4 * rows if query.shape[0] * query.shape[1] <= 8 else 5 * rows  # up to one row for a core

@@ -110,10 +110,14 @@ def test_wrong_names_and_positions_are_refused_by_the_schema() -> None:
 
 
 def pair(
-    size: int = 128, heads: int = 2, positions: int = 4, table_dtype: torch.dtype = torch.float16
+    size: int = 128,
+    heads: int = 2,
+    rows: int = 4,
+    positions: int = 4,
+    table_dtype: torch.dtype = torch.float16,
 ) -> tuple[Tensor, Tensor]:
     """A valid call of npu_apply_rotary_pos_emb unless an argument spoils it."""
-    query, key = torch.ones(1, 4, heads, size).half(), torch.ones(1, 4, 1, size).half()
+    query, key = torch.ones(1, rows, heads, size).half(), torch.ones(1, rows, 1, size).half()
     return ops.npu_apply_rotary_pos_emb(query, key, *[torch.ones(1, positions, 1, size).to(table_dtype)] * 2)
 
 
@@ -173,7 +177,8 @@ def test_the_calls_that_refusals_are_shown_with_are_valid_themselves() -> None:
         lambda: ops.npu_swiglu(torch.ones(64, 2).half().t()),
         lambda: ops.npu_swiglu(torch.ones(2, 64).bfloat16()),
         lambda: pair(size=96),
-        lambda: pair(size=128, heads=300),
+        lambda: pair(size=128, heads=240, rows=9, positions=9),  # they do not fit the buffer
+        lambda: pair(size=64, heads=255),  # more than 255 with that of the key
         lambda: pair(positions=3),
         lambda: pair(table_dtype=torch.float32),
         lambda: prompt(17),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from telechat_kit.backends import plain
-from telechat_kit.backends.npu.chips import LEAST_PROMPT, PAIR_HEAD_DIMS, ROTARY_HEAD_DIM
+from telechat_kit.backends.npu.chips import LEAST_PROMPT, PAIR_HEAD_DIMS, PAIR_HEADS, ROTARY_HEAD_DIM
 from telechat_kit.backends.npu.forms import PLAIN, Way, form
 from telechat_kit.backends.npu.runtime import current_chip, has, operator
 
@@ -186,12 +186,13 @@ def _rotate_each(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[
 
 
 def _pair_fits(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:  # noqa: ARG001
-    """One dtype, a head size of 64 or 128, and five times the heads of a token in a core's buffer (its tiling)."""
-    size, chip = query.shape[-1], current_chip()
-    heads = (query.shape[1] + key.shape[1]) * size * (2 if query.dtype == torch.float16 else 4)
+    """One dtype, a head size of 64 or 128, 255 heads, and five times those of a token in a core's buffer (its tiling)."""
+    size, count, chip = query.shape[-1], query.shape[1] + key.shape[1], current_chip()
+    heads = count * size * (2 if query.dtype == torch.float16 else 4)
     tables = 6 * size * 4
     dtypes = query.dtype == key.dtype == cos.dtype and query.dtype in chip.dtypes
-    return dtypes and size in PAIR_HEAD_DIMS and 5 * heads + tables <= chip.buffer_bytes
+    sizes = size in PAIR_HEAD_DIMS and count <= PAIR_HEADS
+    return dtypes and sizes and 5 * heads + tables <= chip.buffer_bytes
 
 
 def _each_fits(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:  # noqa: ARG001

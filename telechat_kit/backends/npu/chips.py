@@ -93,8 +93,8 @@ _HALF = (torch.float16,)
 _HALVES = (torch.float16, torch.bfloat16)
 #: Shortest prompt that npu_prompt_flash_attention takes on a 310P with a mask
 LEAST_PROMPT = 32
-#: Head sizes of npu_apply_rotary_pos_emb, and the largest of npu_rotary_mul
-PAIR_HEAD_DIMS, ROTARY_HEAD_DIM = (64, 128), 894
+#: Head sizes of npu_apply_rotary_pos_emb and most heads of query and key together; the largest head size of npu_rotary_mul
+PAIR_HEAD_DIMS, PAIR_HEADS, ROTARY_HEAD_DIM = (64, 128), 255, 894
 
 CHIPS = (
     Chip(

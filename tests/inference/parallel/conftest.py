@@ -1,10 +1,14 @@
-"""A checkpoint with dynamic activations beside those of the whole suite."""
+"""Checkpoints with dynamic activations, and of halves that every operator takes, beside those of the whole suite."""
 
 from pathlib import Path
 
 import pytest
 
+from telechat_kit.model import TelechatConfig
+from telechat_kit.model.tiny import byte_tokenizer, write_random
 from telechat_kit.quantization import Calibration, Recipe, quantize
+
+FEW = Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=32)
 
 
 @pytest.fixture(scope="session")
@@ -12,11 +16,29 @@ def dynamic_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """W8A8 form of `tiny_folder` whose activations are quantized token by token."""
     folder = tmp_path_factory.mktemp("quantized") / "dynamic"
     recipe = Recipe("L0", anti_outlier="m2", activations="dynamic")
-    quantize(
-        tiny_folder,
-        folder,
-        recipe,
-        Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=32),
-        device="cpu",
-    )
+    quantize(tiny_folder, folder, recipe, FEW, device="cpu")
     return folder
+
+
+@pytest.fixture(scope="session")
+def even_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Static and dynamic W8A8 forms of one small model whose 192 channels split into halves that operators take."""
+    root = tmp_path_factory.mktemp("even")
+    config = TelechatConfig(
+        architectures=["TelechatForCausalLM"],
+        vocab_size=len(byte_tokenizer()),
+        hidden_size=64,
+        n_layer=4,
+        n_head=4,
+        ffn_hidden_size=192,
+        training_seqlen=512,
+        seq_length=512,
+        base_seqlen=512,
+        initializer_range=0.15,
+        dtype="float32",
+    )
+    write_random(root / "float", config)
+    for activations in ("static", "dynamic"):
+        recipe = Recipe("L0", anti_outlier="m2", activations=activations)
+        quantize(root / "float", root / activations, recipe, FEW, device="cpu")
+    return root / "static", root / "dynamic"
