@@ -2,19 +2,26 @@
 
 import ast
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from bs4 import BeautifulSoup
 from catalog import OF_CLICK, ROOT
 
 from telechat_kit.cli import cli, main
 from telechat_kit.cli.check_commands import as_table
+from telechat_kit.comparison.alignment import Tolerances
+from telechat_kit.comparison.side_by_side import compare
 from telechat_kit.environment import Check
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.messages import VARIABLE, Message, joined, shown
+from telechat_kit.reports.comparison_page import write_comparison
+from telechat_kit.reports.index_page import write_index
+from telechat_kit.reports.sweep_page import write_sweep
 from telechat_kit.translation import speaking
 from telechat_kit.widths import cut, padded, width, wrapped
 
@@ -243,3 +250,30 @@ def test_what_click_says_is_in_the_catalog() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in Path(click.__file__).parent.glob("*.py"))
     texts = [text for entry in OF_CLICK for text in ([entry] if isinstance(entry, str) else entry)]
     assert [text for text in texts if text.split("{")[0].replace("\n\t", "\\n\\t") not in sources] == []
+
+
+def _words_of(page: Path) -> str:
+    """What a reader of a page meets: its texts and the charts' titles, without code and carried records."""
+    soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    for tag in soup.find_all(["style", "code", "template"]):
+        tag.decompose()
+    return soup.get_text("\n")
+
+
+def _write_pages(results: Path, runs: dict[str, Path]) -> dict[str, str]:
+    found = compare([str(path) for path in runs.values()], Tolerances())
+    pages = [write_index(results), write_sweep(runs, results), write_comparison(found, results / "c.html")]
+    return {page.name: _words_of(page) for page in pages}
+
+
+def test_pages_of_several_runs_speak_the_language_in_force(tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("one", "two")}
+    for path in runs.values():
+        shutil.copytree(REFERENCE, path)
+    with speaking("zh"):
+        chinese = _write_pages(tmp_path, runs)
+    assert {name: english_in(text) for name, text in chinese.items()} == {name: [] for name in chinese}
+    assert all(CHINESE.search(text) for text in chinese.values())
+    assert "kl_mean" in (tmp_path / "sweep.csv").read_text(encoding="utf-8").splitlines()[0]
+    english = _write_pages(tmp_path, runs)
+    assert all(english_in(text) and not CHINESE.search(text) for text in english.values())

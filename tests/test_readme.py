@@ -12,6 +12,13 @@ ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 
 
+#: Pages that are there in both languages
+PAIRS = [
+    (path.with_name(path.name.replace(".zh-CN", "")), path)
+    for path in sorted((ROOT / "docs").glob("*.zh-CN.md"))
+]
+
+
 def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S)
 
@@ -46,3 +53,33 @@ def test_both_languages_hold_the_same_commands_and_tables() -> None:
     assert shape(english) == shape(chinese)
     commands = re.compile(r"^(?:make|\.venv/bin/\S+) [^#\n]*", re.M)
     assert [c.strip() for c in commands.findall(english)] == [c.strip() for c in commands.findall(chinese)]
+
+
+def shape(text: str) -> dict[str, object]:
+    """What a page has besides its words: headings, table rows with the figures in them, and the commands of its code."""
+    code = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    lines = [
+        re.split(r" +#(?= )|[\u4e00-\u9fff]", line)[0].rstrip()
+        for block in code
+        for line in block.splitlines()
+    ]
+    return {
+        "headings": [len(marks) for marks in re.findall(r"^(#+) ", text, re.M)],
+        "tables": len(re.findall(r"^\|", text, re.M)),
+        "code": [
+            line for line in lines if re.match(r"(?:\.venv/bin/)?(?:telechat-kit|make|pip) |  - ", line)
+        ],
+    }
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda path: path.name)
+def test_pages_in_both_languages_hold_the_same(english: Path, chinese: Path) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (english, chinese)]
+    assert shape(texts[0]) == shape(texts[1])
+
+
+def test_a_page_that_lost_a_row_or_a_command_is_found() -> None:
+    text = PAIRS[0][1].read_text(encoding="utf-8")
+    assert shape(text) != shape(text.replace("\n|", "\n", 1))
+    command = shape(text)["code"][0]
+    assert shape(text) != shape(text.replace(command, "", 1))

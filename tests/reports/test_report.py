@@ -112,7 +112,7 @@ def test_energy_is_told_in_both_languages_where_it_was_read(run: Path) -> None:
     )
     said = "Energy per token is that of the whole device, other programs included: the counter of 1 CPU package (RAPL)."
     assert said in " ".join(english.get_text().split())
-    assert "包含其他程序的能耗：the counter of 1 CPU package (RAPL)。" in chinese.get_text()
+    assert "包含其他程序的能耗：1 个 CPU 封装的计数器（RAPL）。" in chinese.get_text()
     for page, column in ((english, "energy per token, J"), (chinese, "每词元能耗，焦耳")):
         assert column in [cell.get_text(strip=True) for cell in page.find_all("th")]
 
