@@ -136,12 +136,8 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
         require_sizes(folder / "config.json")
     files = weight_files(folder)
     shapes = stored_shapes(files)
-    if weights_format(folder) == "float" and (
-        integer := integer_tensor(files) or _integer_in_archives(files)
-    ):
-        raise CheckpointError(
-            f"{integer}, where weights are floating point. Get the file from its publisher."
-        )
+    if weights_format(folder) == "float":
+        _require_plain_floats(folder, config, files)
     blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
     if not blocks:  # .bin files have no table; `Shards` looks into them
         return
@@ -154,6 +150,18 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
             _require(folder, "ffn_hidden_size", config.ffn_hidden_size, shape[0])
         elif name.endswith(_KEY_VALUE) and len(shape) == 2:
             _require(folder, "num_key_value_heads", config.kv_heads, shape[0] // (2 * config.head_dim))
+
+
+def _require_plain_floats(folder: Path, config: TelechatConfig, files: list[Path]) -> None:
+    if integer := integer_tensor(files) or _integer_in_archives(files):
+        raise CheckpointError(
+            f"{integer}, where weights are floating point. Get the file from its publisher."
+        )
+    if config.online_rotation:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: online_rotation is set, which only weights quantized by this kit have. Take the "
+            "key out, or get the file from its publisher."
+        )
 
 
 def _integer_in_archives(files: list[Path]) -> str:
