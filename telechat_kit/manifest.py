@@ -126,7 +126,8 @@ def parse_manifest(values: Any, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part)[:60] for part in first["loc"])
-        raise DataError(f"{where} is damaged ({key}: {first['msg']}). Run again, or remove it.") from error
+        place = f"{key}: " if key else ""
+        raise DataError(f"{where} is damaged ({place}{first['msg']}). Run again, or remove it.") from error
     if found.schema != SCHEMA:
         raise DataError(f'{where} has schema "{found.schema[:80]}", this kit reads "{SCHEMA}". Run again.')
     return found

@@ -188,6 +188,9 @@ _REMEDIES = {
 def _told(error: ValidationError) -> str:
     first = error.errors()[0]
     part, *keys = [str(key)[:60] for key in first["loc"]]
-    file, remedy = _REMEDIES.get(part, (part, "Give a run folder of this kit."))
+    if part == "records" and keys:
+        file, remedy = f"{keys.pop(0)}.json", "Run the step again."
+    else:
+        file, remedy = _REMEDIES.get(part, (part, "Give a run folder of this kit."))
     place = f" ({'.'.join(keys)}: {first['msg']})" if keys else f" ({first['msg']})"
     return f"{file} is damaged{place}. {remedy}"
