@@ -128,10 +128,9 @@ def parse_manifest(values: Any, where: str) -> Manifest:
         first = error.errors()[0]
         key = ".".join(str(part)[:60] for part in first["loc"])
         raise DataError(
-            "{where} is damaged ({key}: {first}). Run again, or remove it.",
+            "{where} is damaged ({place}). Run again, or remove it.",
             where=where,
-            key=key,
-            first=first["msg"],
+            place=f"{key}: {first['msg']}" if key else first["msg"],
         ) from error
     if found.schema != SCHEMA:
         raise DataError(

@@ -212,6 +212,9 @@ _REMEDIES = {
 def _told(error: ValidationError) -> str:
     first = error.errors()[0]
     part, *keys = [str(key)[:60] for key in first["loc"]]
-    file, remedy = _REMEDIES.get(part, (part, marked("Give a run folder of this kit.")))
+    if part == "records" and keys:
+        file, remedy = f"{keys.pop(0)}.json", marked("Run the step again.")
+    else:
+        file, remedy = _REMEDIES.get(part, (part, marked("Give a run folder of this kit.")))
     where = f"{'.'.join(keys)}: {first['msg']}" if keys else first["msg"]
     return Message("{file} is damaged ({where}). {remedy}", file=file, where=where, remedy=remedy)

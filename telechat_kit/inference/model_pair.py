@@ -20,6 +20,7 @@ from telechat_kit.model.config_files import read_object
 from telechat_kit.model.folder import read_config, weight_files
 from telechat_kit.model.hashes import require_recorded_weights, tokenizer_hash
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.network_values import require_one_network
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import Conditions
 from telechat_kit.texts import Block, Text, load_text, token_blocks
@@ -78,6 +79,7 @@ class Pair:
                 w8a8_folder=self.w8a8_folder,
                 sizes2=sizes["w8a8"],
             )
+        require_one_network(self.float_folder, self.configs["float"], self.w8a8_folder, self.configs["w8a8"])
         if not (self.w8a8_folder / _TOKENIZER_CONFIG).is_file() or (
             tokenizer_hash(self.float_folder) == tokenizer_hash(self.w8a8_folder)
         ):

@@ -23,10 +23,11 @@ from telechat_kit.model.folder import (
     weights_format,
 )
 from telechat_kit.model.network import TelechatForCausalLM
+from telechat_kit.model.network_values import require_recorded_network
 from telechat_kit.model.numpy_files import read_numpy
 from telechat_kit.model.sharding import Shard, narrow, sliced
 from telechat_kit.model.telechat3 import network_of
-from telechat_kit.model.w8a8 import W8A8Weights, place, read_described
+from telechat_kit.model.w8a8 import W8A8Weights, is_finite, place, read_described
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.progress import bars_of_transformers
 
@@ -65,6 +66,7 @@ def needed_model_path(folder: Path, model_path: Path) -> Path | None:
 
 def read_w8a8(folder: Path, float_folder: Path, model: TelechatForCausalLM) -> W8A8Weights:
     """The weights of a quantized `folder` for `model`; `float_folder` belongs to `.npy` dictionaries."""
+    require_recorded_network(folder, model.config)
     kind = weights_format(folder)
     if kind == "compressed-tensors":
         return read_compressed(folder, model)
@@ -113,6 +115,7 @@ def build_float_part(folder: Path, dtype: torch.dtype, shard: Shard) -> Telechat
     }
     model.load_state_dict(values, strict=False, assign=True)
     model.tie_weights()
+    _require_finite(model, folder, dtype)
     set_generation(model, folder)
     return model
 
@@ -152,4 +155,18 @@ def build_float(folder: Path, dtype: torch.dtype) -> TelechatForCausalLM:
             folder=folder,
             unexpected=unexpected[0],
         )
+    _require_finite(model, folder, dtype)
     return model
+
+
+def _require_finite(model: TelechatForCausalLM, folder: Path, dtype: torch.dtype) -> None:
+    """Refuse float weights that hold NaN or infinity, in the file or in `dtype`: one pass, a sixth of the loading."""
+    for name, value in model.named_parameters():
+        if not is_finite(value):
+            Shards(folder).require_finite()
+            raise CheckpointError(
+                "{folder}: {name} holds values that {dtype} cannot. Load it in a wider dtype.",
+                folder=folder,
+                name=name,
+                dtype=dtype,
+            )

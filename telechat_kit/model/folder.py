@@ -146,12 +146,8 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
         require_sizes(folder / "config.json")
     files = weight_files(folder)
     shapes = stored_shapes(files)
-    if weights_format(folder) == "float" and (
-        integer := integer_tensor(files) or _integer_in_archives(files)
-    ):
-        raise CheckpointError(
-            "{found}, where weights are floating point. Get the file from its publisher.", found=integer
-        )
+    if weights_format(folder) == "float":
+        _require_plain_floats(folder, config, files)
     blocks = {int(found[1]) for name in shapes if (found := _BLOCK.search(name))}
     if not blocks:  # .bin files have no table; `Shards` looks into them
         return
@@ -164,6 +160,19 @@ def require_fitting(folder: Path, config: TelechatConfig) -> None:
             _require(folder, "ffn_hidden_size", config.ffn_hidden_size, shape[0])
         elif name.endswith(_KEY_VALUE) and len(shape) == 2:
             _require(folder, "num_key_value_heads", config.kv_heads, shape[0] // (2 * config.head_dim))
+
+
+def _require_plain_floats(folder: Path, config: TelechatConfig, files: list[Path]) -> None:
+    if integer := integer_tensor(files) or _integer_in_archives(files):
+        raise CheckpointError(
+            "{found}, where weights are floating point. Get the file from its publisher.", found=integer
+        )
+    if config.online_rotation:
+        raise CheckpointError(
+            "{path}: online_rotation is set, which only weights quantized by this kit have. Take the key out, or get "
+            "the file from its publisher.",
+            path=folder / "config.json",
+        )
 
 
 def _integer_in_archives(files: list[Path]) -> str:

@@ -17,6 +17,7 @@ from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import DYNAMIC, STATIC, is_w8a8, read_config, weight_files, weights_format
 from telechat_kit.model.hashes import require_recorded_weights
 from telechat_kit.model.int8_linears import decode_scale
+from telechat_kit.model.network_values import require_one_network
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import W8A8Weights, linear_names, place, stored_name
 from telechat_kit.model.weight_shards import Shards
@@ -168,6 +169,7 @@ def _require_one_model(shards: Shards, config: TelechatConfig, quant_folder: Pat
                 one=getattr(own, key),
                 other=getattr(config, key),
             )
+    require_one_network(shards.folder, own, quant_folder, config)
     if config.ffn_hidden_size < own.ffn_hidden_size:
         raise CheckpointError(
             "{folder} and {quant_folder} do not belong together: ffn_hidden_size is {ffn_hidden_size} and "

@@ -12,8 +12,9 @@ from torch import Tensor
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import read_json, replace_folder, require_space, write_json, writing
 from telechat_kit.model.configuration import Telechat3Config
-from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES
+from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES, read_config
 from telechat_kit.model.hashes import WEIGHTS, weight_hashes
+from telechat_kit.model.network_values import NETWORK, network_values
 from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import HEAD, Shards
 from telechat_kit.quantization.blocks import Block
@@ -150,7 +151,8 @@ def write_w8a8_folder(
         write_tensor_file(folder / names.weights, entries)
         write_json(folder / names.description, kinds)
         write_json(folder / "config.json", {**config, "quantize": names.quantize})
-        write_json(folder / RECIPE, {**details, WEIGHTS: weight_hashes(folder), FILES: names_in(folder)})
+        told = {NETWORK: network_values(read_config(folder)), WEIGHTS: weight_hashes(folder)}
+        write_json(folder / RECIPE, {**details, **told, FILES: names_in(folder)})
         replace_folder(folder, target)
 
 
