@@ -15,7 +15,7 @@ from telechat_kit.errors import DataError
 from telechat_kit.messages import Message, marked
 from telechat_kit.performance.measurement import CaseResult
 from telechat_kit.precision.positions import FIGURES
-from telechat_kit.statistics import Estimate, bootstrap
+from telechat_kit.statistics import Estimate, bootstrap, share
 
 #: Mean KL on `text_path`; `kl_mean[KIND]` on a kind of text
 LOSS = "kl_mean"
@@ -127,11 +127,13 @@ def _precision(run: RunData) -> dict[str, Figure]:
             ),
         }
     if answers:
-        mean = sum(answer.similarity for answer in answers) / len(answers)
-        rows["answer_similarity"] = Figure(marked("answers, W8A8 like float"), marked("share"), exact(mean))
+        alike = bootstrap(np.array([[answer.similarity] for answer in answers]), lambda mean: mean[..., 0])
+        rows["answer_similarity"] = Figure(
+            marked("answers, W8A8 like float"), marked("share"), alike.clip(0, 1)
+        )
         same = sum(answer.float_differs is None and answer.w8a8_differs is None for answer in answers)
         rows["equal_answers"] = Figure(
-            marked("answers equal to the last token"), marked("share"), exact(same / len(answers))
+            marked("answers equal to the last token"), marked("share"), share(same, len(answers))
         )
     return rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from telechat_kit.comparison.run_data import read_run_data
+from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError
 from telechat_kit.runs.archive import pack
 from telechat_kit.runs.origins import check_origins, made_again
@@ -92,6 +92,25 @@ def test_figures_are_reproduced_within_their_interval_or_not(tiny_run: Path) -> 
     assert said["kl_mean"] == "not reproduced"
     assert said["w8a8_bytes"] == "not reproduced"
     assert said["quantize_seconds"] == "no interval"
+
+
+def test_answers_that_part_elsewhere_are_judged_by_the_interval_over_questions(tiny_run: Path) -> None:
+    """Sums in another order send a greedy answer another way: one answer more or less alike is no other model."""
+    run = read_run_data(tiny_run)
+    assert run.precision is not None
+    some = run.precision.answers[0]
+
+    def with_alike(*shares: float) -> RunData:
+        answers = [replace(some, similarity=share) for share in shares]
+        return replace(run, precision=replace(run.precision, answers=answers))
+
+    def said(first: RunData, second: RunData) -> str:
+        return next(v.verdict for v in judge(first, second) if v.name == "answer_similarity")
+
+    recorded = with_alike(0.2, 0.3, 0.6, 0.3, 0.5, 0.4)
+    assert said(recorded, with_alike(0.2, 0.5, 0.6, 0.3, 0.5, 0.5)) == "within the interval of the difference"
+    assert said(recorded, with_alike(0.95, 1.0, 0.9, 1.0, 1.0, 0.95)) == "not reproduced"
+    assert said(with_alike(0.2), with_alike(0.9)) == "no interval"
 
 
 def test_a_run_that_does_not_tell_its_parameters_cannot_be_repeated(tiny_run: Path) -> None:
