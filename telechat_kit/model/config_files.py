@@ -86,7 +86,7 @@ class _Config(_File):
     apply_residual_connection_post_layernorm: bool = False
     bos_token_id: _Ids = None
     eos_token_id: _Ids = None
-    pad_token_id: _Ids = None
+    pad_token_id: _Id | None = None
     online_rotation: bool = False
     hidden_act: Literal["silu"] | None = None
     num_labels: Annotated[int, Field(ge=0, le=1 << 16)] | None = None
@@ -107,7 +107,7 @@ class _Generation(_File):
 
     bos_token_id: _Ids = None
     eos_token_id: _Ids = None
-    pad_token_id: _Ids = None
+    pad_token_id: _Id | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None

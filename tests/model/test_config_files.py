@@ -80,6 +80,7 @@ def error_of(read: Callable[[], object]) -> str:
         ("num_labels", 10**9, "num_labels: .* less than or equal to 65536"),
         ("id2label", "x", "id2label"),
         ("online_rotation", "yes", "online_rotation"),
+        ("pad_token_id", [3], "pad_token_id"),
         ("hidden_act", "gelu", "hidden_act: Input should be 'silu', not 'gelu'"),
         ("return_dict", False, "return_dict"),
         ("n_head", None, "n_head is missing"),
