@@ -71,6 +71,7 @@ def translated(command: click.Command) -> click.Command:
     """A copy of a command whose help is in the language in force."""
     made = copy.copy(command)
     made.context_class = _Context
+    made._help_option = None  # click keeps the one that it made first, with the words of that time
     made.help = _translated_help(command.help or "")
     made.short_help = _told(command.short_help)
     made.options_metavar = _("[OPTIONS]")

@@ -8,6 +8,7 @@ from telechat_kit.backends import split_devices
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks
+from telechat_kit.messages import gettext as _
 from telechat_kit.messages import marked
 from telechat_kit.precision.answers import Answer, answer_lines
 from telechat_kit.precision.bundle import BUNDLE, save_bundle
@@ -107,7 +108,8 @@ _PARTS_KEPT = marked("The parts that were measured before are kept: run the cell
 class PrecisionMeasurement:
     """The float folder `model_path` against the W8A8 folder `quant_path`, in parts that are measured one by one.
 
-    Each part is kept; called again, its method measures it anew, and only it. `record` measures what is missing.
+    Each part is kept; called again, its method measures it anew, and only it. `record` measures what is missing. Shown
+    by a notebook it says what was measured so far.
 
     Args:
         evaluation: the texts, questions and tasks.
@@ -121,9 +123,7 @@ class PrecisionMeasurement:
 
     Example:
         >>> precision = PrecisionMeasurement("models/tiny", "models/tiny-w8a8", evaluation, device="cpu")
-        >>> precision.read_text().sequences
-        4
-        >>> precision.record().divergence.sequences
+        >>> precision.read_text().record().divergence.sequences
         4
     """
 
@@ -162,55 +162,70 @@ class PrecisionMeasurement:
         self._tasks: list[TaskResult] | None = None
 
     @resumable(_PARTS_KEPT)
-    def read_text(self) -> Divergence:
-        """Both models read `text_path`."""
+    def read_text(self) -> "PrecisionMeasurement":
+        """Let both models read `text_path`."""
         self._divergence = measure_divergence(self._pair, self._blocks)
-        return self._divergence
+        return self
 
     @resumable(_PARTS_KEPT)
-    def read_kinds(self) -> list[KindLoss]:
-        """Both models read the texts of other kinds, one by one; none where `kinds_path` is empty."""
+    def read_kinds(self) -> "PrecisionMeasurement":
+        """Let both models read the texts of other kinds, one by one; none where `kinds_path` is empty."""
         self._kinds = _kinds(self._pair, self.evaluation)
-        return self._kinds
+        return self
 
     @resumable(_PARTS_KEPT)
-    def read_languages(self) -> list[Group]:
-        """Both models read the Chinese and the English lines of `languages_path`; nothing where it is empty."""
+    def read_languages(self) -> "PrecisionMeasurement":
+        """Let both models read the Chinese and the English lines of `languages_path`; nothing where it is empty."""
         path = self.evaluation.languages_path
         self._languages = measure_languages(self._pair, path) if path else []
-        return self._languages
+        return self
 
     @resumable(_PARTS_KEPT)
-    def find_sources(self) -> Sources | None:
-        """Where the loss comes from, linear by linear; None where `source_sequences` is 0."""
+    def find_sources(self) -> "PrecisionMeasurement":
+        """Find where the loss comes from, linear by linear; nothing where `source_sequences` is 0."""
         count = self.evaluation.source_sequences
         self._sources = measure_sources(self._pair, self._blocks, count) if count else None
-        return self._sources
+        return self
 
     @resumable(
         marked(
             "The answers that are done stand in the run folder: run the cell again, and it goes on from there."
         )
     )
-    def answer_questions(self) -> list[Answer]:
-        """Both models answer the lines of `jsonl_path`."""
+    def answer_questions(self) -> "PrecisionMeasurement":
+        """Let both models answer the lines of `jsonl_path`."""
         asked = self.evaluation
         self._answers = answer_lines(
             self._pair, asked.jsonl_path, asked.max_new_tokens, asked.repetition_penalty,
             asked.answers, self._run_folder, asked.answer_batch,
         )  # fmt: skip
-        return self._answers
+        return self
 
     @resumable(_PARTS_KEPT)
-    def answer_tasks(self) -> list[TaskResult]:
-        """Both models choose among the answers of `tasks_path`; nothing where it is empty."""
+    def answer_tasks(self) -> "PrecisionMeasurement":
+        """Let both models choose among the answers of `tasks_path`; nothing where it is empty."""
         self._tasks = measure_tasks(self._pair, self._questions) if self._questions else []
-        return self._tasks
+        return self
 
     def record(self) -> PrecisionRecord:
         """All parts as one record; those that are missing are measured first."""
-        kinds = self.read_kinds() if self._kinds is None else self._kinds
-        answers = self.answer_questions() if self._answers is None else self._answers
+        if self._kinds is None:
+            self.read_kinds()
+        if self._answers is None:
+            self.answer_questions()
+        if self._divergence is None:
+            self.read_text()
+        if self._languages is None:
+            self.read_languages()
+        if self._sources is None:
+            self.find_sources()
+        if self._tasks is None:
+            self.answer_tasks()
+        return self._put_together()
+
+    def _put_together(self) -> PrecisionRecord:
+        divergence, answers, kinds = self._divergence, self._answers or [], self._kinds or []
+        assert divergence is not None
         asked, pair, text = self.evaluation, self._pair, load_text(self.evaluation.text_path)
         if self._bundle and self._run_folder is not None:
             path = Path(self._run_folder) / BUNDLE
@@ -226,17 +241,40 @@ class PrecisionMeasurement:
             seed=asked.seed,
             repetition_penalty=asked.repetition_penalty,
             max_new_tokens=asked.max_new_tokens,
-            divergence=self.read_text() if self._divergence is None else self._divergence,
+            divergence=divergence,
             languages_source=asked.languages_path,
-            languages=self.read_languages() if self._languages is None else self._languages,
-            sources=self.find_sources() if self._sources is None else self._sources,
+            languages=self._languages or [],
+            sources=self._sources,
             answers=answers,
-            tasks=self.answer_tasks() if self._tasks is None else self._tasks,
+            tasks=self._tasks or [],
             conditions=pair.conditions(),
             kinds_source=asked.kinds_path,
             kinds=kinds,
             like_calibration=like_calibration(hashes, pair.recipe) if pair.recipe else None,
         )
+
+    def __repr__(self) -> str:
+        """A line for each part: what was found, or that it was not measured yet."""
+        parts = {
+            _("text"): self._divergence and _kl_said([self._divergence]),
+            _("other kinds of text"): self._kinds and _kl_said([kind.figures for kind in self._kinds]),
+            _("languages"): self._languages and _kl_said(self._languages),
+            _("sources of the loss"): self._sources and _("found for each linear")
+            if self.evaluation.source_sequences
+            else "",
+            _("answers"): self._answers and _("{count} made by both").format(count=len(self._answers)),
+            _("tasks"): self._tasks and _("{count} done by both").format(count=len(self._tasks)),
+        }
+        waiting = {True: _("not measured yet"), False: _("nothing was asked for")}
+        return "\n".join(f"{name}: {said or waiting[said is None]}" for name, said in parts.items())
+
+
+def _kl_said(texts: Sequence[Divergence | Group]) -> str:
+    """The largest mean KL of some texts."""
+    worst = max((text.kl_mean for text in texts), key=lambda kl: kl.value)
+    if len(texts) == 1:
+        return _("mean KL {kl} nats per token").format(kl=worst)
+    return _("{count} texts, mean KL at the worst {kl} nats per token").format(count=len(texts), kl=worst)
 
 
 def measure_precision(
