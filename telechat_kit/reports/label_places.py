@@ -1,5 +1,6 @@
 """Labels of points, each where it covers no mark and no other text: tried around the point, nearest first."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -40,18 +41,20 @@ def place_labels(figure: Figure) -> None:
     waiting = [text for axes in figure.axes for text in axes.texts if text.get_gid() == _WAITING]
     if not waiting:
         return
-    canvas = FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    renderer = canvas.get_renderer()
-    for axes in figure.axes:
-        labels = [text for text in axes.texts if text in waiting and isinstance(text, Annotation)]
-        taken = [
-            *mark_boxes(axes),
-            *(text.get_window_extent(renderer) for text in _other_texts(axes, labels)),
-        ]
-        for label in labels:
-            taken.append(_place(label, axes.get_window_extent(renderer), taken, renderer))
-            label.set_gid(PLACED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts have it
+        canvas = FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        renderer = canvas.get_renderer()
+        for axes in figure.axes:
+            labels = [text for text in axes.texts if text in waiting and isinstance(text, Annotation)]
+            taken = [
+                *mark_boxes(axes),
+                *(text.get_window_extent(renderer) for text in _other_texts(axes, labels)),
+            ]
+            for label in labels:
+                taken.append(_place(label, axes.get_window_extent(renderer), taken, renderer))
+                label.set_gid(PLACED)
 
 
 def overlaps(one: Bbox, other: Bbox) -> float:
