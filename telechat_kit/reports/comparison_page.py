@@ -47,7 +47,7 @@ def conditions_frame(found: Comparison) -> pd.DataFrame:
         (_(row.verdict), shown(row.name), *(shown(value or marked("not recorded")) for value in row.values))
         for row in found.conditions
     ]
-    return pd.DataFrame(rows, columns=["", _("condition"), *_headings(found)])
+    return pd.DataFrame(rows, columns=[_("state"), _("condition"), *_headings(found)])
 
 
 def figures_frame(found: Comparison) -> pd.DataFrame:
@@ -203,7 +203,8 @@ def changes_chart(found: Comparison) -> Chart:
     axes.set_yticks(range(len(rows)), [shown(row.shown.label) for row in rows], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=9))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x")
@@ -235,13 +236,13 @@ def write_comparison(found: Comparison, page: Path) -> Path:
     """Write the comparison as one self-contained page, whole or not at all."""
     names = ", ".join(shown(row.name) for row in found.differing)
     conditions = conditions_frame(found)
-    apart = conditions[conditions[""] != _(SAME)]
+    apart = conditions[conditions.iloc[:, 0] != _(SAME)]
     differing = [_table(styled(apart))] if len(apart) else []
     sections = [
         Section(
             marked("Conditions that differ"),
             _("These differ: {names}.").format(names=names) if names else _("No recorded condition differs."),
-            [*differing, _folded(conditions[conditions[""] == _(SAME)])],
+            [*differing, _folded(conditions[conditions.iloc[:, 0] == _(SAME)])],
         ),
         Section(
             marked("Figures"),
