@@ -254,7 +254,7 @@ class PrecisionMeasurement:
         )
 
     def __repr__(self) -> str:
-        """A line for each part: what was found, or that it was not measured yet."""
+        """A line for each part that was measured, and one for those that were not yet."""
         parts = {
             _("text"): self._divergence and _kl_said([self._divergence]),
             _("other kinds of text"): self._kinds and _kl_said([kind.figures for kind in self._kinds]),
@@ -265,8 +265,10 @@ class PrecisionMeasurement:
             _("answers"): self._answers and _("{count} made by both").format(count=len(self._answers)),
             _("tasks"): self._tasks and _("{count} done by both").format(count=len(self._tasks)),
         }
-        waiting = {True: _("not measured yet"), False: _("nothing was asked for")}
-        return "\n".join(f"{name}: {said or waiting[said is None]}" for name, said in parts.items())
+        nothing, not_yet = _("nothing was asked for"), _("not measured yet")
+        lines = [f"{name}: {said or nothing}" for name, said in parts.items() if said is not None]
+        waiting = [name for name, said in parts.items() if said is None]
+        return "\n".join(lines + ([f"{not_yet}: {', '.join(waiting)}"] if waiting else []))
 
 
 def _kl_said(texts: Sequence[Divergence | Group]) -> str:

@@ -6,7 +6,14 @@ import pytest
 
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
-from telechat_kit.precision import SCHEMA, Evaluation, PrecisionRecord, evaluation_blocks, measure_precision
+from telechat_kit.precision import (
+    SCHEMA,
+    Evaluation,
+    PrecisionMeasurement,
+    PrecisionRecord,
+    evaluation_blocks,
+    measure_precision,
+)
 from telechat_kit.records import read_record, write_record
 
 TOPICS = "pydoc_data.topics"
@@ -64,3 +71,15 @@ def test_a_bundle_is_asked_for_by_the_name_of_a_model(pair: Pair, questions: Pat
             bundle="int8",
             run_folder=tmp_path,
         )
+
+
+def test_a_measurement_says_which_parts_were_measured(tiny_folder: Path, tiny_w8a8_folder: Path) -> None:
+    small = Evaluation(text_sequences=2, text_tokens=16, kinds_path="", source_sequences=0, answers=1)
+    measurement = PrecisionMeasurement(tiny_folder, tiny_w8a8_folder, small, device="cpu")
+    assert repr(measurement).startswith(
+        "sources of the loss: nothing was asked for\nnot measured yet: text, "
+    )
+    first = measurement.read_text()
+    assert first is measurement
+    assert repr(measurement).startswith("text: mean KL ")
+    assert "not measured yet: other kinds of text, languages, answers, tasks" in repr(measurement)
