@@ -4,12 +4,12 @@ A page speaks the language of its profile, the command line that of `--language`
 says so with `speaking`. A kernel learns it from its environment.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.messages import LANGUAGES, VARIABLE, spoken
+from telechat_kit.variables import set_meanwhile
 
 
 @contextmanager
@@ -29,14 +29,8 @@ def speaking(wanted: str) -> Iterator[None]:
 @contextmanager
 def telling(wanted: str) -> Iterator[None]:
     """The processes that are started meanwhile speak `wanted`, and so do threads."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = known(wanted)
-    try:
+    with set_meanwhile({VARIABLE: known(wanted)}):
         yield
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
 
 
 def known(wanted: str) -> str:

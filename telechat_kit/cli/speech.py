@@ -13,6 +13,7 @@ import click
 from telechat_kit.messages import DOMAIN, LANGUAGES, LOCALE, TAGS
 from telechat_kit.messages import gettext as _
 from telechat_kit.translation import of_terminal, speaking, telling
+from telechat_kit.variables import set_meanwhile
 from telechat_kit.widths import padded, width, wrapped
 
 OPTION = "--language"
@@ -29,15 +30,9 @@ def in_language_of(arguments: Sequence[str]) -> Iterator[None]:
     wanted = _asked(arguments) or of_terminal(os.environ)
     catalogs.bindtextdomain(DOMAIN, str(LOCALE))
     catalogs.textdomain(DOMAIN)
-    before = os.environ.get(_LANGUAGE)
-    os.environ[_LANGUAGE] = TAGS[wanted].replace("-", "_")
-    try:
-        with speaking(wanted), telling(wanted):
-            yield
-    finally:
-        os.environ.pop(_LANGUAGE)
-        if before is not None:
-            os.environ[_LANGUAGE] = before
+    of_click = {_LANGUAGE: TAGS[wanted].replace("-", "_")}
+    with set_meanwhile(of_click), speaking(wanted), telling(wanted):
+        yield
 
 
 def _asked(arguments: Sequence[str]) -> str | None:

@@ -131,7 +131,7 @@ def _precision(run: RunData) -> dict[str, Figure]:
         rows["answer_similarity"] = Figure(
             marked("answers, W8A8 like float"), marked("share"), alike.clip(0, 1)
         )
-        same = sum(answer.float_differs is None and answer.w8a8_differs is None for answer in answers)
+        same = sum(answer.equal for answer in answers)
         rows["equal_answers"] = Figure(
             marked("answers equal to the last token"), marked("share"), share(same, len(answers))
         )

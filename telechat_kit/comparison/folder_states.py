@@ -43,11 +43,6 @@ class FolderState:
     page: str = ""  # name of the file; empty: there is none
 
     @property
-    def state(self) -> str:
-        """Its kind and what explains it."""
-        return f"{self.kind}, {self.detail}" if self.detail else self.kind
-
-    @property
     def started(self) -> str:
         """When its first step began, or its first record, UTC to the minute; empty: not told."""
         steps = _steps(self.run.state if self.run else {})

@@ -158,7 +158,7 @@ def _answer(index: int, found: Answer) -> Iterator[Finding]:
     again = replace(again, common_tokens=common, float_tokens=len(ids[0]), w8a8_tokens=len(ids[1]))
     yield from compared(ANSWERS, name, found, again)
     parted = common < max(map(len, ids))
-    told = found.float_differs is not None or found.w8a8_differs is not None
+    told = not found.equal
     if parted != told:
         yield Finding(
             Message("{name}, whether both are equal", name=name),

@@ -101,7 +101,7 @@ def verdict(
         left_out.append(marked("speed"))
     return Verdict(
         losses=losses(precision, quantized),
-        answers_equal=sum(a.float_differs is None and a.w8a8_differs is None for a in precision.answers),
+        answers_equal=sum(answer.equal for answer in precision.answers),
         answers=len(precision.answers),
         level=quantized.recipe.level if quantized and quantized.recipe else None,
         given=quantized is not None and quantized.recipe is None,

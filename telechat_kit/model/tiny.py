@@ -18,20 +18,24 @@ SPECIAL = ("<_unk>", "<_start>", "<_end>", "<_pad>", "<_user>", "<_bot>")
 
 def build_tiny(folder: Path, seed: int = 0) -> Path:
     """Write a TeleChat checkpoint of 4 blocks with weights drawn by `seed`; its texts mean nothing."""
-    config = TelechatConfig(
+    return write_random(folder, tiny_config(), seed)
+
+
+def tiny_config(ffn_hidden_size: int = 176) -> TelechatConfig:
+    """The shape of `build_tiny`: 4 blocks and 4 heads of the 7B form."""
+    return TelechatConfig(
         architectures=["TelechatForCausalLM"],
         vocab_size=len(byte_tokenizer()),
         hidden_size=64,
         n_layer=4,
         n_head=4,
-        ffn_hidden_size=176,
+        ffn_hidden_size=ffn_hidden_size,
         training_seqlen=512,
         seq_length=512,
         base_seqlen=512,
         initializer_range=0.15,
         dtype="float32",
     )
-    return write_random(folder, config, seed)
 
 
 def write_random(folder: Path, config: TelechatConfig, seed: int = 0) -> Path:

@@ -39,6 +39,11 @@ class Answer:
     float_ids: list[int] = field(default_factory=list)
     w8a8_ids: list[int] = field(default_factory=list)
 
+    @property
+    def equal(self) -> bool:
+        """Whether both are the same to the last token."""
+        return self.float_differs is None and self.w8a8_differs is None
+
 
 @dataclass(frozen=True)
 class _Asked:

@@ -7,7 +7,6 @@ import csv
 import importlib.metadata
 import io
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from telechat_kit.rows import read_numbered_rows
 from telechat_kit.statistics import Estimate, paired_difference, share
 from telechat_kit.strict_json import read_bytes
 from telechat_kit.temporary import temporary_folder
+from telechat_kit.variables import set_meanwhile
 
 LETTERS = "ABCD"
 #: What stands before a question, as the papers of C-Eval, CMMLU and MMLU have it
@@ -282,16 +282,10 @@ def _most_likely(responses: Sequence[Any]) -> int:
 def _offline() -> Iterator[None]:
     """The harness and the libraries below it reach for hubs unless told not to, and say much on their loggers."""
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with set_meanwhile(dict.fromkeys(names, "1")):
+            yield
     finally:
         logging.disable(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

@@ -3,7 +3,6 @@
 import base64
 import io
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_
 from telechat_kit.messages import gettext as _
 from telechat_kit.messages import marked, ngettext
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
-from telechat_kit.reports.inline_svg import hover, inline_svg
+from telechat_kit.reports.inline_svg import fonts_of_the_reader, hover, inline_svg
 from telechat_kit.reports.label_places import place_labels
 from telechat_kit.statistics import Estimate
 
@@ -70,8 +69,7 @@ class Chart:
     def png(self) -> bytes:
         """The figure as PNG, for programs that show no SVG."""
         buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
+        with fonts_of_the_reader():
             self.figure.savefig(
                 buffer,
                 dpi=180,

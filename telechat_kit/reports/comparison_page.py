@@ -143,8 +143,8 @@ def markdown(found: Comparison) -> str:
 
 
 def _how_to_read(found: Comparison) -> str:
-    notes = [_(HOW_TO_READ), by_chance(found)] + [_(BY_MACHINE)] * _by_machine(found)
-    return " ".join(filter(None, notes))
+    machine = _(BY_MACHINE) if _by_machine(found) else ""
+    return " ".join(filter(None, [_(HOW_TO_READ), by_chance(found), machine]))
 
 
 def by_chance(found: Comparison) -> str:
@@ -286,12 +286,14 @@ def verdict(found: Comparison) -> str:
         if seen
         else _("No figure changed beyond its interval.")
     )
-    parts += [figures.format(figures=", ".join(seen)), *[by_chance(found)] * bool(seen and by_chance(found))]
+    parts += [figures.format(figures=", ".join(seen))]
+    if seen:
+        parts += [by_chance(found)]
     if _by_machine(found):
         parts += [_("The machine was in another state: float's speed changed too.")]
     if _reasons(found):
         parts += [_("Not compared: {reasons}.").format(reasons=_reasons(found))]
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
 
 
 def _value(value: str | None) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -100,12 +101,19 @@ def _is_harmless(element: ET.Element) -> bool:
     )
 
 
+@contextmanager
+def fonts_of_the_reader() -> Iterator[None]:
+    """No warning of signs that matplotlib's font lacks: a page is shown with its reader's fonts, which have them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
 def _drawn(figure: "Figure") -> str:
     import matplotlib as mpl  # noqa: PLC0415  (pages of notebooks only look at charts that were drawn)
 
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "telechat-kit"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts have it
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "telechat-kit"}), fonts_of_the_reader():
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
     return buffer.getvalue()

@@ -1,6 +1,5 @@
 """Labels of points, each where it covers no mark and no other text: tried around the point, nearest first."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -12,6 +11,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
+
+from telechat_kit.reports.inline_svg import fonts_of_the_reader
 
 #: Directions that are tried, right and left before above and below
 _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
@@ -41,8 +42,7 @@ def place_labels(figure: Figure) -> None:
     waiting = [text for axes in figure.axes for text in axes.texts if text.get_gid() == _WAITING]
     if not waiting:
         return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts have it
+    with fonts_of_the_reader():
         canvas = FigureCanvasAgg(figure)
         figure.draw_without_rendering()
         renderer = canvas.get_renderer()

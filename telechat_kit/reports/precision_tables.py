@@ -205,7 +205,7 @@ def _answer_row(answer: Answer) -> Markup:
 
 def same_said(answer: Answer) -> str:
     """Whether both say the same: to the token, in the same words, or not; meaning is left to the reader."""
-    if answer.float_differs is None and answer.w8a8_differs is None:
+    if answer.equal:
         return _("yes")
     words = [_LETTERS.findall(text.casefold()) for text in (answer.float_answer, answer.w8a8_answer)]
     return _("in the same words") if words[0] == words[1] else _("no")

@@ -16,6 +16,7 @@ from telechat_kit.files import relative, writing
 from telechat_kit.manifest import RUN_FOLDER
 from telechat_kit.messages import Message, marked
 from telechat_kit.strict_json import parse
+from telechat_kit.variables import set_meanwhile
 
 NAME = ".run.lock"
 #: What a run writes beside its results while it works; without a living run these are remains
@@ -62,24 +63,13 @@ def locked(folder: Path) -> Iterator[FolderLock]:
         lock = FolderLock(descriptor)
         with writing(path):
             lock.note_children()
-        with _named(folder):
+        with set_meanwhile(
+            {RUN_FOLDER: str(folder.resolve())}
+        ):  # what is started carries the name of the folder
             yield lock
     finally:
         path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """What is started meanwhile carries the name of the run folder."""
-    before = os.environ.get(RUN_FOLDER)
-    os.environ[RUN_FOLDER] = str(folder.resolve())
-    try:
-        yield
-    finally:
-        os.environ.pop(RUN_FOLDER)
-        if before is not None:
-            os.environ[RUN_FOLDER] = before
 
 
 def _acquire(path: Path) -> int:

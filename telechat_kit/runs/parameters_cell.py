@@ -6,9 +6,7 @@ and with it the value that a profile gives. Here every line counts, or is named.
 
 import ast
 import io
-import textwrap
 import tokenize
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.files import read_json, relative
 from telechat_kit.messages import Message, marked
+from telechat_kit.widths import width, wrapped
 
 #: Annotations that a parameters cell may use
 TYPES: dict[str, Any] = {
@@ -120,18 +119,12 @@ def comments_in_sight(source: str, columns: int = COLUMNS) -> str:
     lines = []
     for number, line in enumerate(source.splitlines()):
         comment = found.get(number)
-        if comment is None or comment.start[1] == 0 or _columns(line) <= columns:
+        if comment is None or comment.start[1] == 0 or width(line) <= columns:
             lines.append(line)
             continue
         text = comment.string.lstrip("#").strip()
-        width = columns - 2 if text.isascii() else columns // 2
-        lines += [*(f"# {part}" for part in textwrap.wrap(text, width)), line[: comment.start[1]].rstrip()]
+        lines += [*(f"# {part}" for part in wrapped(text, columns - 2)), line[: comment.start[1]].rstrip()]
     return "\n".join(lines)
-
-
-def _columns(line: str) -> int:
-    """Columns of a monospaced font: signs of Chinese take two."""
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in line)
 
 
 def is_parameters_cell(cell: Mapping[str, Any]) -> bool:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from telechat_kit.model import TelechatConfig
-from telechat_kit.model.tiny import byte_tokenizer, write_random
+from telechat_kit.model.tiny import tiny_config, write_random
 from telechat_kit.quantization import Calibration, Recipe, quantize
 
 FEW = Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=32)
@@ -24,20 +23,7 @@ def dynamic_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 def even_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Static and dynamic W8A8 forms of one small model whose 192 channels split into halves that operators take."""
     root = tmp_path_factory.mktemp("even")
-    config = TelechatConfig(
-        architectures=["TelechatForCausalLM"],
-        vocab_size=len(byte_tokenizer()),
-        hidden_size=64,
-        n_layer=4,
-        n_head=4,
-        ffn_hidden_size=192,
-        training_seqlen=512,
-        seq_length=512,
-        base_seqlen=512,
-        initializer_range=0.15,
-        dtype="float32",
-    )
-    write_random(root / "float", config)
+    write_random(root / "float", tiny_config(ffn_hidden_size=192))
     for activations in ("static", "dynamic"):
         recipe = Recipe("L0", anti_outlier="m2", activations=activations)
         quantize(root / "float", root / activations, recipe, FEW, device="cpu")
