@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from timed import timed
 
 from telechat_kit.cli.run_commands import enforce_limits
 from telechat_kit.comparison.run_data import read_run_data
@@ -68,8 +69,11 @@ def test_every_picture_has_words(tiny_run: Path) -> None:
     assert all(len(str(picture.get("aria-label"))) > 20 for picture in pictures)
 
 
-def test_the_page_in_chinese_keeps_every_figure(run: Path) -> None:
-    english = BeautifulSoup((run / "report.html").read_text(), "html.parser")
+@pytest.mark.parametrize("factor", [0.5, 1, 2])
+def test_the_page_in_chinese_keeps_every_figure(tiny_run: Path, tmp_path: Path, factor: float) -> None:
+    """Whether W8A8 was slower than float, as fast or faster: each is said by other words."""
+    run = timed(tiny_run, tmp_path / "results" / "tiny", factor)
+    english = BeautifulSoup(write_report(run, "en").read_text(), "html.parser")
     soup = BeautifulSoup(write_report(run, "zh").read_text(), "html.parser")
     assert soup.html is not None
     assert soup.html["lang"] == "zh-CN"
@@ -78,7 +82,7 @@ def test_the_page_in_chinese_keeps_every_figure(run: Path) -> None:
     assert "测试条件" in headings
     assert len(soup.find_all("td")) == len(english.find_all("td"))
     numbers = [[c.get_text() for c in page.find_all("td", class_="number")] for page in (english, soup)]
-    assert numbers[0] == numbers[1]
+    assert [text.replace("times", "倍") for text in numbers[0]] == numbers[1]
     assert read_run_data(run / "report.html").precision == read_run_data(run).precision
     assert "困惑度" in (run / "report.md").read_text()
 
