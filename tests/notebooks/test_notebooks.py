@@ -2,7 +2,6 @@
 
 import ast
 import json
-import logging
 import os
 import re
 import shutil
@@ -12,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from papermill_runs import NOTEBOOKS, execute_by_papermill
 
 import telechat_kit
 from telechat_kit.comparison.run_data import read_run_data
@@ -27,7 +26,6 @@ from telechat_kit.runs.state import STEPS
 from telechat_kit.runs.verification import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = [ROOT / "notebooks" / f"{step.name}.ipynb" for step in STEPS]
 TINY = ROOT / "params" / "tiny.yaml"
 COMMAND = Path(sys.executable).with_name("telechat-kit")
 
@@ -49,53 +47,27 @@ def own_paths(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
-    """Folder of a run of `telechat-kit run`, started from elsewhere and still at work beside the next fixture."""
+def by_command(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+    """The folder below which `telechat-kit run`, started from elsewhere, has written everything, and what it said."""
     folder = tmp_path_factory.mktemp("command")
     overrides = [word for key, value in own_paths(folder).items() for word in ("-p", key, value)]
-    with subprocess.Popen(
-        [COMMAND, "run", TINY, *overrides],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield folder, process
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # another test has the other core
+    command = [COMMAND, "run", TINY, *overrides]
+    return folder, subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
-def by_papermill(
-    command: tuple[Path, "subprocess.Popen[str]"], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def by_papermill(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder in which papermill alone has executed all notebooks, each with the whole profile as `-f` gives it."""
     folder = tmp_path_factory.mktemp("papermill")
-    profile = yaml.safe_load(TINY.read_text(encoding="utf-8")) | own_paths(folder)
-    logging.getLogger("papermill").setLevel(
-        logging.CRITICAL
-    )  # it warns of each parameter of another notebook
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OMP_NUM_THREADS", "1")
-        for path in NOTEBOOKS:
-            papermill.execute_notebook(
-                str(path),
-                str(folder / path.name),
-                parameters=profile,
-                kernel_name="python3",
-                cwd=str(folder),
-                progress_bar=False,
-            )
+    profile = folder / "profile.yaml"
+    profile.write_text(yaml.safe_dump(yaml.safe_load(TINY.read_text(encoding="utf-8")) | own_paths(folder)))
+    execute_by_papermill(folder, profile, dict(os.environ))
     return folder
-
-
-@pytest.fixture(scope="module")
-def by_command(
-    command: tuple[Path, "subprocess.Popen[str]"],
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The run folder's parent and what the command said, when it is done."""
-    folder, process = command
-    out, err = process.communicate()
-    return folder, subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_a_real_run_is_verified_and_what_its_notebooks_show_is_not_to_be_changed(
@@ -195,30 +167,16 @@ def test_every_parameter_is_used(path: Path) -> None:
     assert set(declared_parameters(path)) <= names
 
 
-def test_papermill_alone_runs_every_notebook(by_papermill: Path) -> None:
+def test_every_code_cell_shows_a_result(
+    by_command: tuple[Path, "subprocess.CompletedProcess[str]"],
+) -> None:
     for path in NOTEBOOKS:
-        executed = nbformat.read(by_papermill / path.name, as_version=4)
-        assert executed.metadata.papermill.exception is None
-        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
-    run = read_run(by_papermill / "run")
-    assert run.setup.checkpoint_path == run.precision.model_path == str(by_papermill / "tiny")
-    assert (by_papermill / "run" / "report.html").is_file()
-    assert (by_papermill / "tiny-w8a8" / "quantize.json").is_file()
-
-
-def test_every_code_cell_shows_a_result(by_papermill: Path) -> None:
-    for path in NOTEBOOKS:
-        for cell in cells(by_papermill / path.name, "code"):
+        for cell in cells(by_command[0] / "run" / path.name, "code"):
             parameters = {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))
             shown = [
                 output for output in cell.outputs if output.output_type != "stream" or output.name == "stdout"
             ]
             assert parameters or shown, f"{path.stem}: {cell.source}"
-
-
-def test_papermill_leaves_nothing_where_it_is_started(by_papermill: Path) -> None:
-    names = {path.name for path in by_papermill.iterdir()}
-    assert names == {"tiny", "tiny-w8a8", "run", *(path.name for path in NOTEBOOKS)}
 
 
 def test_the_command_runs_every_step(by_command: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -258,6 +216,7 @@ def test_the_run_folder_holds_every_page_record_and_sample(
     assert {address for _, address in PAGES} <= expected
 
 
+@pytest.mark.soak
 def test_both_ways_measure_the_same(
     by_papermill: Path, by_command: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:

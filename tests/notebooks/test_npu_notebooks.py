@@ -1,4 +1,7 @@
-"""The whole tiny profile with `device: npu:0`, all five notebooks, on exact stand-ins of torch_npu."""
+"""The whole tiny profile with `device: npu:0`, all five notebooks, on exact stand-ins of torch_npu: by papermill alone.
+
+With sabotaged operators `telechat-kit run` runs it.
+"""
 
 import json
 import subprocess
@@ -6,13 +9,17 @@ import sys
 from pathlib import Path
 
 import call_list
+import nbformat
 import pytest
+import yaml
 from npu_registry import Call
+from papermill_runs import NOTEBOOKS, execute_by_papermill
 
 from telechat_kit.reports import read_run
 from telechat_kit.runs.state import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "params" / "tiny.yaml"
 LISTED = json.loads((ROOT / "tests" / "data" / "npu" / "calls.json").read_text(encoding="utf-8"))
 
 
@@ -21,40 +28,62 @@ LISTED = json.loads((ROOT / "tests" / "data" / "npu" / "calls.json").read_text(e
 SABOTAGE = "npu_add_rms_norm:refuse,npu_incre_flash_attention:wrong,npu_quantize:kill"
 
 
-def run_tiny(folder: Path, operators: str, sabotage: str = "") -> Path:
-    """The profile in `folder`; its processes find the stand-in of torch_npu on their path."""
-    (folder / "calls").mkdir()
+def own_values(folder: Path, operators: str) -> dict[str, str]:
+    """What the profile is told: the device, whether its operators are tested, and to write all of it below `folder`."""
     paths = {"checkpoint_path": "tiny", "model_path": "tiny", "quant_path": "tiny-w8a8", "run_folder": "run"}
-    values = {
-        "device": "npu:0",
-        "operators": operators,
-        **{key: str(folder / name) for key, name in paths.items()},
-    }
-    overrides = [word for key, value in values.items() for word in ("-p", key, value)]
-    main = "from telechat_kit.cli import main; main()"
-    command = [sys.executable, "-c", main, "run", str(ROOT / "params" / "tiny.yaml"), *overrides]
+    own = {key: str(folder / name) for key, name in paths.items()}
+    return {"device": "npu:0", "operators": operators, **own}
+
+
+def chip(folder: Path, sabotage: str = "") -> dict[str, str]:
+    """Environment of processes that find the stand-in of torch_npu on their path."""
+    (folder / "calls").mkdir()
     environment = call_list.environment("Ascend310P3", folder / "calls")
-    environment["TORCH_NPU_STAND_IN_SABOTAGE"] = sabotage
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return environment | {"TORCH_NPU_STAND_IN_SABOTAGE": sabotage}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the run has left everything."""
-    return run_tiny(tmp_path_factory.mktemp("npu"), "never")
+    """Where papermill has left everything."""
+    folder = tmp_path_factory.mktemp("npu")
+    profile = folder / "profile.yaml"
+    values = yaml.safe_load(TINY.read_text(encoding="utf-8")) | own_values(folder, "never")
+    profile.write_text(yaml.safe_dump(values), encoding="utf-8")
+    execute_by_papermill(folder, profile, chip(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with three operators sabotaged, which `01_setup` has to find."""
-    return run_tiny(tmp_path_factory.mktemp("harmed"), "npu", SABOTAGE)
+    folder = tmp_path_factory.mktemp("harmed")
+    overrides = [word for key, value in own_values(folder, "npu").items() for word in ("-p", key, value)]
+    main = "from telechat_kit.cli import main; main()"
+    command = [sys.executable, "-c", main, "run", str(TINY), *overrides]
+    environment = chip(folder, SABOTAGE)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
-def test_every_notebook_runs_and_every_record_names_the_chip(folder: Path) -> None:
-    state = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
-    assert [step["status"] for step in state["steps"]] == ["completed"] * len(STEPS)
+def test_papermill_alone_runs_every_notebook(folder: Path) -> None:
+    for path in NOTEBOOKS:
+        executed = nbformat.read(folder / path.name, as_version=4)
+        assert executed.metadata.papermill.exception is None
+        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    run = read_run(folder / "run")
+    assert run.setup.checkpoint_path == run.precision.model_path == str(folder / "tiny")
+    assert (folder / "run" / "report.html").is_file()
+    assert (folder / "tiny-w8a8" / "quantize.json").is_file()
+
+
+def test_papermill_leaves_nothing_where_it_is_started(folder: Path) -> None:
+    given = {"calls", "profile.yaml"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"tiny", "tiny-w8a8", "run", *(path.name for path in NOTEBOOKS)} | given
+
+
+def test_every_record_names_the_chip(folder: Path) -> None:
     run = read_run(folder / "run")
     for record in (run.setup, run.quantize, run.precision, run.performance):
         assert (record.conditions.device, record.conditions.device_name) == ("npu", "Ascend310P3")

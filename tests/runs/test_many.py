@@ -36,7 +36,7 @@ def start(root: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
 def test_every_profile_runs_to_its_end_and_the_exit_code_is_the_highest(
     project: Path, three: list[Path]
 ) -> None:
-    process = start(project, *three, "-j", "2", "--only", "1", "--only", "4")
+    process = start(project, *three, "-j", "2", "--only", "4")
     _, err = process.communicate(timeout=400)
     assert process.returncode == 1
     lines = err.splitlines()
@@ -48,7 +48,7 @@ def test_every_profile_runs_to_its_end_and_the_exit_code_is_the_highest(
     state = load_state(project / "runs" / "first")
     assert state is not None
     assert state.runs_at_once == 2
-    assert [step.status for step in state.steps][::3] == ["completed", "completed"]
+    assert state.step("04_performance").status == "completed"
 
 
 @pytest.mark.soak

@@ -21,7 +21,7 @@ from telechat_kit.inference.network_run import NetworkRun
 
 PROMPTS = ([11, 5, 200, 17, 42, 8, 99], [7, 30, 31, 32])
 #: Follow the first prompt, one by one
-TEXT = [7 * i % 250 for i in range(40)]
+TEXT = [7 * i % 250 for i in range(16)]
 
 
 def given(folder: str, device: str) -> tuple[list[list[int]], Tensor]:
@@ -30,7 +30,7 @@ def given(folder: str, device: str) -> tuple[list[list[int]], Tensor]:
     with torch.inference_mode():
         run = NetworkRun(model, len(PROMPTS[0]) + len(TEXT))
         logits = [run.logits(ids).float().cpu() for ids in (PROMPTS[0], *([token] for token in TEXT))]
-    return [generate(model, prompt, 24).token_ids for prompt in PROMPTS], torch.cat(logits)
+    return [generate(model, prompt, 12).token_ids for prompt in PROMPTS], torch.cat(logits)
 
 
 def compared(folder: str) -> dict[str, Any]:
