@@ -110,7 +110,10 @@ def run_vllm(request: Request) -> Reply:
     for window in request.windows:
         greedy(window, 1)
     engine.apply_model(write_states)
-    return Reply(torch.tensor(ids), **load_file(os.environ[STATES_FILE]))
+    kept = Path(os.environ[STATES_FILE])
+    tensors = load_file(kept)
+    kept.unlink()
+    return Reply(torch.tensor(ids), **tensors)
 
 
 def stacked(states: list[Tensor]) -> Tensor:
