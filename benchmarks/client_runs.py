@@ -62,8 +62,8 @@ def run_transformers(request: Request) -> Reply:
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=request.tokens,
-            min_new_tokens=request.tokens,
             do_sample=False,
+            eos_token_id=None,  # as the others: the end is one more id
             repetition_penalty=1.0,
         )[0, len(prompt) :].tolist()
         for prompt in request.prompts

@@ -112,7 +112,7 @@ class Replies:
 @click.option(
     "--w8a8-folder", default="models/smollm2-135m-telechat-w8a8", show_default=True, help="Its W8A8 form."
 )
-@click.option("--prompts", default=8, show_default=True, help="Questions for the greedy ids.")
+@click.option("--prompts", default=16, show_default=True, help="Prompts for the greedy ids.")
 @click.option("--tokens", default=32, show_default=True, help="Greedy ids for each of them.")
 @click.option("--sequences", default=16, show_default=True, help="Windows of text for the divergence.")
 @click.option("--length", default=512, show_default=True, help="Tokens of a window.")
@@ -126,12 +126,10 @@ def main(
     llama = exports(own)
     replies = Replies(resolve(KEPT))
     replies.folder.mkdir(parents=True, exist_ok=True)
-    questions = read_rows(resolve("params/data/questions.jsonl"), "input")[:prompts]
-    tokenizer = load_tokenizer(own["float"])
-    asked = [chat_ids(tokenizer, row["input"]) for row in questions]
     record: dict[str, Any] = {"schema": SCHEMA, "machine": machine(), "versions": found}
-    equal = equal_ids(replies, of_clients(own["float"], llama["float"]), asked, tokens)
     windows = held_out(own, sequences, length)
+    asked = asked_of_all(own["float"], windows)[:prompts]
+    equal = equal_ids(replies, of_clients(own["float"], llama["float"]), asked, tokens)
     losses = divergence(replies, of_clients(own["w8a8"], llama["w8a8"]), windows)
     figures = accuracy(replies, own, llama) if harness else {}
     record |= {
@@ -145,6 +143,13 @@ def main(
     if replies.failures:
         told = "\n".join(f"  {name}: {said}" for name, said in replies.failures.items())
         raise click.ClickException(f"failed, see the logs in {KEPT}:\n{told}")
+
+
+def asked_of_all(folder: Path, windows: list[list[int]]) -> list[list[int]]:
+    """Prompts for the greedy ids: the questions of the demo profile, then beginnings of texts."""
+    tokenizer = load_tokenizer(folder)
+    questions = read_rows(resolve("params/data/questions.jsonl"), "input")
+    return [chat_ids(tokenizer, row["input"]) for row in questions] + [window[:48] for window in windows]
 
 
 def versions() -> dict[str, str]:

@@ -101,9 +101,12 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     """
     require_version("lm_eval", "tasks")
     from lm_eval.__main__ import cli_evaluate
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from telechat_kit.model import register
+    from telechat_kit.model import Telechat3ForCausalLM, TelechatForCausalLM, register
 
     register()
+    for network in (TelechatForCausalLM, Telechat3ForCausalLM):  # else the harness warns that it guesses
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[network.config_class.model_type] = network.__name__
     sys.argv = ["lm_eval", *arguments]
     cli_evaluate()
