@@ -105,7 +105,7 @@ def tiny_w8a8_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The demo checkpoint: 9 seconds and 590 MB, removed at the end."""
+    """The demo checkpoint: 9 seconds and 540 MB, removed at the end."""
     folder = build_demo(tmp_path_factory.mktemp("demo") / "demo")
     yield folder
     shutil.rmtree(folder)
