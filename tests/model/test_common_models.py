@@ -31,6 +31,7 @@ from telechat_kit.model.heads import (
 )
 from telechat_kit.model.network import TelechatForCausalLM, TelechatModel
 
+pytest.importorskip("parameterized", reason="transformers' own tests are written with it: make common-tests")
 FETCHED = (
     project_root()
     / "build"
