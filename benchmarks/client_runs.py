@@ -62,8 +62,8 @@ def run_transformers(request: Request) -> Reply:
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=request.tokens,
-            min_new_tokens=request.tokens,
             do_sample=False,
+            eos_token_id=None,  # as the others: the end is one more id
             repetition_penalty=1.0,
         )[0, len(prompt) :].tolist()
         for prompt in request.prompts
@@ -110,7 +110,10 @@ def run_vllm(request: Request) -> Reply:
     for window in request.windows:
         greedy(window, 1)
     engine.apply_model(write_states)
-    return Reply(torch.tensor(ids), **load_file(os.environ[STATES_FILE]))
+    kept = Path(os.environ[STATES_FILE])
+    tensors = load_file(kept)
+    kept.unlink()
+    return Reply(torch.tensor(ids), **tensors)
 
 
 def stacked(states: list[Tensor]) -> Tensor:

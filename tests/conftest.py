@@ -43,6 +43,23 @@ _FIRST = (
 )
 
 
+#: Marks of transformers' own tests, which `model/test_common_models.py` runs
+_MARKS_OF_TRANSFORMERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "generate",
+    "slow",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in _MARKS_OF_TRANSFORMERS:
+        config.addinivalue_line("markers", f"{mark}: of transformers' own tests")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first (with --no-loadscope-reorder: xdist would take those of most tests first)."""
     place = {name: number for number, name in enumerate(_FIRST)}
@@ -88,7 +105,7 @@ def tiny_w8a8_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The demo checkpoint: 9 seconds and 590 MB, removed at the end."""
+    """The demo checkpoint: 9 seconds and 540 MB, removed at the end."""
     folder = build_demo(tmp_path_factory.mktemp("demo") / "demo")
     yield folder
     shutil.rmtree(folder)

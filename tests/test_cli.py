@@ -1,5 +1,6 @@
 """The command line as a user meets it: help with examples, and wrong input told in one line."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -245,6 +246,8 @@ def test_lm_eval_gets_every_argument_with_the_kit_registered(
     (tmp_path / "lm_eval").mkdir()
     (tmp_path / "lm_eval" / "__init__.py").touch()
     (tmp_path / "lm_eval" / "__main__.py").write_text(HARNESS)
+    (tmp_path / "lm_eval-0.4.13.dist-info").mkdir()
+    (tmp_path / "lm_eval-0.4.13.dist-info" / "METADATA").write_text("Name: lm_eval\nVersion: 0.4.13\n")
     monkeypatch.syspath_prepend(tmp_path)
     arguments = ["--model", "hf", "--tasks=a,b", "--limit", "3", "--help", "-h", "--", "x"]
     code, out, _ = call("lm-eval", *arguments, monkeypatch=monkeypatch, capsys=capsys)
@@ -254,7 +257,10 @@ def test_lm_eval_gets_every_argument_with_the_kit_registered(
 def test_lm_eval_says_how_to_get_the_harness(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
     code, _, error = call("lm-eval", "-h", monkeypatch=monkeypatch, capsys=capsys)
     assert code == 2 and 'pip install "telechat-kit[tasks]"' in error
 

@@ -1,13 +1,12 @@
 """Commands on checkpoint folders."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import click
 
-from telechat_kit.errors import KitError
 from telechat_kit.files import relative
+from telechat_kit.installed import require_version
 from telechat_kit.messages import gettext as _
 from telechat_kit.messages import shown
 
@@ -100,14 +99,14 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
       telechat-kit lm-eval --model hf --model_args pretrained=build/demo-w8a8 --tasks hellaswag
       telechat-kit lm-eval -h     # the harness's own help
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise KitError(
-            'lm-evaluation-harness is not installed. Install it with: pip install "telechat-kit[tasks]"'
-        )
+    require_version("lm_eval", "tasks")
     from lm_eval.__main__ import cli_evaluate
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from telechat_kit.model import register
+    from telechat_kit.model import Telechat3ForCausalLM, TelechatForCausalLM, register
 
     register()
+    for network in (TelechatForCausalLM, Telechat3ForCausalLM):  # else the harness warns that it guesses
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[network.config_class.model_type] = network.__name__
     sys.argv = ["lm_eval", *arguments]
     cli_evaluate()

@@ -1,7 +1,12 @@
 """TeleChat for torch and transformers: configuration, network, tokenizers, checkpoints, the demo model."""
 
+# ruff: noqa: E402
 # a broken torch_npu is put aside before transformers looks for one
 import telechat_kit.backends  # noqa: F401  # isort: skip
+from telechat_kit.installed import require_version  # isort: skip
+
+# before anything is imported from it: an older one lacks names that the network and the quantizer are built on
+require_version("transformers")
 
 from typing import Any
 

@@ -69,6 +69,8 @@ class _Config(_File):
     """`config.json`, by TeleChat's names or Llama's; what transformers gives a meaning to is held too."""
 
     model_type: str | None = None
+    architectures: list[str] | None = None
+    auto_map: dict[str, str | list[str | None]] | None = None
 
     vocab_size: Annotated[int, _size(1 << 24)] | None = None
     hidden_size: int | None = _named("n_embed", "hidden_size", ge=4, le=1 << 17)
@@ -80,6 +82,7 @@ class _Config(_File):
     training_seqlen: int | None = _named("training_seqlen", "max_position_embeddings", ge=1, le=1 << 20)
     base_seqlen: Annotated[int, _size(1 << 24)] | None = None
     rope_theta: Annotated[float, Field(gt=1, lt=1e12)] = 10000.0
+    rope_scaling: dict[str, Any] | None = None
     rope_table_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     tie_word_embeddings: bool = True
     embed_layernorm: bool = False

@@ -1,5 +1,6 @@
 """Heads for classification on the networks of the family, as transformers puts them on any: `AutoModelFor...` finds them."""
 
+from torch import nn
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -27,12 +28,20 @@ class TelechatForQuestionAnswering(GenericForQuestionAnswering, TelechatPreTrain
 
     base_model_prefix = "transformer"  # transformers' generic heads say "model"
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, where the network has it: transformers' head looks for another name."""
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.set_input_embeddings(value)
+
 
 class Telechat3PreTrainedModel(TelechatPreTrainedModel):
     """What transformers needs to know of TeleChat3."""
 
     config_class = Telechat3Config
     base_model_prefix = "model"
+    _input_embed_layer = "embed_tokens"
     _no_split_modules = ["Telechat3Block"]  # noqa: RUF012
 
 

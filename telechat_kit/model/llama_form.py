@@ -50,6 +50,13 @@ def refuse_inexact(config: TelechatConfig, longest: int) -> None:
                 key=key,
                 reason=reason,
             )
+    if longest > config.training_seqlen and isinstance(config, Telechat3Config):
+        raise ParameterError(
+            "the model reads sequences of up to {longest_read} tokens (max_position_embeddings of config.json). Ask for "
+            "no more than that, not for {longest}.",
+            longest_read=config.max_position_embeddings,
+            longest=longest,
+        )
     if longest > config.training_seqlen:
         raise ParameterError(
             "the model is a Llama up to its trained length of {training_seqlen} tokens only: beyond it, "

@@ -82,8 +82,11 @@ class TelechatAttention(nn.Module):
         query, key = rotate(query, key, *tables)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer)
-        mixed = backend.attention(query, key, value, mask)
-        weights = attention_weights(query, key, mask) if output_attentions else None
+        if output_attentions:  # the mixture is made of them, so that gradients reach them as in Llama
+            weights = attention_weights(query, key, mask)
+            mixed = weights @ plain.expanded(value, query.shape[1])
+        else:
+            weights, mixed = None, backend.attention(query, key, value, mask)
         return self.dense(mixed.transpose(1, 2).reshape(batch, length, -1)), weights
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,6 +178,7 @@ class TelechatPreTrainedModel(PreTrainedModel):
 
     config_class: type[TelechatConfig] = TelechatConfig
     base_model_prefix = "transformer"
+    _input_embed_layer = "word_embeddings"
     _no_split_modules = ["TelechatBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
@@ -245,12 +249,6 @@ class TelechatModel(TelechatPreTrainedModel):
         self.rotary = Rotary(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.word_embeddings = value
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -316,10 +314,10 @@ class TelechatModel(TelechatPreTrainedModel):
             return self.normed(x, tables, mask, past)[:, -new:], None, None
         for block in islice(self.h, self.config.n_layer):  # fewer while an early exit drafts
             if output_hidden_states:
-                states.append(x[:, -new:])
+                states.append(_last(x, new))
             if output_attentions:
                 x, shares = block(x, tables, mask, past_key_values=past, output_attentions=True)
-                weights.append(shares[:, :, -new:])
+                weights.append(_last(shares, new, dim=2))
             else:
                 x = block(x, tables, mask, past_key_values=past)
         x = self.ln_f(x)[:, -new:]
@@ -381,6 +379,11 @@ class TelechatModel(TelechatPreTrainedModel):
             input_ids = whole
         past.token_ids = whole
         return input_ids, new
+
+
+def _last(x: Tensor, count: int, dim: int = 1) -> Tensor:
+    """The last `count` positions; `x` itself where it has no more, so that gradients kept of it are the stream's."""
+    return x if x.shape[dim] == count else x.narrow(dim, x.shape[dim] - count, count)
 
 
 def _filled(past: Cache | None) -> int | Tensor:

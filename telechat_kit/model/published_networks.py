@@ -13,6 +13,9 @@ from telechat_kit.messages import Message, marked
 _KEYS_OF_52B = ("n_embd", "use_mup")
 #: Keys of the unpublished small TeleChat3, whose embedding is narrower than the network and whose layers share weights
 _KEYS_OF_SMALL_3 = ("embedding_size", "num_hidden_layer_groups")
+#: Numbers of TeleChat3's `rope_scaling`, those it must have and others that have a meaning
+_YARN_NEEDED = ("factor", "original_max_position_embeddings")
+_YARN_MORE = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 #: Keys by which configs of mixtures of experts are known
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_config", "expert_num")
 
@@ -40,15 +43,15 @@ def refusal(values: Mapping[str, Any]) -> str | None:
             "its embedding is narrower than the network, which no published checkpoint has",
             found=found[0],
         )
-    if name == "telechat" and all(key in values for key in _KEYS_OF_52B):
-        if values.get("num_key_value_heads") is not None:
-            return marked(
-                "the config fits two forms: n_embd and use_mup are TeleChat-52B's, num_key_value_heads is TeleChat2's"
-            )
+    if name == "telechat" and _is_52b(values) and values.get("num_key_value_heads") is None:
         return marked(
             "TeleChat-52B cannot be read: its network is GPT-2's, with other weights, norms and rotary base"
         )
     return None
+
+
+def _is_52b(values: Mapping[str, Any]) -> bool:
+    return all(key in values for key in _KEYS_OF_52B)
 
 
 def is_telechat2(values: Mapping[str, Any]) -> bool:
@@ -59,6 +62,12 @@ def is_telechat2(values: Mapping[str, Any]) -> bool:
     """
     if (reason := refusal({"model_type": "telechat", **values})) is not None:
         raise ValueError(reason)
+    if _is_52b(values):
+        raise ValueError(
+            marked(
+                "the config fits two forms: n_embd and use_mup are TeleChat-52B's, num_key_value_heads is TeleChat2's"
+            )
+        )
     names = _names(values)
     named = "telechat2" in names.lower()
     if not named and values.get("num_key_value_heads") is None:
@@ -85,14 +94,22 @@ def check_yarn(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """`rope_scaling` of a TeleChat3.
 
     Raises:
-        ValueError: it is of another kind, or a field is missing.
+        ValueError: it is missing or of another kind, or a field is missing or no number above 0.
     """
-    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type")
-    if scaling is None or kind != "telechat3-yarn":
+    if scaling is None:
+        raise ValueError(marked("rope_scaling is missing: TeleChat3's rotary tables follow from it"))
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind != "telechat3-yarn":
         raise ValueError(
             Message('rope_scaling is of type "{kind}", TeleChat3 has "telechat3-yarn"', kind=kind)
         )
-    needed = ("factor", "original_max_position_embeddings")
-    if missing := [key for key in needed if not scaling.get(key)]:
+    if missing := [key for key in _YARN_NEEDED if scaling.get(key) is None]:
         raise ValueError(Message("rope_scaling lacks {missing}", missing=missing[0]))
+    for key, value in scaling.items():
+        if key not in (*_YARN_NEEDED, *_YARN_MORE) or (key in _YARN_MORE and not value):
+            continue  # where these are 0 they are as if not given
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(
+                Message("rope_scaling.{key} is {value}, it must be a number above 0", key=key, value=value)
+            )
     return dict(scaling)

@@ -66,6 +66,7 @@ class Telechat3Model(TelechatModel):
 
     config_class = Telechat3Config
     base_model_prefix = "model"
+    _input_embed_layer = "embed_tokens"
     _no_split_modules = ["Telechat3Block"]  # noqa: RUF012
 
     def __init__(self, config: Telechat3Config) -> None:
@@ -75,9 +76,6 @@ class Telechat3Model(TelechatModel):
         self.norm = TelechatRMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.rotary = Rotary(config)
         self.post_init()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
 
     @property
     def word_embeddings(self) -> nn.Embedding:  # type: ignore[override]
@@ -100,6 +98,7 @@ class Telechat3ForCausalLM(TelechatForCausalLM):
 
     config_class = Telechat3Config
     base_model_prefix = "model"
+    _input_embed_layer = "embed_tokens"
     _no_split_modules = ["Telechat3Block"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 

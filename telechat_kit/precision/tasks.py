@@ -4,7 +4,7 @@ The harness is an optional extra: `pip install telechat-kit[tasks]`. Nothing is 
 """
 
 import csv
-import importlib.metadata
+import importlib.util
 import io
 import logging
 import re
@@ -21,6 +21,7 @@ from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import resolve, write_jsonl
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.inference.whole_sequences import hidden_states
+from telechat_kit.installed import require_version
 from telechat_kit.messages import marked
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision.divergence import language_of
@@ -69,14 +70,13 @@ def require_harness() -> str:
     """The version of lm-evaluation-harness that is installed.
 
     Raises:
-        KitError: it is not.
+        KitError: it is not, or too old.
     """
-    try:
-        return importlib.metadata.version("lm_eval")
-    except importlib.metadata.PackageNotFoundError as error:
+    if importlib.util.find_spec("lm_eval") is None:
         raise KitError(
             'tasks_path needs lm-evaluation-harness: pip install "telechat-kit[tasks]", or leave tasks_path empty.'
-        ) from error
+        )
+    return require_version("lm_eval", "tasks")
 
 
 def load_questions(path: str | Path) -> list[Question]:

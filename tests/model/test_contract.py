@@ -1,12 +1,10 @@
 """What works for Llama works for TeleChat: every item beside transformers' Llama on the same weights.
 
 The Llama is the kit's own export of the tiny checkpoint (`names="llama"`), in float32 and with tables that are not
-rounded, so that both must agree to the order of sums. transformers' own common model tests are not in its package: all
-of them are left out for that reason, and a test here tells when they come.
+rounded, so that both must agree to the order of sums. `test_common_models` runs transformers' own tests.
 """
 
 import copy
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +142,19 @@ def test_attention_weights(folder: Path) -> None:
     for one, other in zip(ours.attentions, theirs.attentions, strict=True):
         close(one, other)
     close(ours.attentions[0].sum(-1), torch.ones(1, 6, 24))
+
+
+def test_gradients_reach_states_and_attention_weights(folder: Path) -> None:
+    gradients = []
+    for model in pair(folder):
+        outputs = model(IDS, output_hidden_states=True, output_attentions=True)
+        kept = [outputs.hidden_states[1], outputs.attentions[0]]
+        for tensor in kept:
+            tensor.retain_grad()
+        outputs.logits[0, -1].square().sum().backward()
+        gradients.append([tensor.grad for tensor in kept])
+    for one, other in zip(*gradients, strict=True):
+        close(one, other)
 
 
 def test_hidden_states_by_call_and_by_config(folder: Path) -> None:
@@ -302,6 +313,25 @@ def test_classification_heads(folder: Path) -> None:
         close(sequences.base_model(ids).last_hidden_state, model.base_model(ids).last_hidden_state)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoModelForQuestionAnswering,
+        AutoModelForCausalLM,
+    ],
+    ids=lambda head: head.__name__,
+)
+def test_every_head_finds_the_embedding(folder: Path, head: Any) -> None:
+    model = head.from_pretrained(folder)
+    embedding = model.base_model.get_input_embeddings()
+    assert model.get_input_embeddings() is embedding and embedding.num_embeddings == model.config.vocab_size
+    resized = model.resize_token_embeddings(model.config.vocab_size + 8)
+    assert model.base_model.get_input_embeddings() is resized
+    assert model(IDS + 8)[0].isfinite().all()
+
+
 def test_lora_finds_its_targets(folder: Path) -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(pair(folder)[0], peft.LoraConfig(task_type="CAUSAL_LM"))
@@ -323,10 +353,3 @@ def test_a_static_cache_and_positions_of_one_s_own_stop_where_the_7b_starts_anew
         model(ids[:, :trained], past_key_values=grown)
         with pytest.raises(ValueError, match="static cache, or positions of one's own"):
             model(ids[:, trained:], past_key_values=grown, position_ids=torch.tensor([[0, 1]]))
-
-
-def test_transformers_ships_no_common_model_tests() -> None:
-    """When it does, they are to be run here on both networks."""
-    files = importlib.metadata.files("transformers") or []
-    assert len(files) > 1000
-    assert not [str(file) for file in files if file.name.startswith("test_") and "modeling" in file.name]

@@ -56,6 +56,12 @@ def written(folder: Path, **values: Any) -> Path:
     ("values", "problem"),
     [
         ({"num_key_value_heads": 2, "base_seqlen": 64, "n_embd": 48, "use_mup": True}, "fits two forms"),
+        (
+            {"architectures": "TeleChat2ForCausalLM", "base_seqlen": 64},
+            "architectures: Input should be a valid list",
+        ),
+        ({"architectures": [1]}, r"architectures\.0: Input should be a valid string, not 1"),
+        ({"auto_map": "telechat2"}, "auto_map: Input should be a valid dictionary"),
         ({"n_embd": 48, "use_mup": True}, "TeleChat-52B cannot be read: its network is GPT-2's"),
         ({"num_key_value_heads": 2}, "base_seqlen is missing"),
         ({"architectures": ["TeleChat2ForCausalLM"]}, "base_seqlen is missing"),
@@ -125,10 +131,15 @@ def test_a_saved_telechat3_config_has_the_keys_that_it_was_read_with(tmp_path: P
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"rope_scaling": None}, 'rope_scaling is of type "None"'),
+        ({"rope_scaling": None}, "rope_scaling is missing: TeleChat3's rotary tables follow from it"),
+        ({"rope_scaling": [1]}, "rope_scaling: Input should be a valid dictionary"),
         ({"rope_scaling": {**YARN, "rope_type": "yarn"}}, 'rope_scaling is of type "yarn"'),
         ({"rope_scaling": {"rope_type": "telechat3-yarn", "factor": 4.0}}, "lacks original_max_position"),
         ({"rope_scaling": {**YARN, "factor": None}}, "rope_scaling lacks factor"),
+        ({"rope_scaling": {**YARN, "factor": "four"}}, r"rope_scaling\.factor is four, it must be a number"),
+        ({"rope_scaling": {**YARN, "factor": 0}}, r"rope_scaling\.factor is 0, it must be a number above 0"),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": -1}}, "embeddings is -1, it must be"),
+        ({"rope_scaling": {**YARN, "beta_fast": "x"}}, r"rope_scaling\.beta_fast is x, it must be a number"),
         ({"num_key_value_heads": 4}, "4 key/value heads do not divide the 6 heads"),
         ({"attention_bias": True}, "attention_bias is set, TeleChat3 has none"),
         ({"head_dim": 16}, "head_dim 16 is not hidden_size / num_attention_heads"),

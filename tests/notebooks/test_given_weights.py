@@ -60,3 +60,25 @@ def test_given_weights_run_through_all_notebooks(given: tuple[Path, Path], tmp_p
     assert "given in numpy form" in page.get_text()
     assert "as given" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"][1]["status"] == "completed"
+
+
+@pytest.mark.soak
+def test_grouped_heads_run_through_all_notebooks(grouped_folder: Path, tmp_path: Path) -> None:
+    changes = {
+        "checkpoint_path": grouped_folder,
+        "model_path": grouped_folder,
+        "quant_path": tmp_path / "w8a8",
+        "run_folder": tmp_path / "run",
+    }
+    overrides = [word for key, value in changes.items() for word in ("-p", key, str(value))]
+    done = subprocess.run(
+        [COMMAND, "run", TINY, *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = read_run(tmp_path / "run")
+    assert len(run.quantize.linears) == 3 * (7 if grouped_folder.name == "telechat3" else 6)
+    assert 0 < run.precision.divergence.kl_mean.value < 0.5

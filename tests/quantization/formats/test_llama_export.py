@@ -193,6 +193,12 @@ def test_norms_with_a_bias_are_refused(tiny_w8a8_folder: Path, tmp_path: Path) -
         exported(shifted, tmp_path / "llama", "ascendV1")
 
 
+def test_telechat3_is_asked_for_no_more_than_it_reads(tmp_path: Path) -> None:
+    folder = write_random(tmp_path / "float", grouped_config("telechat3", 6, 2))
+    with pytest.raises(ParameterError, match=r"reads sequences of up to 512 tokens.*not for 513"):
+        exported(folder, tmp_path / "llama", "float", max_length=513)
+
+
 def test_lengths_past_the_trained_one_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     trained = load_model(tiny_folder, "cpu").config.training_seqlen
     with pytest.raises(ParameterError, match=f"up to its trained length of {trained} tokens only"):
