@@ -146,18 +146,24 @@ def _take(values: dict[str, str], name: str, value: str) -> bool:
 @cache
 def _pieces(form: str) -> tuple[tuple[str, str], ...]:
     """The letters of a form, each piece with the name of the value that follows it."""
-    return tuple((literal, name or "") for literal, name, _, _ in Formatter().parse(form))
+    pieces, letters = [], ""
+    for literal, name, _spec, _conversion in Formatter().parse(form):
+        letters += literal
+        if name is not None:  # else a brace that is one
+            pieces.append((letters, name))
+            letters = ""
+    return (*pieces, (letters, "")) if letters or not pieces else tuple(pieces)
 
 
 @cache
 def _forms(wanted: str) -> list[tuple[str, str]]:
-    """The messages with values and their translations, those with the most letters of their own first."""
+    """The messages with values and their translations, those that say most by themselves first."""
     found = {}
     for message, told in getattr(_catalog(wanted), "_catalog", {}).items():
         form = message if isinstance(message, str) else message[0]
         if "{" in form and _letters(form) >= _FEWEST_LETTERS:
             found[form] = told
-    return sorted(found.items(), key=lambda pair: -_letters(pair[0]))
+    return sorted(found.items(), key=lambda pair: (-_letters(pair[0]), -len(pair[0])))
 
 
 def _letters(form: str) -> int:

@@ -1,6 +1,9 @@
 """The command line in the language of its user: nothing English is left in Chinese but names, nothing Chinese in English."""
 
 import ast
+import errno
+import json
+import os
 import re
 import shutil
 import sys
@@ -10,7 +13,8 @@ from pathlib import Path
 import click
 import pytest
 from bs4 import BeautifulSoup
-from catalog import OF_CLICK, ROOT
+from catalog import ROOT
+from library_words import OF_CLICK, OF_SYSTEM
 
 from telechat_kit.cli import cli, main
 from telechat_kit.cli.check_commands import as_table
@@ -19,9 +23,12 @@ from telechat_kit.comparison.side_by_side import compare
 from telechat_kit.environment import Check
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.messages import VARIABLE, Message, joined, shown
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.records import parse_record
 from telechat_kit.reports.comparison_page import write_comparison
 from telechat_kit.reports.index_page import write_index
 from telechat_kit.reports.sweep_page import write_sweep
+from telechat_kit.strict_json import parse
 from telechat_kit.translation import speaking
 from telechat_kit.widths import cut, padded, width, wrapped
 
@@ -95,6 +102,12 @@ WRONG = [
     ["run"],
     ["run", "params/tiny.yaml", "--nonsense"],
     ["run", "params/tiny.yaml", "-j", "x"],
+    ["run", "params/tiny.yaml", "-j", "0"],
+    ["run", "params/tiny.yaml", "-p", "seed", "[1"],
+    ["run", "params/tiny.yaml", "-p", "run_folder", "/proc/x"],
+    ["html", "nowhere"],
+    ["html", "results/reference/precision.json"],
+    ["check", "--profile", "nowhere"],
     ["run", "params/none.yaml"],
     ["run", "params/tiny.yaml", "-p", "levle", "L1"],
     ["run", "params/tiny.yaml", "-p", "repeats", "many"],
@@ -131,13 +144,107 @@ def test_wrong_input_is_told_in_the_language_of_the_terminal(
     assert not CHINESE.search(english)
 
 
+#: Files that a user edits, with what YAML, JSON, pydantic or the system has against them
+UNFIT = {
+    "list.yaml": "level: [L0\nseed: 1\n",
+    "map.yaml": "level: {a: 1\n",
+    "tab.yaml": "level: L0\n\tseed: 1\n",
+    "colon.yaml": "level: L0: L1\n",
+    "alias.yaml": "level: *x\n",
+    "quote.yaml": 'level: "abc\n',
+    "escape.yaml": 'level: "\\q"\n',
+    "sign.yaml": "level: @x\n",
+    "date.yaml": "level: 2026-13-45\n",
+    "tag.yaml": "level: !!python/object:os.system x\n",
+    "width.yaml": "level：L0\nseed: 1\n",
+    "indent.yaml": "level: L0\n  seed: 1\n",
+    "two.yaml": "level: L0\n---\nseed: 1\n",
+    "bytes.yaml": b"le\xffvel: 2\n",
+    "type.yaml": "seed: ten\n",
+    "key.yaml": "seeds: 1\n",
+    "empty.yaml": "",
+    "limit.yaml": 'limits: ["kl < 1"]\n',
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_wrong_with_a_profile_is_told_in_chinese(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = UNFIT[name]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, chinese = call(
+        "run", str(tmp_path / name), monkeypatch=monkeypatch, capsys=capsys, locale="zh_CN.UTF-8"
+    )
+    assert (code, english_in(chinese)) == (2, [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a" 1}',
+        '{"a": }',
+        '{"a": 1,}',
+        "[1 2]",
+        "{a: 1}",
+        '"abc',
+        '"\\q"',
+        "[1] 2",
+        '"\t"',
+        "[NaN]",
+        "[" * 9999,
+    ],
+    ids=lambda content: content[:8],
+)
+def test_what_is_wrong_with_json_is_told_in_chinese(content: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse(content.encode(), "a.json", "Correct the file.")
+    with speaking("zh"):
+        assert english_in(caught.value.shown().replace("Correct the file.", "")) == []
+
+
+@pytest.mark.parametrize(
+    "change", [("seed", "x"), ("seed", None), ("blocks", 3), ("conditions", {}), ("text_source", 1)]
+)
+def test_what_is_wrong_with_a_record_is_told_in_chinese(change: tuple[str, object]) -> None:
+    values = json.loads((ROOT / "results" / "reference" / "precision.json").read_bytes())
+    with pytest.raises(DataError) as caught:
+        parse_record(values | dict([change]), PrecisionRecord, values["schema"], "precision.json")
+    with speaking("zh"):
+        assert english_in(caught.value.shown()) == []
+
+
+def test_what_the_system_says_is_in_the_catalog() -> None:
+    assert set(OF_SYSTEM) <= {os.strerror(number) for number in errno.errorcode}
+    error = KitError(
+        "cannot write {path}: {strerror}. Free space or choose another folder.",
+        path="x",
+        strerror=os.strerror(errno.EACCES),
+    )
+    with speaking("zh"):
+        assert error.shown() == "无法写入 x：没有权限。请腾出空间，或选择另一文件夹。"
+        assert shown("[Errno 2] No such file or directory: 'x'") == "文件或文件夹不存在（错误码 2）：'x'"
+        assert shown("No such file or directory (os error 2)") == "文件或文件夹不存在（错误码 2）"
+
+
+def test_a_form_may_hold_braces() -> None:
+    with speaking("zh"):
+        assert (
+            shown("expected ',' or '}', but got '<stream end>'")
+            == "此处应为 ',' 或 '}'，实际为 '<stream end>'"
+        )
+
+
 WORKING = [
     ["run", "params/tiny.yaml", "--dry-run"],
     ["list"],
     ["params"],
     ["check", "--device", "npu:0", "--profile", "params/telechat-7b-310p.yaml"],
     ["check", "--device", "cpu"],
+    ["check", "--device", "auto"],
     ["compare", "results/reference", "results/reference", "--all-conditions"],
+    ["verify", "results/reference", "--hashes-only"],
+    ["verify", "results/reference/report.html", "--hashes-only"],
 ]
 
 

@@ -142,12 +142,13 @@ class Choice:
 @cache
 def choose_device() -> Choice:
     """The best device here: the first NPU if it can be opened and multiplies, else the first GPU, else the CPU."""
-    against = list[str]()
+    against = ""
     for kind in ("npu", "cuda"):
         if not (problem := _problem(kind)):
-            return Choice(kind, "; ".join(against))
-        against.append(f"no {kind}: {problem}")
-    return Choice("cpu", "; ".join(against))
+            return Choice(kind, against)
+        told = Message("no {kind}: {problem}", kind=kind, problem=problem)
+        against = Message("{first}; {second}", first=against, second=told) if against else told
+    return Choice("cpu", against)
 
 
 def _problem(kind: str) -> str:

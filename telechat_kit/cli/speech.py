@@ -78,6 +78,8 @@ def translated(command: click.Command) -> click.Command:
 
 def _translated_option(param: click.Parameter) -> click.Parameter:
     made = copy.copy(param)
+    made.type = copy.copy(param.type)
+    made.type.name = _(made.type.name)  # as errors name it: "integer range"
     if isinstance(made, click.Option):
         made.help = _told(made.help)
     return made
