@@ -6,6 +6,7 @@ force, `translation` says.
 
 import gettext as catalogs
 import os
+import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 from functools import cache
@@ -22,6 +23,11 @@ VARIABLE = "TELECHAT_KIT_LANGUAGE"
 
 #: What `translation.speaking` sets
 spoken: ContextVar[str] = ContextVar("language")
+#: Spaces between two Chinese signs, or beside a full-width mark
+_GAPS = re.compile(
+    r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])"
+    r"|(?<=[\u3000-\u303f\uff00-\uffef]) +(?=\S)|(?<=\S) +(?=[\u3000-\u303f\uff00-\uffef])"
+)
 #: A form with fewer letters of its own would fit anything
 _FEWEST_LETTERS = 4
 
@@ -35,6 +41,11 @@ def language() -> str:
 def gettext(message: str) -> str:
     """A message in the language in force; as it is where the catalog does not know it."""
     return _catalog(language()).gettext(message) if message else ""
+
+
+def closed_up(text: str) -> str:
+    """Chinese without spaces between its signs: values stand there where names of Latin letters, set off by spaces, may."""
+    return _GAPS.sub("", text) if language() == "zh" else text
 
 
 def ngettext(one: str, many: str, count: int) -> str:

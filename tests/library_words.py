@@ -24,8 +24,6 @@ OF_CLICK: tuple[str | tuple[str, str], ...] = (
     "Try '{command} {option}' for help.",
     "Usage:",
     "default: {default}",
-    "integer",
-    "integer range",
     "required",
     "{name} {filename!r} is a directory.",
     "{value!r} is not a valid {number_type}.",

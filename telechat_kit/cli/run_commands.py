@@ -151,9 +151,8 @@ def _say_outcome(outcome: "Outcome") -> None:
         where = failure.notebook
         if failure.cell:
             where = _("{notebook}, cell {cell}").format(notebook=failure.notebook, cell=failure.cell)
-        click.echo(
-            f"\n{_(outcome.stopped.status)}: {where}\n{failure.error}: {shown(failure.message)}", err=True
-        )
+        stopped = _("{state}: {where}").format(state=_(outcome.stopped.status), where=where)
+        click.echo(f"\n{stopped}\n{failure.error}: {shown(failure.message)}", err=True)
     page = outcome.folder / f"{outcome.stopped.name}.failed.html"
     if page.exists():
         click.echo(_("The page that shows it: {page}").format(page=relative(page)), err=True)

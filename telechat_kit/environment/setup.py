@@ -180,16 +180,14 @@ def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
             str(error),
         )
         return
-    name = Message("{kind}: {name}", kind=target.type, name=backend_for(target.type).device_name())
+    name = f"{target.type}: {backend_for(target.type).device_name()}"
     yield Check(marked("device"), name, marked("cpu, cuda or npu"), "ok")
 
 
 def _chosen_device(npu_is_here: bool = False) -> Check:
     """What "auto" means here, and why."""
     choice = choose_device()
-    found = Message("{kind}: {name}", kind=choice.kind, name=backend_for(choice.kind).device_name())
-    if choice.why:
-        found = Message("{device} ({why})", device=found, why=choice.why)
+    found = choice.said(f"{choice.kind}: {backend_for(choice.kind).device_name()}")
     required = marked("auto: npu, else cuda, else cpu")
     if npu_is_here and choice.kind != "npu":
         advice = Message(

@@ -68,7 +68,7 @@ WORDS = (
     (marked("prefill"), marked("Reading the prompt, up to the first token of the answer.")),
     (marked("decode"), marked("The tokens after the first, one at a time.")),
     (
-        marked("limit"),
+        marked("limit of the device"),
         marked("The speed at which the device would only wait for its memory or its arithmetic."),
     ),
     (marked("geometric mean"), marked("The mean that treats twice as fast and half as fast as opposites.")),
