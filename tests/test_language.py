@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from catalog import ROOT
@@ -28,6 +29,7 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.records import parse_record
 from telechat_kit.reports.comparison_page import write_comparison
 from telechat_kit.reports.index_page import write_index
+from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.sweep_page import write_sweep
 from telechat_kit.strict_json import parse
 from telechat_kit.translation import speaking
@@ -380,6 +382,21 @@ def _words_of(page: Path) -> str:
     for tag in soup.find_all(["style", "code", "template"]):
         tag.decompose()
     return soup.get_text("\n")
+
+
+def test_the_page_of_a_failed_step_says_why_in_chinese(tmp_path: Path) -> None:
+    message = 'device "cuda:0" asked for, but torch sees 0 cuda device(s) here. Use device: auto, or install driver and torch build so that nvidia-smi and torch see the device.'
+    cell = nbformat.v4.new_code_cell("open_it()", id="one")
+    cell.outputs = [nbformat.v4.new_output("error", ename="DeviceError", evalue=message, traceback=[])]
+    notebook = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    with speaking("zh"):
+        page = export_notebook(
+            notebook, tmp_path / "a.html", title="环境", failure=f"DeviceError: {shown(message)}"
+        )
+    assert english_in(_words_of(page)) == []
+    assert _words_of(page).count("指定了设备") == 2
+    assert english_in(_words_of(export_notebook(notebook, page, title="Set-up")))
 
 
 def _write_pages(results: Path, runs: dict[str, Path]) -> dict[str, str]:

@@ -72,6 +72,11 @@ def dress_tables(html: str) -> Markup:
     # Colors of a pandas Styler are chosen for black on white, so in the dark such a table keeps white paper.
     colored = any("background" in style.get_text() for style in soup.find_all("style"))
     for table in soup.find_all("table"):
+        if table.find("td") is None:
+            nothing = soup.new_tag("p", attrs={"class": "none"})
+            nothing.string = gettext("No rows.")
+            table.replace_with(nothing)
+            continue
         wide = _mark_columns(table) > WIDE
         classes = " ".join(["table-box", *["white-paper"] * colored, *["wide"] * wide])
         # what scrolls must be reached by the keyboard
