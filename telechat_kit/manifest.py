@@ -134,9 +134,9 @@ def parse_manifest(values: Any, where: str) -> Manifest:
         ) from error
     if found.schema != SCHEMA:
         raise DataError(
-            '{where} has schema "{schema}", this kit reads "{schema2}". Run again.',
+            '{where} has schema "{found}", this kit reads "{known}". Run again.',
             where=where,
-            schema=found.schema[:80],
-            schema2=SCHEMA,
+            found=found.schema[:80],
+            known=SCHEMA,
         )
     return found

@@ -6,6 +6,7 @@ force, `translation` says.
 
 import gettext as catalogs
 import os
+import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 from functools import cache
@@ -22,6 +23,11 @@ VARIABLE = "TELECHAT_KIT_LANGUAGE"
 
 #: What `translation.speaking` sets
 spoken: ContextVar[str] = ContextVar("language")
+#: Spaces between two Chinese signs, or beside a full-width mark
+_GAPS = re.compile(
+    r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])"
+    r"|(?<=[\u3000-\u303f\uff00-\uffef]) +(?=\S)|(?<=\S) +(?=[\u3000-\u303f\uff00-\uffef])"
+)
 #: A form with fewer letters of its own would fit anything
 _FEWEST_LETTERS = 4
 
@@ -35,6 +41,11 @@ def language() -> str:
 def gettext(message: str) -> str:
     """A message in the language in force; as it is where the catalog does not know it."""
     return _catalog(language()).gettext(message) if message else ""
+
+
+def closed_up(text: str) -> str:
+    """Chinese without spaces between its signs: values stand there where names of Latin letters, set off by spaces, may."""
+    return _GAPS.sub("", text) if language() == "zh" else text
 
 
 def ngettext(one: str, many: str, count: int) -> str:
@@ -146,18 +157,24 @@ def _take(values: dict[str, str], name: str, value: str) -> bool:
 @cache
 def _pieces(form: str) -> tuple[tuple[str, str], ...]:
     """The letters of a form, each piece with the name of the value that follows it."""
-    return tuple((literal, name or "") for literal, name, _, _ in Formatter().parse(form))
+    pieces, letters = [], ""
+    for literal, name, _spec, _conversion in Formatter().parse(form):
+        letters += literal
+        if name is not None:  # else a brace that is one
+            pieces.append((letters, name))
+            letters = ""
+    return (*pieces, (letters, "")) if letters or not pieces else tuple(pieces)
 
 
 @cache
 def _forms(wanted: str) -> list[tuple[str, str]]:
-    """The messages with values and their translations, those with the most letters of their own first."""
+    """The messages with values and their translations, those that say most by themselves first."""
     found = {}
     for message, told in getattr(_catalog(wanted), "_catalog", {}).items():
         form = message if isinstance(message, str) else message[0]
         if "{" in form and _letters(form) >= _FEWEST_LETTERS:
             found[form] = told
-    return sorted(found.items(), key=lambda pair: -_letters(pair[0]))
+    return sorted(found.items(), key=lambda pair: (-_letters(pair[0]), -len(pair[0])))
 
 
 def _letters(form: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 from tqdm.std import tqdm
 
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import shown
+from telechat_kit.messages import marked, shown
 
 Item = TypeVar("Item")
 Given = ParamSpec("Given")
@@ -65,18 +65,28 @@ def resumable(kept: str) -> Callable[[Callable[Given, Made]], Callable[Given, Ma
 
 @contextmanager
 def bars_of_transformers() -> Iterator[None]:
-    """Meanwhile transformers' own bars (loading, writing) look like those of `track` in JupyterLab."""
+    """Meanwhile transformers' own bars (loading, writing) speak and look like those of `track`."""
     from transformers.utils import logging  # noqa: PLC0415  (loaded by whoever calls this)
 
     set_hook = getattr(logging, "set_tqdm_hook", None)  # older ones cannot be told
-    if set_hook is None or not _in_jupyterlab():
+    if set_hook is None:
         yield
         return
-    before = set_hook(lambda _, args, options: _CellBar(*args, **{**options, "gui": True}))
+    before = set_hook(_as_ours)
     try:
         yield
     finally:
         set_hook(before)
+
+
+#: What transformers calls its work
+_OF_TRANSFORMERS = (marked("Loading weights"), marked("Writing model shards"))
+
+
+def _as_ours(made: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A bar of transformers in the language in force; in JupyterLab below the cell."""
+    options = {**options, "desc": shown(options.get("desc") or "")}
+    return _CellBar(*args, **{**options, "gui": True}) if _in_jupyterlab() else made(*args, **options)
 
 
 def _in_jupyterlab() -> bool:

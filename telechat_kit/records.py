@@ -130,11 +130,11 @@ def require_types(request: Any) -> None:
         except ValidationError as error:
             first = error.errors()[0]
             raise ParameterError(
-                "{name} is {value!r} ({name2}): {first}. Correct it.",
+                "{name} is {value!r} ({kind}): {problem}. Correct it.",
                 name=field.name,
                 value=str(value)[:60],
-                name2=type(value).__name__,
-                first=first["msg"],
+                kind=type(value).__name__,
+                problem=first["msg"],
             ) from error
         if isinstance(value, int) and abs(value) > MOST_NUMBER:
             raise ParameterError(

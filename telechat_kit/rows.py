@@ -227,10 +227,10 @@ def _asked(row: Mapping[str, Any], where: str) -> Any:
     chats = [name for name in ("input", *_CHATS) if _is_chat(row.get(name))]
     if len(names) + len(chats) > 1:
         raise DataError(
-            '{where}: "{names}" or "{names2}"? Give the text as "input".',
+            '{where}: "{first}" or "{second}"? Give the text as "input".',
             where=where,
-            names=(names + chats)[0],
-            names2=(names + chats)[1],
+            first=(names + chats)[0],
+            second=(names + chats)[1],
         )
     if chats:
         return _only_question(row[chats[0]], f'{where}, "{chats[0]}"')
@@ -262,11 +262,11 @@ def _only_question(chat: Iterable[Mapping[str, Any]], where: str) -> str:
     asked = [_text(content) for role, content in turns if role in _USERS]
     if len(asked) != 1 or any(role in _SYSTEMS and _text(content).strip() for role, content in turns):
         raise DataError(
-            "{where}: {count} questions of a user in {count2} messages; the kit asks one question without a "
+            "{where}: {count} questions of a user in {messages} messages; the kit asks one question without a "
             'system message. Give it as "input".',
             where=where,
             count=len(asked),
-            count2=len(turns),
+            messages=len(turns),
         )
     return asked[0]
 

@@ -224,12 +224,12 @@ def token_blocks(
     needed = count if fewest is None else min(count, fewest)
     if len(starts) < needed:
         raise DataError(
-            "{source} gives {count} free blocks of {length} tokens ({count2} tokens in all), {needed} are "
+            "{source} gives {count} free blocks of {length} tokens ({tokens} tokens in all), {needed} are "
             "asked for. Give a longer text, or ask for fewer or shorter blocks.",
             source=text.source,
             count=len(starts),
             length=length,
-            count2=len(ids),
+            tokens=len(ids),
             needed=needed,
         )
     return [
@@ -302,11 +302,11 @@ def _chosen_lines(text: Text, lines: str, count: int, seed: int) -> list[int]:
         return [_line_index(text, number) for number in dict.fromkeys(_line_numbers(text, lines))]
     if not 1 <= count <= len(text.lines):
         raise DataError(
-            "{source} has {count} lines, {count2} are asked for. Ask for at least one and at most as many as "
+            "{source} has {count} lines, {asked} are asked for. Ask for at least one and at most as many as "
             "there are, or use calibration_lines: all.",
             source=text.source,
             count=len(text.lines),
-            count2=count,
+            asked=count,
         )
     return random.Random(seed).sample(range(len(text.lines)), count)
 

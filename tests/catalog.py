@@ -13,6 +13,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.extract import DEFAULT_KEYWORDS, extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
+from library_words import OF_CLICK, OF_LIBRARIES
 
 from telechat_kit.cli import cli
 from telechat_kit.cli.speech import help_texts
@@ -31,35 +32,6 @@ _TEMPLATES = {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}
 _TAKING_MESSAGES = (
     "marked", "Message", "KitError", "CheckpointError", "ParameterError", "DataError", "DeviceError", "LockedError",
 )  # fmt: skip
-#: What click says to users of the command line; a pair is a singular and its plural
-OF_CLICK: tuple[str | tuple[str, str], ...] = (
-    "Aborted!",
-    "Choose from:\n\t{choices}",
-    "Commands",
-    "Error: {message}",
-    "Invalid value for {param_hint}: {message}",
-    "Invalid value: {message}",
-    "Missing argument",
-    "Missing command.",
-    "Missing option",
-    "No such command {name!r}.",
-    "No such option {name!r}.",
-    "Option {name!r} does not take a value.",
-    "Options",
-    "Show the version and exit.",
-    "Show this message and exit.",
-    "Try '{command} {option}' for help.",
-    "Usage:",
-    "default: {default}",
-    "required",
-    "{name} {filename!r} is a directory.",
-    "{value!r} is not a valid {number_type}.",
-    "{value} is not in the range {range}.",
-    ("Did you mean {possibility}?", "(Did you mean one of: {possibilities}?)"),
-    ("Got unexpected extra argument ({args})", "Got unexpected extra arguments ({args})"),
-    ("Option {name!r} requires an argument.", "Option {name!r} requires {nargs} arguments."),
-    ("{value!r} is not {choice}.", "{value!r} is not one of {choices}."),
-)
 _PLACEHOLDERS = re.compile(r"\{[^{}]*\}|%\(\w+\)s")
 
 
@@ -74,6 +46,8 @@ def extracted() -> Catalog:
             found.add(message, locations=[(Path(name).as_posix(), 0)])
     for message in (*help_texts(cli), *OF_CLICK):
         found.add(message, locations=[("telechat_kit/cli", 0)])
+    for message in OF_LIBRARIES:
+        found.add(message, locations=[("tests/library_words.py", 0)])
     return found
 
 

@@ -1,6 +1,7 @@
 """The catalog of messages: whole, up to date, compiled; and which language is in force."""
 
 import io
+import re
 
 import catalog
 import pytest
@@ -73,3 +74,8 @@ def test_a_terminal_is_answered_in_the_language_of_its_locale(
     environment: dict[str, str], expected: str
 ) -> None:
     assert of_terminal(environment) == expected
+
+
+def test_values_of_messages_have_speaking_names() -> None:
+    names = {name for message in catalog.translated() for name in re.findall(r"\{(\w+)", str(message.id))}
+    assert {name for name in names if re.search(r"[a-z_]\d$", name)} == {"w8a8", "kl_int8", "int8"} & names

@@ -1,6 +1,9 @@
 """The command line in the language of its user: nothing English is left in Chinese but names, nothing Chinese in English."""
 
 import ast
+import errno
+import json
+import os
 import re
 import shutil
 import sys
@@ -8,20 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from catalog import OF_CLICK, ROOT
+from catalog import ROOT
+from library_words import OF_CLICK, OF_SYSTEM
 
+from telechat_kit.backends import Choice
 from telechat_kit.cli import cli, main
 from telechat_kit.cli.check_commands import as_table
 from telechat_kit.comparison.alignment import Tolerances
 from telechat_kit.comparison.side_by_side import compare
 from telechat_kit.environment import Check
 from telechat_kit.errors import DataError, KitError
-from telechat_kit.messages import VARIABLE, Message, joined, shown
+from telechat_kit.messages import VARIABLE, Message, closed_up, joined, shown
+from telechat_kit.precision import PrecisionRecord
+from telechat_kit.records import parse_record
 from telechat_kit.reports.comparison_page import write_comparison
 from telechat_kit.reports.index_page import write_index
+from telechat_kit.reports.notebook_page import export_notebook
 from telechat_kit.reports.sweep_page import write_sweep
+from telechat_kit.strict_json import parse
 from telechat_kit.translation import speaking
 from telechat_kit.widths import cut, padded, width, wrapped
 
@@ -95,6 +105,12 @@ WRONG = [
     ["run"],
     ["run", "params/tiny.yaml", "--nonsense"],
     ["run", "params/tiny.yaml", "-j", "x"],
+    ["run", "params/tiny.yaml", "-j", "0"],
+    ["run", "params/tiny.yaml", "-p", "seed", "[1"],
+    ["run", "params/tiny.yaml", "-p", "run_folder", "/proc/x"],
+    ["html", "nowhere"],
+    ["html", "results/reference/precision.json"],
+    ["check", "--profile", "nowhere"],
     ["run", "params/none.yaml"],
     ["run", "params/tiny.yaml", "-p", "levle", "L1"],
     ["run", "params/tiny.yaml", "-p", "repeats", "many"],
@@ -131,13 +147,107 @@ def test_wrong_input_is_told_in_the_language_of_the_terminal(
     assert not CHINESE.search(english)
 
 
+#: Files that a user edits, with what YAML, JSON, pydantic or the system has against them
+UNFIT = {
+    "list.yaml": "level: [L0\nseed: 1\n",
+    "map.yaml": "level: {a: 1\n",
+    "tab.yaml": "level: L0\n\tseed: 1\n",
+    "colon.yaml": "level: L0: L1\n",
+    "alias.yaml": "level: *x\n",
+    "quote.yaml": 'level: "abc\n',
+    "escape.yaml": 'level: "\\q"\n',
+    "sign.yaml": "level: @x\n",
+    "date.yaml": "level: 2026-13-45\n",
+    "tag.yaml": "level: !!python/object:os.system x\n",
+    "width.yaml": "level：L0\nseed: 1\n",
+    "indent.yaml": "level: L0\n  seed: 1\n",
+    "two.yaml": "level: L0\n---\nseed: 1\n",
+    "bytes.yaml": b"le\xffvel: 2\n",
+    "type.yaml": "seed: ten\n",
+    "key.yaml": "seeds: 1\n",
+    "empty.yaml": "",
+    "limit.yaml": 'limits: ["kl < 1"]\n',
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_wrong_with_a_profile_is_told_in_chinese(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = UNFIT[name]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, chinese = call(
+        "run", str(tmp_path / name), monkeypatch=monkeypatch, capsys=capsys, locale="zh_CN.UTF-8"
+    )
+    assert (code, english_in(chinese)) == (2, [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a" 1}',
+        '{"a": }',
+        '{"a": 1,}',
+        "[1 2]",
+        "{a: 1}",
+        '"abc',
+        '"\\q"',
+        "[1] 2",
+        '"\t"',
+        "[NaN]",
+        "[" * 9999,
+    ],
+    ids=lambda content: content[:8],
+)
+def test_what_is_wrong_with_json_is_told_in_chinese(content: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse(content.encode(), "a.json", "Correct the file.")
+    with speaking("zh"):
+        assert english_in(caught.value.shown().replace("Correct the file.", "")) == []
+
+
+@pytest.mark.parametrize(
+    "change", [("seed", "x"), ("seed", None), ("blocks", 3), ("conditions", {}), ("text_source", 1)]
+)
+def test_what_is_wrong_with_a_record_is_told_in_chinese(change: tuple[str, object]) -> None:
+    values = json.loads((ROOT / "results" / "reference" / "precision.json").read_bytes())
+    with pytest.raises(DataError) as caught:
+        parse_record(values | dict([change]), PrecisionRecord, values["schema"], "precision.json")
+    with speaking("zh"):
+        assert english_in(caught.value.shown()) == []
+
+
+def test_what_the_system_says_is_in_the_catalog() -> None:
+    assert set(OF_SYSTEM) <= {os.strerror(number) for number in errno.errorcode}
+    error = KitError(
+        "cannot write {path}: {strerror}. Free space or choose another folder.",
+        path="x",
+        strerror=os.strerror(errno.EACCES),
+    )
+    with speaking("zh"):
+        assert error.shown() == "无法写入 x：没有权限。请腾出空间，或选择另一文件夹。"
+        assert shown("[Errno 2] No such file or directory: 'x'") == "文件或文件夹不存在（错误码 2）：'x'"
+        assert shown("No such file or directory (os error 2)") == "文件或文件夹不存在（错误码 2）"
+
+
+def test_a_form_may_hold_braces() -> None:
+    with speaking("zh"):
+        assert (
+            shown("expected ',' or '}', but got '<stream end>'")
+            == "此处应为 ',' 或 '}'，实际为 '<stream end>'"
+        )
+
+
 WORKING = [
     ["run", "params/tiny.yaml", "--dry-run"],
     ["list"],
     ["params"],
     ["check", "--device", "npu:0", "--profile", "params/telechat-7b-310p.yaml"],
     ["check", "--device", "cpu"],
+    ["check", "--device", "auto"],
     ["compare", "results/reference", "results/reference", "--all-conditions"],
+    ["verify", "results/reference", "--hashes-only"],
+    ["verify", "results/reference/report.html", "--hashes-only"],
 ]
 
 
@@ -146,7 +256,7 @@ def test_commands_speak_the_language_of_the_terminal(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, chinese = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="zh_CN.UTF-8")
-    assert code in (0, 1)
+    assert code in (0, 1, 3)
     assert english_in(chinese) == []
     assert CHINESE.search(chinese)
     again, english = call(*arguments, monkeypatch=monkeypatch, capsys=capsys, locale="C.UTF-8")
@@ -187,6 +297,20 @@ def test_a_text_of_a_record_is_known_again_by_its_form() -> None:
         assert shown("") == ""
         assert shown(joined("; ", [Message("not run yet"), "a/b"])) == "尚未运行; a/b"
     assert shown("not run yet") == "not run yet"
+
+
+def test_chinese_has_no_spaces_between_its_signs() -> None:
+    with speaking("zh"):
+        assert closed_up("在 文档（2 个词元） 上。 在 x 上") == "在文档（2 个词元）上。在 x 上"
+    assert closed_up("a （b） c") == "a （b） c"
+
+
+def test_a_device_with_its_reasons_is_known_again_from_a_record() -> None:
+    choice = Choice("cpu", ("torch_npu is not installed", "torch sees none"))
+    said = choice.said("cpu: AMD EPYC (2 threads)")
+    with speaking("zh"):
+        told = "cpu: AMD EPYC（2 个线程）（npu 不可用：未安装 torch_npu；cuda 不可用：torch 没有找到设备）"
+        assert [shown(said), shown(str.__str__(said))] == [told, told]
 
 
 def test_what_is_wide_takes_two_columns() -> None:
@@ -258,6 +382,21 @@ def _words_of(page: Path) -> str:
     for tag in soup.find_all(["style", "code", "template"]):
         tag.decompose()
     return soup.get_text("\n")
+
+
+def test_the_page_of_a_failed_step_says_why_in_chinese(tmp_path: Path) -> None:
+    message = 'device "cuda:0" asked for, but torch sees 0 cuda device(s) here. Use device: auto, or install driver and torch build so that nvidia-smi and torch see the device.'
+    cell = nbformat.v4.new_code_cell("open_it()", id="one")
+    cell.outputs = [nbformat.v4.new_output("error", ename="DeviceError", evalue=message, traceback=[])]
+    notebook = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    with speaking("zh"):
+        page = export_notebook(
+            notebook, tmp_path / "a.html", title="环境", failure=f"DeviceError: {shown(message)}"
+        )
+    assert english_in(_words_of(page)) == []
+    assert _words_of(page).count("指定了设备") == 2
+    assert english_in(_words_of(export_notebook(notebook, page, title="Set-up")))
 
 
 def _write_pages(results: Path, runs: dict[str, Path]) -> dict[str, str]:

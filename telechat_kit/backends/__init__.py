@@ -133,10 +133,19 @@ def backend_for(device_type: str) -> Backend:
 
 @dataclass(frozen=True)
 class Choice:
-    """The kind of device that "auto" means here, and why it is no better one; empty if there is none."""
+    """The kind of device that "auto" means here, and why it is no better one: what is wrong with each that is."""
 
     kind: str
-    why: str = ""
+    against: tuple[str, ...] = ()
+
+    def said(self, device: str) -> str:
+        """`device`, the one of this kind, with the reasons."""
+        if not self.against:
+            return device
+        if len(self.against) == 1:
+            return Message("{device} (no npu: {npu})", device=device, npu=self.against[0])
+        npu, cuda = self.against
+        return Message("{device} (no npu: {npu}; no cuda: {cuda})", device=device, npu=npu, cuda=cuda)
 
 
 @cache
@@ -145,9 +154,9 @@ def choose_device() -> Choice:
     against = list[str]()
     for kind in ("npu", "cuda"):
         if not (problem := _problem(kind)):
-            return Choice(kind, "; ".join(against))
-        against.append(f"no {kind}: {problem}")
-    return Choice("cpu", "; ".join(against))
+            return Choice(kind, tuple(against))
+        against.append(problem)
+    return Choice("cpu", tuple(against))
 
 
 def _problem(kind: str) -> str:
@@ -207,10 +216,10 @@ def require_device(device: str) -> tuple[str, int]:
         return "cpu", 0
     if kind not in DEVICES or (index and not index.isdigit()):
         raise DeviceError(
-            'device "{device}" is unknown. Use auto, or one of {devices}, with a number as in {devices2}:0.',
+            'device "{device}" is unknown. Use auto, or one of {devices}, with a number as in {example}:0.',
             device=device,
             devices=", ".join(DEVICES),
-            devices2=DEVICES[-1],
+            example=DEVICES[-1],
         )
     number = int(index or 0)
     try:

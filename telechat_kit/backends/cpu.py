@@ -34,7 +34,7 @@ from telechat_kit.backends.plain import (
     swiglu,
 )
 from telechat_kit.errors import DeviceError
-from telechat_kit.messages import marked
+from telechat_kit.messages import Message, marked
 from telechat_kit.provenance import processor_name
 
 __all__ = [
@@ -327,8 +327,10 @@ def free_memory_bytes() -> int:
 
 def device_name() -> str:
     """Model name of the processor and the number of threads that torch uses."""
-    count = torch.get_num_threads()
-    return f"{processor_name()} ({count} thread{'s' if count > 1 else ''})"
+    name, count = processor_name(), torch.get_num_threads()
+    if count == 1:
+        return Message("{processor} ({count} thread)", processor=name, count=count)
+    return Message("{processor} ({count} threads)", processor=name, count=count)
 
 
 def read_bandwidth() -> tuple[float, str]:

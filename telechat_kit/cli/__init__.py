@@ -28,7 +28,7 @@ from telechat_kit.messages import gettext as _
     OPTION,
     type=click.Choice(LANGUAGES),
     expose_value=False,
-    help="Of what this command says, before its name; by default that of the terminal (LANG). Pages follow the profile.",
+    help="Of what this command says, before its name, and of pages whose profile names none; by default that of the terminal (LANG).",
 )
 def cli() -> None:
     """Reproduce TeleChat W8A8 inference as executed notebooks.

@@ -12,7 +12,7 @@ from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import marked, shown
+from telechat_kit.messages import language, marked, shown
 from telechat_kit.translation import speaking
 from telechat_kit.widths import cut, padded, width
 
@@ -89,7 +89,7 @@ def lab(name: str, profile_path: Path, overrides: Pairs, overwrite: bool, no_sta
     from telechat_kit.runs.projects import copy_notebooks
 
     folder = name if "/" in name else f"results/{name}"
-    profile = load_profile(profile_path, (*overrides, ("run_folder", f"'{folder}'")))
+    profile = load_profile(profile_path, (*overrides, ("run_folder", f"'{folder}'"))).speaking(language())
     copies = copy_notebooks(profile, overwrite)
     told = _("{folder}: five notebooks with the parameters of {profile}")
     click.echo(told.format(folder=relative(copies), profile=relative(profile.path)))

@@ -10,7 +10,7 @@ from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import shown
+from telechat_kit.messages import language, shown
 from telechat_kit.widths import padded
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def run(
     selection.steps()
     if dry_run:
         for path in profiles:
-            _say_plan(load_profile(path, overrides), selection)
+            _say_plan(load_profile(path, overrides).speaking(language()), selection)
     elif len(profiles) == 1:
-        profile = load_profile(profiles[0], overrides)
+        profile = load_profile(profiles[0], overrides).speaking(language())
         require_inputs(profile, selection.steps())
         _say_outcome(run_profile(profile, selection, limits))
         if enforce:
@@ -151,9 +151,8 @@ def _say_outcome(outcome: "Outcome") -> None:
         where = failure.notebook
         if failure.cell:
             where = _("{notebook}, cell {cell}").format(notebook=failure.notebook, cell=failure.cell)
-        click.echo(
-            f"\n{_(outcome.stopped.status)}: {where}\n{failure.error}: {shown(failure.message)}", err=True
-        )
+        stopped = _("{state}: {where}").format(state=_(outcome.stopped.status), where=where)
+        click.echo(f"\n{stopped}\n{failure.error}: {shown(failure.message)}", err=True)
     page = outcome.folder / f"{outcome.stopped.name}.failed.html"
     if page.exists():
         click.echo(_("The page that shows it: {page}").format(page=relative(page)), err=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import click
 
-from telechat_kit.messages import DOMAIN, LANGUAGES, LOCALE, TAGS
+from telechat_kit.messages import DOMAIN, LANGUAGES, LOCALE, TAGS, marked
 from telechat_kit.messages import gettext as _
 from telechat_kit.translation import of_terminal, speaking, telling
 from telechat_kit.variables import set_meanwhile
@@ -20,6 +20,13 @@ OPTION = "--language"
 #: What gettext of the standard library, which click asks, takes the language from
 _LANGUAGE = "LANGUAGE"
 _RAW = "\b"
+#: Types of values as errors and placeholders name them: "float" is a kind of weights here
+_TYPES = {
+    "integer": marked("whole number"),
+    "integer range": marked("whole number"),
+    "float": marked("decimal number"),
+    "float range": marked("decimal number"),
+}
 #: A line of examples is the same in every language, but for what stands behind `#`
 _COMMAND = re.compile(r"( *(?:telechat-kit|eval|echo|cd) .*?)(\s+# )?((?<= # ).*)?")
 
@@ -78,6 +85,8 @@ def translated(command: click.Command) -> click.Command:
 
 def _translated_option(param: click.Parameter) -> click.Parameter:
     made = copy.copy(param)
+    made.type = copy.copy(param.type)
+    made.type.name = _(_TYPES.get(made.type.name, made.type.name))
     if isinstance(made, click.Option):
         made.help = _told(made.help)
     return made

@@ -154,19 +154,19 @@ def check_alignment(
 def _check_same_text(a: Bundle, b: Bundle) -> None:
     if a.meta["tokenizer"] != b.meta["tokenizer"]:
         raise DataError(
-            "{path} and {path2} were made with different tokenizers: their positions cannot be compared. Use "
+            "{path} and {other} were made with different tokenizers: their positions cannot be compared. Use "
             "the tokenizer files of one checkpoint for both runs.",
             path=a.path,
-            path2=b.path,
+            other=b.path,
         )
     if not np.array_equal(a.tensors["tokens"], b.tensors["tokens"]):
         raise DataError(
-            '{path} (text "{meta}") and {path2} (text "{meta2}") do not hold the same text: they cannot be '
+            '{path} (text "{text}") and {other} (text "{other_text}") do not hold the same text: they cannot be '
             "compared. Use the same text_path, text_sequences, text_tokens, seed and calibration.",
             path=a.path,
-            meta=a.meta["text"],
-            path2=b.path,
-            meta2=b.meta["text"],
+            text=a.meta["text"],
+            other=b.path,
+            other_text=b.meta["text"],
         )
 
 

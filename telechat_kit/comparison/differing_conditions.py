@@ -53,7 +53,7 @@ def _recipe(used: AppliedRecipe) -> Iterator[tuple[str, str]]:
         Message(
             "{calibration_source}, {count} samples",
             calibration_source=used.calibration_source,
-            count=len(used.calibration_blocks),
+            count=len(used.calibration_sample_tokens),
         ),
     )
     yield marked("SHA-256, calibration"), used.calibration_sha256[:16]

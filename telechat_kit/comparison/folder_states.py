@@ -108,7 +108,7 @@ def _steps(state: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _by_steps(steps: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> tuple[str, str]:
     for status, kind in (("failed", FAILED), ("interrupted", INTERRUPTED), ("running", AT_WORK)):
         if stopped := [step for step in steps if step["status"] == status]:
-            return kind, f"in {stopped[0]['name']}{_why(stopped[0])}"
+            return kind, _where(stopped[0])
     waiting = [
         str(step["name"])
         for step in steps
@@ -121,12 +121,14 @@ def _by_steps(steps: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> tup
     return COMPLETE, ""
 
 
-def _why(step: Mapping[str, Any]) -> str:
-    failure = step.get("failure")
+def _where(step: Mapping[str, Any]) -> str:
+    """Where a run stopped, and why if a step failed."""
+    failure, name = step.get("failure"), step["name"]
     if not isinstance(failure, dict) or step["status"] != "failed":
-        return ""
-    first = str(failure.get("message", "")).strip().split("\n")[0]
-    return f": {failure.get('error', 'error')}: {first}"
+        return Message("in {step}", step=name)
+    problem = str(failure.get("message", "")).strip().split("\n")[0]
+    error = failure.get("error", "error")
+    return Message("in {step}: {error}: {problem}", step=name, error=error, problem=problem)
 
 
 def _by_records(missing: Sequence[str]) -> tuple[str, str]:

@@ -271,10 +271,10 @@ def _judge(rule: Rule, name: str, row: FigureRow, index: int) -> str | None:
     if not rule.holds(value):
         return None
     return Message(
-        "{name}: {figure} is {value:.4g}{value2}, fails on {text}",
+        "{name}: {figure} is {value:.4g}{unit}, fails on {text}",
         name=name,
         figure=rule.figure,
         value=value,
-        value2="x" if rule.relative else "",
+        unit="x" if rule.relative else "",
         text=rule.text,
     )

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from math import floor, log10
 from statistics import geometric_mean
 
+from telechat_kit.messages import closed_up, marked, ngettext
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import marked, ngettext
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import CaseResult
 from telechat_kit.precision import Divergence, Group, PrecisionRecord
@@ -249,7 +249,7 @@ def said(found: Verdict) -> list[str]:
     if found.left_out:
         what = _(" and ").join(map(_, found.left_out))
         lines.append(_("Not told, because the record is of other W8A8 weights: {what}.").format(what=what))
-    return lines
+    return [closed_up(line) for line in lines]
 
 
 def against_said(found: Verdict) -> str:

@@ -47,9 +47,9 @@ def write_parcel(target: Path, files: Mapping[str, str], probe: Probe | None = N
     """
     if target.is_dir():
         raise ParameterError(
-            "{target} is a folder. Name the file to write, such as {target2}.",
+            "{target} is a folder. Name the file to write, such as {example}.",
             target=target,
-            target2=target / "machine.zip",
+            example=target / "machine.zip",
         )
     probe = probe or Probe()
     texts = {**files, **dict(_machine(probe))}

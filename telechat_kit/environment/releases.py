@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter, ValidationError
 
 from telechat_kit.errors import KitError
+from telechat_kit.faults import yaml_fault
 from telechat_kit.files import project_root, shipped_project
 from telechat_kit.messages import Message
 
@@ -184,7 +185,9 @@ def _read(path: Path) -> dict[str, Any]:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise KitError(
-            "{path} is not valid YAML: {error}. Take the file from the project.", path=path, error=error
+            "{path} is not valid YAML: {problem}. Take the file from the project.",
+            path=path,
+            problem=yaml_fault(error),
         ) from error
 
 

@@ -187,9 +187,7 @@ def _other_device_checks(probe: Probe, device: str) -> Iterator[Check]:
 def _chosen_device(npu_is_here: bool = False) -> Check:
     """What "auto" means here, and why."""
     choice = choose_device()
-    found = f"{choice.kind}: {backend_for(choice.kind).device_name()}" + (
-        f" ({choice.why})" if choice.why else ""
-    )
+    found = choice.said(f"{choice.kind}: {backend_for(choice.kind).device_name()}")
     required = marked("auto: npu, else cuda, else cpu")
     if npu_is_here and choice.kind != "npu":
         advice = Message(

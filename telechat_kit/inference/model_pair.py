@@ -43,9 +43,9 @@ class Pair:
     ) -> None:
         if memory not in MEMORY:
             raise ParameterError(
-                'memory "{memory}" is unknown. Use one of {memory2}.',
+                'memory "{memory}" is unknown. Use one of {choices}.',
                 memory=memory,
-                memory2=", ".join(MEMORY),
+                choices=", ".join(MEMORY),
             )
         self.float_folder, self.w8a8_folder = resolve(model_path), resolve(quant_path)
         if not self.w8a8_folder.exists():
@@ -71,13 +71,13 @@ class Pair:
         sizes = {name: config.vocab_size for name, config in self.configs.items()}
         if len(set(sizes.values())) > 1 or len(self.tokenizer) > sizes["float"]:
             raise CheckpointError(
-                "{float_folder} (vocabulary {sizes}, tokenizer {count}) and {w8a8_folder} (vocabulary {sizes2}) "
+                "{float_folder} (vocabulary {float_size}, tokenizer {tokenizer_size}) and {w8a8_folder} (vocabulary {w8a8_size}) "
                 "do not belong together. Give a pair of one model.",
                 float_folder=self.float_folder,
-                sizes=sizes["float"],
-                count=len(self.tokenizer),
+                float_size=sizes["float"],
+                tokenizer_size=len(self.tokenizer),
                 w8a8_folder=self.w8a8_folder,
-                sizes2=sizes["w8a8"],
+                w8a8_size=sizes["w8a8"],
             )
         require_one_network(self.float_folder, self.configs["float"], self.w8a8_folder, self.configs["w8a8"])
         if not (self.w8a8_folder / _TOKENIZER_CONFIG).is_file() or (

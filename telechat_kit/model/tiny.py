@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from telechat_kit.files import atomic_folder, write_json
+from telechat_kit.messages import marked
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import ORIGIN
 from telechat_kit.model.network import TelechatForCausalLM
@@ -45,7 +46,8 @@ def write_random(folder: Path, config: TelechatConfig, seed: int = 0) -> Path:
             _random_model(config, seed).save_pretrained(temporary)
         byte_tokenizer().save_pretrained(temporary)
         write_json(
-            temporary / ORIGIN, {"name": "random TeleChat", "license": "none (random numbers)", "seed": seed}
+            temporary / ORIGIN,
+            {"name": marked("random TeleChat"), "license": marked("none (random numbers)"), "seed": seed},
         )
     return folder
 

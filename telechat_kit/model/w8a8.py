@@ -68,10 +68,10 @@ class W8A8Weights:
         if tuple(value.shape) != shape:
             self.refuse(
                 Message(
-                    "{name} has shape {shape}, expected {shape2}",
+                    "{name} has shape {shape}, expected {expected}",
                     name=name,
                     shape=tuple(value.shape),
-                    shape2=shape,
+                    expected=shape,
                 )
             )
         if value.dtype not in dtypes if dtypes else not value.is_floating_point():
@@ -285,12 +285,12 @@ def _check_shared_inputs(model: TelechatForCausalLM, weights: W8A8Weights) -> No
                     if not torch.equal(one, other):
                         weights.refuse(
                             Message(
-                                "{first}.{part} and {second}.{part} differ ({item}, {item2}), but both read the same input",
+                                "{first}.{part} and {second}.{part} differ ({one}, {other}), but both read the same input",
                                 first=first,
                                 part=part,
                                 second=second,
-                                item=one.item(),
-                                item2=other.item(),
+                                one=one.item(),
+                                other=other.item(),
                             )
                         )
 

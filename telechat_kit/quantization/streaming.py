@@ -93,9 +93,9 @@ def quantize_blocks(
         quantizer,
         samples,
         Message(
-            "{passes} of {passes2}, quantization of blocks",
-            passes=passes - 1 if measured else passes,
-            passes2=passes,
+            "{number} of {passes}, quantization of blocks",
+            number=passes - 1 if measured else passes,
+            passes=passes,
         ),
     )
     noise = {row.name: row.residual_noise for row in rows if row.name in kept}

@@ -20,8 +20,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
 from telechat_kit.comparison.verdict import first_token_gain, gain_title, speed_gain
+from telechat_kit.messages import closed_up, marked, ngettext
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import marked, ngettext
 from telechat_kit.performance.measurement import CaseResult, PerformanceRecord
 from telechat_kit.reports.inline_svg import fonts_of_the_reader, hover, inline_svg
 from telechat_kit.reports.label_places import place_labels
@@ -108,6 +108,7 @@ def titled(figure: Figure, title: str, alt: str) -> Chart:
 
     Labels that `point_labels` made find their places here, when everything else has its own.
     """
+    title = closed_up(title)
     lines = textwrap.fill(title, TITLE_CHARACTERS)
     figure.suptitle(lines, x=0.005, ha="left", fontsize=11, fontweight="bold")
     place_labels(figure)

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup, Tag
 from markupsafe import Markup
 
 import telechat_kit
-from telechat_kit.messages import TAGS, gettext, language, marked, ngettext
+from telechat_kit.messages import TAGS, closed_up, gettext, language, marked, ngettext
 
 #: Pages of a run, in the order of its steps
 PAGES = (
@@ -72,6 +72,11 @@ def dress_tables(html: str) -> Markup:
     # Colors of a pandas Styler are chosen for black on white, so in the dark such a table keeps white paper.
     colored = any("background" in style.get_text() for style in soup.find_all("style"))
     for table in soup.find_all("table"):
+        if table.find("td") is None:
+            nothing = soup.new_tag("p", attrs={"class": "none"})
+            nothing.string = gettext("No rows.")
+            table.replace_with(nothing)
+            continue
         wide = _mark_columns(table) > WIDE
         classes = " ".join(["table-box", *["white-paper"] * colored, *["wide"] * wide])
         # what scrolls must be reached by the keyboard
@@ -113,7 +118,13 @@ def _environment() -> jinja2.Environment:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     translate(environment)
+    environment.finalize = _finished
     return environment
+
+
+def _finished(value: Any) -> Any:
+    """A text as a page shows it; what is HTML already, tables and charts, stays as it is."""
+    return closed_up(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def translate(environment: jinja2.Environment) -> None:

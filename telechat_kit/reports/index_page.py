@@ -13,6 +13,7 @@ from telechat_kit.comparison.folder_states import COMPLETE, FolderState, folder_
 from telechat_kit.comparison.limits import judge_limits, worst_state
 from telechat_kit.comparison.rules import DEFAULT_LIMITS
 from telechat_kit.comparison.run_data import RunData
+from telechat_kit.comparison.verdict import device_said
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import relative, write_text
 from telechat_kit.messages import gettext as _
@@ -61,7 +62,7 @@ def write_index(results: Path) -> Path:
         "report.html.j2",
         title=_("Runs in {folder}").format(folder=relative(results)),
         verdict=ngettext("{count} run: {states}.", "{count} runs: {states}.", len(rows)).format(
-            count=len(rows), states=", ".join(f"{count} {_(kind)}" for kind, count in counts.items())
+            count=len(rows), states=_(", ").join(f"{count} {_(kind)}" for kind, count in counts.items())
         ),
         sections=sections,
     )
@@ -82,7 +83,7 @@ def _model(rows: Sequence[FolderState]) -> str:
     runs = [row.run for row in rows if row.run]
     setup = next((run.setup for run in runs if run.setup), None)
     name = (setup.origin.get("name") or Path(setup.checkpoint_path).name) if setup else _("a model")
-    return f"{name} ({float_weights(runs[0])[:8]})"
+    return f"{_(name)} ({float_weights(runs[0])[:8]})"
 
 
 def _table(rows: Sequence[FolderState], results: Path) -> Markup:
@@ -147,12 +148,14 @@ def _about(row: FolderState, results: Path) -> Iterator[str]:
     yield row.started or "–"
     yield shown(may_be_shipped(row))
     conditions = row.run.setup.conditions if row.run and row.run.setup else None
-    yield conditions.device_name if conditions else "–"
+    yield device_said(conditions.device_name) if conditions else "–"
 
 
 def state_text(row: FolderState) -> str:
     """State of a run and what explains it, in the language in force."""
-    return f"{_(row.kind)}, {shown(row.detail)}" if row.detail else _(row.kind)
+    if not row.detail:
+        return _(row.kind)
+    return _("{state}, {detail}").format(state=_(row.kind), detail=shown(row.detail))
 
 
 def may_be_shipped(row: FolderState) -> str:

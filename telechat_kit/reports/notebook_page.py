@@ -18,7 +18,7 @@ from traitlets.config import Config
 from telechat_kit.errors import DataError
 from telechat_kit.files import write_text
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import marked
+from telechat_kit.messages import marked, shown
 from telechat_kit.reports.html import TEMPLATES, dress_tables, page_values, translate
 from telechat_kit.reports.inline_svg import is_inline_svg
 
@@ -209,6 +209,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "log_label": _log_label,
     "log_text": log_text,
     "terminal_text": terminal_text,
+    "told": shown,
 }
 
 

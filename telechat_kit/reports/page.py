@@ -68,7 +68,7 @@ WORDS = (
     (marked("prefill"), marked("Reading the prompt, up to the first token of the answer.")),
     (marked("decode"), marked("The tokens after the first, one at a time.")),
     (
-        marked("limit"),
+        marked("limit of the device"),
         marked("The speed at which the device would only wait for its memory or its arithmetic."),
     ),
     (marked("geometric mean"), marked("The mean that treats twice as fast and half as fast as opposites.")),
@@ -137,7 +137,7 @@ def consistency_note(run: RunRecords) -> str:
 
 def model_name(run: RunRecords) -> str:
     """Name of the model, from its origin or else its folder."""
-    return str(run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name)
+    return _(str(run.setup.origin.get("name") or Path(run.setup.checkpoint_path).name))
 
 
 def write_report(
@@ -276,7 +276,7 @@ def _sections(run: RunRecords, lights: Sequence[Light]) -> list[Section]:
 def _about_model(run: RunRecords) -> str:
     origin = run.setup.origin
     said = _("The model: {model}, license {license}.").format(
-        model=model_name(run), license=origin.get("license", _("not recorded"))
+        model=model_name(run), license=_(str(origin.get("license", marked("not recorded"))))
     )
     note = str(origin.get("note", ""))
     return f"{said} {_(note)}".strip()

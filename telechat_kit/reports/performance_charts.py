@@ -135,11 +135,13 @@ def _roofs(axes: Axes, peaks: Peaks, low: float, high: float) -> None:
     tops = [peak for peak, _ in known.values() if peak]
     slope = np.minimum(peaks.bandwidth * x, max(tops, default=np.inf))
     axes.plot(x, slope, "-", color="#333333", lw=1.2)
+    corner = float(np.sqrt(low * max(tops, default=high * peaks.bandwidth) / peaks.bandwidth))
     axes.annotate(
         _("memory, {bandwidth} GB/s").format(bandwidth=f"{peaks.bandwidth / 1e9:.0f}"),
-        (x[8], peaks.bandwidth * x[8]),
-        (10, -9),
+        (corner, peaks.bandwidth * corner),
+        (-6, 4),  # above the line, where no point can be
         textcoords="offset points",
+        ha="right",
         fontsize=8.5,
     )
     shown = sorted(((peak, label, style) for label, (peak, style) in known.items() if peak), reverse=True)

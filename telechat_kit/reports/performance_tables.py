@@ -7,8 +7,8 @@ from pandas.io.formats.style import Styler
 
 from telechat_kit.backends.cores import Busy
 from telechat_kit.comparison.verdict import engine_gain, engine_said, speed_gain, speed_said
+from telechat_kit.messages import closed_up, ngettext, shown
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import ngettext, shown
 from telechat_kit.performance.cases import duration
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.performance.timed_samples import DRIFT, UNSTABLE
@@ -33,7 +33,7 @@ def verdict(record: PerformanceRecord) -> str:
         "cases)."
     )
     lines.append(reached.format(**{name: f"{share:.0%}" for name, share in shares.items()}))
-    return "\n".join(lines)
+    return "\n".join(map(closed_up, lines))
 
 
 def doubts(record: PerformanceRecord) -> str:

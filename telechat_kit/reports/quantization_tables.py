@@ -7,6 +7,7 @@ from statistics import median
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from telechat_kit.comparison.verdict import kind_name
 from telechat_kit.messages import gettext as _
 from telechat_kit.messages import marked, shown
 from telechat_kit.model.folder import DYNAMIC
@@ -106,7 +107,7 @@ def _samples(used: AppliedRecipe) -> list[tuple[str, str]]:
         (_("seed"), str(used.seed)),
         *(
             (
-                _("kind {kind}").format(kind=share["kind"]),
+                _("kind {kind}").format(kind=kind_name(share["kind"])),
                 _("{tokens} tokens, {share}").format(
                     tokens=f"{share['tokens']:,}", share=f"{share['tokens'] / sum(lengths):.0%}"
                 ),

@@ -7,12 +7,17 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from telechat_kit.comparison.verdict import device_said, engine_gain, losses, shown, speed_gain
+from telechat_kit.messages import Message, marked
 from telechat_kit.messages import gettext as _
+from telechat_kit.messages import shown as told
 from telechat_kit.performance.measurement import PerformanceRecord
 from telechat_kit.precision import PrecisionRecord
 from telechat_kit.provenance import Conditions
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.reports.charts import NAMES
+
+#: Operations as records name them
+_OPERATIONS = (marked("attention"), marked("int8 linear"))
 
 
 def styled(frame: pd.DataFrame, formats: dict[Any, Any] | None = None) -> Styler:
@@ -32,13 +37,13 @@ def conditions(found: Conditions) -> Styler:
             for name, version in found.versions.items()
         ),
         *(
-            (_("operators of {verb}").format(verb=verb.replace("_", " ")), way)
+            (_("operators of {verb}").format(verb=_(verb.replace("_", " "))), told(way))
             for verb, way in found.operators.items()
         ),
         (_("code"), found.code),
         (_("started (UTC)"), found.started),
         *(
-            (_("SHA-256, {what}").format(what=name.replace("_", " ")), value)
+            (Message("SHA-256, {what}", what=name.replace("_", " ")).shown(), value)
             for name, value in found.hashes.items()
         ),
     ]

@@ -89,7 +89,7 @@ def _bound(found: Manifest, state: Mapping[str, Any]) -> Iterator[Finding]:
             entry = found.files.get(name)
             if name not in _REBUILT and entry is not None and entry.sha256 != recorded:
                 yield Finding(
-                    Message("{name} in {name2} and run.json", name=name, name2=NAME),
+                    Message("{name} in {manifest} and run.json", name=name, manifest=NAME),
                     recorded[:16],
                     entry.sha256[:16],
                     CHANGED,

@@ -80,7 +80,7 @@ def _acquire(path: Path) -> int:
             owner = _owner(descriptor)
             os.close(descriptor)
             who = (
-                Message("process {owner} on {owner2}", owner=owner["pid"], owner2=owner["host"])
+                Message("process {process} on {machine}", process=owner["pid"], machine=owner["host"])
                 if owner
                 else marked("another process")
             )

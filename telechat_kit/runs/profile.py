@@ -4,7 +4,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from telechat_kit.comparison.rules import parse_limits
 from telechat_kit.errors import ParameterError
+from telechat_kit.faults import yaml_fault
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.messages import Message, marked
 from telechat_kit.records import MOST_NUMBER
@@ -54,6 +55,10 @@ class Profile:
     def language(self) -> str:
         """The language of the notebooks and pages."""
         return str(self.values.get("language", default_values("05_report").get("language", "en")))
+
+    def speaking(self, wanted: str) -> "Profile":
+        """The profile, its notebooks and pages in `wanted` if it names no language itself."""
+        return self if self.language == wanted else replace(self, values={"language": wanted} | self.values)
 
     def for_notebook(self, name: str) -> dict[str, Any]:
         """The parameters that one notebook declares."""
@@ -170,7 +175,7 @@ def read_mapping(
         ) from error
     except _UNREADABLE as error:
         raise ParameterError(
-            "{path} is not valid YAML: {one_line}. Correct the line.", path=path, one_line=_one_line(error)
+            "{path} is not valid YAML: {problem}. Correct the line.", path=path, problem=yaml_fault(error)
         ) from error
     if entries is None:
         raise ParameterError("{path} is no flat list of `key: value` lines.", path=path)
@@ -217,19 +222,13 @@ def _read_override(key: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except _UNREADABLE as error:
         raise ParameterError(
-            '-p {key}: "{text}" is not valid YAML: {one_line}.',
+            '-p {key}: "{text}" is not valid YAML: {problem}.',
             key=key,
             text=text[:80],
-            one_line=_one_line(error),
+            problem=yaml_fault(error),
         ) from error
     bare = isinstance(value, str) and text.strip()[:1] not in ("'", '"', "|", ">", "!", "&", "*")
     return text.strip() if bare else value  # a name may hold " #", where YAML sees a comment
-
-
-def _one_line(error: BaseException) -> str:
-    return (
-        marked("nested too deep") if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
-    )
 
 
 def _check_limits(place: str, limits: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def _judged(folder: Path, path: Path, signers: Path) -> Finding:
         words = ("-f", str(signers), "-I", name, "-n", NAMESPACE, "-s", str(path))
         if _ssh_keygen(folder, "verify", *words).returncode == 0:
             return Finding(
-                Message("{name}, signed by {name2}", name=NAME, name2=name), named, named, SAME, PART
+                Message("{file}, signed by {signer}", file=NAME, signer=name), named, named, SAME, PART
             )
     return Finding(
         SIGNATURE, Message("by one of {name}", name=signers.name), f"{named}: {_said(found)}", CHANGED, PART

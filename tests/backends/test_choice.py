@@ -14,7 +14,7 @@ from telechat_kit.environment.setup import check
 ASK = """
 from telechat_kit.backends import choose_device, resolve_device
 print(resolve_device("auto"))
-print(choose_device().why)
+print(*choose_device().against, sep="; ")
 """
 
 
@@ -25,7 +25,7 @@ def anew() -> None:
 
 @pytest.mark.parametrize(
     ("chip", "device", "why"),
-    [("Ascend310P3", "npu:0", ""), ("Ascend310B1", "cpu", "no npu: the chip Ascend310B1 ")],
+    [("Ascend310P3", "npu:0", ""), ("Ascend310B1", "cpu", "the chip Ascend310B1 ")],
 )  # fmt: skip
 def test_an_npu_that_works_is_taken_and_one_that_does_not_is_named(
     chip: str, device: str, why: str, tmp_path: Path
@@ -45,7 +45,8 @@ def test_without_a_device_it_is_the_cpu_and_every_other_one_has_its_reason(
     monkeypatch.setattr(npu, "device_count", lambda: 0)
     monkeypatch.setattr(cuda, "device_count", lambda: 0)
     assert resolve_device("auto").type == "cpu"
-    assert choose_device().why == "no npu: torch sees none; no cuda: torch sees none"
+    assert choose_device().against == ("torch sees none", "torch sees none")
+    assert choose_device().said("cpu: x") == "cpu: x (no npu: torch sees none; no cuda: torch sees none)"
 
 
 def test_a_gpu_that_cannot_multiply_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +58,8 @@ def test_a_gpu_that_cannot_multiply_is_not_taken(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cuda, "open_device", busy)
     assert require_device("auto") == ("cpu", 0)
-    assert choose_device().why.endswith(
-        "no cuda: CUDA error: all CUDA-capable devices are busy or unavailable"
+    assert (
+        choose_device().against[-1].endswith("CUDA error: all CUDA-capable devices are busy or unavailable")
     )
 
 

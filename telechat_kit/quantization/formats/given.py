@@ -172,12 +172,12 @@ def _require_one_model(shards: Shards, config: TelechatConfig, quant_folder: Pat
     require_one_network(shards.folder, own, quant_folder, config)
     if config.ffn_hidden_size < own.ffn_hidden_size:
         raise CheckpointError(
-            "{folder} and {quant_folder} do not belong together: ffn_hidden_size is {ffn_hidden_size} and "
-            "{ffn_hidden_size2}. Give the float folder of these weights.",
+            "{folder} and {quant_folder} do not belong together: ffn_hidden_size is {one} and "
+            "{other}. Give the float folder of these weights.",
             folder=shards.folder,
             quant_folder=quant_folder,
-            ffn_hidden_size=own.ffn_hidden_size,
-            ffn_hidden_size2=config.ffn_hidden_size,
+            one=own.ffn_hidden_size,
+            other=config.ffn_hidden_size,
         )
 
 
@@ -232,10 +232,10 @@ def _notes(rounded: int, int8: int, wider: int, quant_folder: Path) -> Iterator[
     if rounded < int8:
         yield (
             Message(
-                "{int8} of {int82} int8 weights are not the rounded weights of the float folder: that one is "
+                "{differing} of {all} int8 weights are not the rounded weights of the float folder: that one is "
                 "from before outlier suppression, or another rounding was used.",
-                int8=int8 - rounded,
-                int82=int8,
+                differing=int8 - rounded,
+                all=int8,
             )
         )
     if not (quant_folder / RECIPE).is_file():

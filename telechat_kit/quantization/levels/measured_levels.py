@@ -186,11 +186,11 @@ def _best(prefixes: Sequence[Prefix], budget: Budget, text: str) -> Prefix:
     if least.kl > budget.kl:
         raise ParameterError(
             'budget "{text}" is not met: all in int8 the KL is {kl:.3g}, and the best measured choice, '
-            "{linears} linears in float, reaches {kl2:.3g}. Allow that much, or use another anti_outlier.",
+            "{linears} linears in float, reaches {reached:.3g}. Allow that much, or use another anti_outlier.",
             text=text,
             kl=prefixes[0].kl,
             linears=least.linears,
-            kl2=least.kl,
+            reached=least.kl,
         )
     return next(prefix for prefix in prefixes if prefix.kl <= budget.kl)
 
