@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
+from telechat_kit.cli.terminal import say
 from telechat_kit.errors import DataError, KitError
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.messages import gettext as _
@@ -49,10 +50,10 @@ def init(folder: Path) -> None:
     from telechat_kit.runs.projects import create_project
 
     made = create_project(folder)
-    click.echo(f"{made}: notebooks/, params/, environment/")
-    click.echo("\n" + _("Next:") + f"\n  cd {folder}")
+    say(f"{made}: notebooks/, params/, environment/")
+    say("\n" + _("Next:") + f"\n  cd {folder}")
     for command, why in _NEXT:
-        click.echo(f"  {command:36}  # {_(why)}" if why else f"  {command}")
+        say(f"  {command:36}  # {_(why)}" if why else f"  {command}")
 
 
 @click.command(cls=WithPairs, short_help="Step through the notebooks in JupyterLab.")
@@ -92,7 +93,7 @@ def lab(name: str, profile_path: Path, overrides: Pairs, overwrite: bool, no_sta
     profile = load_profile(profile_path, (*overrides, ("run_folder", f"'{folder}'")))
     copies = copy_notebooks(profile, overwrite)
     told = _("{folder}: five notebooks with the parameters of {profile}")
-    click.echo(told.format(folder=relative(copies), profile=relative(profile.path)))
+    say(told.format(folder=relative(copies), profile=relative(profile.path)))
     if not no_start:
         with speaking(profile.language):  # of the kernels' charts and tables
             code = _start_lab(copies / "01_setup.ipynb")
@@ -131,7 +132,7 @@ def list_runs(results: Path) -> None:
     lines = [(_("run"), _("state"), _("started (UTC)"), _("limits"))]
     for row in rows:
         lines.append((relative(row.folder), state_text(row), row.started or "–", shown(may_be_shipped(row))))
-    click.echo("\n".join(_columns(lines)))
+    say("\n".join(_columns(lines)))
 
 
 def _columns(lines: "Sequence[Sequence[str]]") -> list[str]:
@@ -174,6 +175,6 @@ def open_page(place: str) -> None:
         if not page:
             raise DataError("{path} holds no page yet. `telechat-kit run` writes them.", path=relative(path))
         path = path / page
-    click.echo(relative(path))
+    say(relative(path))
     if not webbrowser.open(path.resolve().as_uri()):
-        click.echo(_("No browser can be started here: copy the file, it is whole in itself."), err=True)
+        say(_("No browser can be started here: copy the file, it is whole in itself."), err=True)

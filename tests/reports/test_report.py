@@ -255,7 +255,8 @@ def test_a_cell_of_csv_is_no_formula_and_a_number_stays_one(cell: str, shown: st
         ("<script>a</script>", r"\<script>a\</script>"),
         (r"\<img>", r"\\\<img>"),
         ("![x](http://e.example)", r"!\[x]\(http://e.example)"),
-        ("a\x1b[31m\r\n`b`|", r"a [31m \`b\`\|"),
+        ("a\x1b[31m\r\n`b`|", r"a\u001b[31m \`b\`\|"),
+        ("a\u202eb", r"a\u202eb"),
         ("KL < 0.02, 95 % [0.1, 0.2]", "KL < 0.02, 95 % [0.1, 0.2]"),
     ],
 )
