@@ -75,8 +75,13 @@ def absolute(path: str | Path) -> Path:
 def _possible(path: Path) -> Path:
     """`path`, where something is or may come to be; Python's own functions each end in another way at others."""
     try:
+        str(path).encode()
         path.stat()
-    except ValueError as error:  # a NUL, half a character
+    except UnicodeEncodeError as error:  # Linux takes any bytes for a name; records and pages hold UTF-8
+        raise ParameterError(
+            "{path!a} cannot be a path: it is not UTF-8. Rename it, or correct it.", path=str(path)
+        ) from error
+    except ValueError as error:  # a NUL
         raise ParameterError(
             "{path!a} cannot be a path ({error}). Correct it.", path=str(path), error=error
         ) from error

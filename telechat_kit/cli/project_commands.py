@@ -15,7 +15,7 @@ from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.messages import gettext as _
 from telechat_kit.messages import marked, shown
 from telechat_kit.translation import speaking
-from telechat_kit.widths import cut, padded, width
+from telechat_kit.widths import cut, padded, visible, width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +138,7 @@ def list_runs(results: Path) -> None:
 def _columns(lines: "Sequence[Sequence[str]]") -> list[str]:
     """Lines of cells below one another; whole where nobody looks at them in a terminal."""
     most = WIDEST if sys.stdout.isatty() else 10_000
-    cells = [[cut(text, most) for text in line] for line in lines]
+    cells = [[cut(visible(text).replace("\n", "\\n"), most) for text in line] for line in lines]
     widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(padded, line, widths)).rstrip() for line in cells]
 

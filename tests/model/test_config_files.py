@@ -246,6 +246,10 @@ def test_a_sentencepiece_file_that_is_none_is_named(tiny: Path, content: bytes) 
         ("{{ 'x' * 20000000000 }}", "fails for one question"),
         ("{{ 10 ** (10 ** 9) }}", "fails for one question: it computes powers"),
         ("{{ raise_exception('no') }}", "fails for one question: no"),
+        ("hello", "fails for one question: it leaves the question out"),
+        ("{{ messages[0].content[:3] }}", "fails for one question: it leaves the question out"),
+        ("{{ range(9999) | random }} {{ messages[0].content }}", "fails for one question: it gives another"),
+        ("{{ 'x' * 200000 }}{{ messages[0].content }}", "fails for one question: it makes 200006 signs"),
     ],
 )
 def test_a_template_that_fails_or_does_not_end_is_refused(
@@ -254,6 +258,27 @@ def test_a_template_that_fails_or_does_not_end_is_refused(
     monkeypatch.setattr("telechat_kit.model.tokenizer_files.MOST_SECONDS", 0.5)
     (tiny / "chat_template.jinja").write_text(template)
     assert f"chat template of its tokenizer {problem}" in error_of(lambda: load_tokenizer(tiny))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"dropout": 0.1}, "model.dropout is 0.1: the same text would get other ids each time"),
+        ({"normalizers": [{"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 200}] * 5},
+         "its normalizer makes texts up to 320,000,000,000 times as long"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_draws_or_swells_is_refused_before_it_is_used(
+    tiny: Path, changes: dict[str, Any], told: str
+) -> None:
+    path = tiny / "tokenizer.json"
+    values = json.loads(path.read_text())
+    if "normalizers" in changes:
+        values["normalizer"] = {"type": "Sequence", **changes}
+    else:
+        values["model"] |= changes
+    path.write_text(json.dumps(values))
+    assert told in error_of(lambda: load_tokenizer(tiny))
 
 
 def test_a_call_in_time_gives_its_value() -> None:
