@@ -9,7 +9,7 @@ from typing import Any
 from telechat_kit.errors import CheckpointError
 from telechat_kit.messages import Message, marked
 from telechat_kit.model.bounds import more_memory, within
-from telechat_kit.model.config_files import read_object
+from telechat_kit.model.config_files import given, read_object
 from telechat_kit.strict_json import no_content
 
 #: All that decides how a text becomes ids
@@ -43,7 +43,7 @@ def require_readable(folder: Path) -> None:
     Raises:
         CheckpointError: the file and what is wrong with it.
     """
-    for path in (folder / name for name in FILES if (folder / name).is_file()):
+    for path in (folder / name for name in FILES if given(folder / name)):
         if path.suffix == ".json":
             values = read_object(path)
             if path.name == FILES[0]:

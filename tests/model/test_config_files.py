@@ -260,6 +260,30 @@ def test_a_template_that_fails_or_does_not_end_is_refused(
     assert f"chat template of its tokenizer {problem}" in error_of(lambda: load_tokenizer(tiny))
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone")])
+def test_a_file_that_is_none_is_not_passed_over(
+    tiny: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    """A copied cache of the hub is full of links that lead nowhere: without the file answers would be others."""
+    (tiny / name).unlink(missing_ok=True)
+    make(tiny / name)
+    read = load_tokenizer if "token" in name else load_model
+    assert f"{name} is no file, but a folder, a pipe or a link" in error_of(lambda: read(tiny))
+
+
+def test_folders_and_pipes_beside_a_checkpoint_are_no_part_of_its_hashes(tiny: Path) -> None:
+    before = settings_hash(tiny)
+    (tiny / "extra.json").mkdir()
+    os.mkfifo(tiny / "pipe.json")
+    assert settings_hash(tiny) == before
+
+
+def test_a_tensor_whose_name_commands_a_terminal_is_refused(tiny: Path) -> None:
+    save_file({"a\x1b[31m": torch.zeros(1)}, tiny / "model.safetensors")
+    assert "a tensor is called 'a\\x1b[31m'" in error_of(lambda: load_model(tiny, "cpu"))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
