@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from telechat_kit.cli import main
+from telechat_kit.cli.terminal import output_file
 from telechat_kit.errors import DataError
 from telechat_kit.widths import visible
 
@@ -73,3 +74,35 @@ def test_commands_to_a_terminal_stand_there_by_their_codes() -> None:
     error = DataError("{path} is empty.", path=f"a{TITLE}")
     assert error.shown() == "a\\u001b]0;other\\u0007 is empty."
     assert str(error) == f"a{TITLE} is empty."
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("compare {run} {run} --page {weights}", "model.safetensors"),
+        ("compare {run} {run} --page {run}/03_precision.html", "03_precision.html"),
+        ("compare {run} {run} --csv {run}/run.json", "run.json"),
+        ("report {run} --single {run}/run.json", "run.json"),
+        ("pack {run} -o {run}/run.json", "run.json"),
+    ],
+)
+def test_no_output_takes_the_place_of_another_kind_of_file(
+    words: str, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, weights = tmp_path / "run", tmp_path / "model.safetensors"
+    run.mkdir()
+    for path in (weights, run / "run.json", run / "03_precision.html"):
+        path.write_text("{}")
+    arguments = [word.format(run=run, weights=weights) for word in words.split()]
+    monkeypatch.setattr(sys, "argv", ["telechat-kit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"{lost} is there, and would be lost. Name another file" in capsys.readouterr().err
+    assert {path.read_text() for path in (weights, *run.iterdir())} == {"{}"}
+
+
+def test_an_output_of_its_own_kind_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "a.HTML").touch()
+    assert output_file(tmp_path / "a.HTML", ".html") == tmp_path / "a.HTML"
+    assert output_file(tmp_path / "new", ".html") == tmp_path / "new"

@@ -10,7 +10,7 @@ import click
 
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
 from telechat_kit.cli.terminal import say
-from telechat_kit.errors import DataError, KitError
+from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.messages import gettext as _
 from telechat_kit.messages import marked, shown
@@ -107,6 +107,13 @@ def _start_lab(notebook: Path) -> int:
     if importlib.util.find_spec("jupyterlab") is None:
         raise KitError("JupyterLab is not installed. Install it with: pip install 'telechat-kit[lab]'")
     root = project_root()
+    if not notebook.is_relative_to(root):
+        raise ParameterError(
+            "{notebook} lies outside the project {root}, which JupyterLab opens. Start in its own project, or give a "
+            "run folder inside.",
+            notebook=notebook,
+            root=root,
+        )
     place = f"--LabApp.default_url=/lab/tree/{notebook.relative_to(root).as_posix()}"
     return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", place])
 

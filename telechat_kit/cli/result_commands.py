@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from telechat_kit.cli.terminal import say
+from telechat_kit.cli.terminal import output_file, say
 from telechat_kit.files import relative, resolve, write_text
 from telechat_kit.messages import LANGUAGES, shown
 from telechat_kit.messages import gettext as _
@@ -78,6 +78,8 @@ def compare(
         write_comparison,
     )
 
+    page = page and output_file(page, ".html")
+    table = table and output_file(table, ".csv")
     parsed = [parse_rule(text) for text in rules]
     found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
     broken = [text for rule in parsed for text in broken_by(rule, found)]
@@ -86,9 +88,9 @@ def compare(
     if all_conditions:
         say(markdown_table(conditions_frame(found)))
     if page is not None:
-        say(relative(write_comparison(found, resolve(page))))
+        say(relative(write_comparison(found, page)))
     if table is not None:
-        say(relative(write_text(resolve(table), frame_csv(figures_frame(found)))))
+        say(relative(write_text(table, frame_csv(figures_frame(found)))))
     for text in broken:
         say(shown(text), err=True)
     sys.exit(1 if broken else 0)
@@ -218,12 +220,13 @@ def report(folder: Path, single: Path | None, language: str | None) -> None:
     from telechat_kit.runs.profile import default_values
 
     path = resolve(folder)
+    single = single and output_file(single, ".html")
     if single is not None and language is None:
-        say(relative(write_single_page(path, resolve(single))))
+        say(relative(write_single_page(path, single)))
         return
     values = default_values("05_report") | read_run_data(path).parameters
     written = write_report(path, language or values["language"], values["limits"])
-    say(relative(write_single_page(path, resolve(single)) if single is not None else written))
+    say(relative(write_single_page(path, single) if single is not None else written))
 
 
 @click.command(short_help="Pack a run with its code, without weights.")
@@ -246,5 +249,5 @@ def pack(folder: Path, output: Path | None, outside: bool) -> None:
     from telechat_kit.runs.archive import pack as pack_run
 
     path = resolve(folder)
-    target = resolve(output) if output else path.with_name(f"{path.name}.zip")
+    target = output_file(output or path.with_name(f"{path.name}.zip"), ".zip")
     say(relative(pack_run(path, target, outside)))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from telechat_kit.errors import KitError
+from telechat_kit.errors import KitError, ParameterError
+from telechat_kit.files import relative, resolve
 from telechat_kit.widths import visible
 
 #: What a system has against one who writes to a stream, not to a file that the kit opened
@@ -38,6 +39,25 @@ def complain(text: object) -> None:
     """Print a line to stderr, if anybody can get it."""
     with contextlib.suppress(OSError):
         say(text, err=True)
+
+
+def output_file(path: Path, suffix: str) -> Path:
+    """Where an option asks a command to write; a file that is there goes only if it is one that the option makes.
+
+    Raises:
+        ParameterError: the file is of another kind, or a page of a run.
+    """
+    from telechat_kit.reports.html import PAGES
+
+    target = resolve(path)
+    of_a_run = (target.parent / "run.json").is_file() and target.name in {name for _, name in PAGES}
+    if target.is_file() and (of_a_run or target.suffix.lower() != suffix):
+        raise ParameterError(
+            "{target} is there, and would be lost. Name another file, or one that ends in {suffix}.",
+            target=relative(target),
+            suffix=suffix,
+        )
+    return target
 
 
 def require_ground() -> None:

@@ -14,6 +14,8 @@ from telechat_kit.files import write_text, writing
 from telechat_kit.reports.plain_numbers import plain_numbers
 from telechat_kit.widths import padded, visible, width
 
+#: What `table_files` calls its files
+_TABLE_FILE = re.compile(r"\d\d+-[\w-]*\.csv")
 _BETWEEN_WORDS = re.compile(r"\W+")
 #: A spreadsheet takes a cell that begins so for a formula, but for one that is all numbers and their signs
 _FORMULA = re.compile(r"\s*[=@+\-＝＠＋－]")
@@ -50,7 +52,8 @@ def write_tables(files: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
     paths = [write_text(folder / name, text) for name, text in files]
     with writing(folder):
         for left in set(folder.glob("*.csv")) - set(paths):
-            left.unlink()
+            if _TABLE_FILE.fullmatch(left.name):  # others' files stay
+                left.unlink()
     return paths
 
 

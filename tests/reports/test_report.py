@@ -317,3 +317,10 @@ def test_a_record_of_another_profile_is_noticed_in_the_notebook_and_on_the_page(
     assert 'role="alert"' in page
     assert note in page
     assert note in (run / "report.md").read_text()
+
+
+def test_files_of_others_stay_among_the_tables(tmp_path: Path) -> None:
+    for name in ("mine.csv", "99-of-an-older-report.csv", "2024.csv"):
+        (tmp_path / name).touch()
+    write_tables([("01-speed.csv", "a")], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["01-speed.csv", "2024.csv", "mine.csv"]
