@@ -4,6 +4,7 @@ import traceback
 
 from telechat_kit.messages import Message, shown
 from telechat_kit.messages import gettext as _
+from telechat_kit.widths import visible
 
 #: Calls shown below a message in a notebook: the cell's own and the innermost
 _CALLS = 4
@@ -30,8 +31,8 @@ class KitError(Exception):
         return self.args[0]
 
     def shown(self) -> str:
-        """The message in the language in force."""
-        return shown(self.args[0])
+        """The message in the language in force; names of files and texts in it command no terminal."""
+        return visible(shown(self.args[0]))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it in a notebook: the message first, then where it was raised, without the libraries."""

@@ -17,8 +17,8 @@ import filelock
 import psutil
 
 from telechat_kit.errors import DataError, KitError, ParameterError
+from telechat_kit.messages import Message, marked
 from telechat_kit.messages import gettext as _
-from telechat_kit.messages import marked
 from telechat_kit.strict_json import parse, read_bytes
 
 
@@ -75,8 +75,13 @@ def absolute(path: str | Path) -> Path:
 def _possible(path: Path) -> Path:
     """`path`, where something is or may come to be; Python's own functions each end in another way at others."""
     try:
+        str(path).encode()
         path.stat()
-    except ValueError as error:  # a NUL, half a character
+    except UnicodeEncodeError as error:  # Linux takes any bytes for a name; records and pages hold UTF-8
+        raise ParameterError(
+            "{path!a} cannot be a path: it is not UTF-8. Rename it, or correct it.", path=str(path)
+        ) from error
+    except ValueError as error:  # a NUL
         raise ParameterError(
             "{path!a} cannot be a path ({error}). Correct it.", path=str(path), error=error
         ) from error
@@ -110,6 +115,8 @@ def writing(path: Path) -> Iterator[None]:
     """What the system has against writing `path`, as a `KitError` that says what to do."""
     try:
         yield
+    except IsADirectoryError as error:
+        raise KitError("{path} is a folder where a file is due. Move it away.", path=path) from error
     except OSError as error:
         raise KitError(
             "cannot write {path}: {strerror}. Free space or choose another folder.",
@@ -261,7 +268,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 def _owner(folder: Path) -> str:
     path = folder / OWNER
-    return path.read_text(encoding="utf-8") if path.is_file() else "another process"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "another process"
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -287,6 +294,20 @@ def read_json(
     if not path.exists():
         raise DataError("{path} does not exist. Run the step that writes it, or correct the path.", path=path)
     return parse(read_bytes(path, remedy), str(path), remedy, once)
+
+
+def read_jsonl(path: Path, remedy: str) -> list[Any]:
+    """The values of a file of JSON lines; none if it is empty.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not what `strict_json` takes; line named.
+    """
+    lines = read_bytes(path, remedy).split(b"\n") if not path.is_file() or path.stat().st_size else []
+    return [
+        parse(line, Message("{path}, line {number}", path=path, number=number), remedy)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -197,7 +197,7 @@ def _row(row: Any, where: str, key: str) -> dict[str, Any]:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise DataError(
-            '{where}: expected an object with a text under "{key}", got {row}',
+            '{where}: expected an object with a text under "{key}", got {row}. Correct the line.',
             where=where,
             key=key,
             row=str(row)[:80],

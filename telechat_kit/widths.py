@@ -1,4 +1,7 @@
-"""Text by the columns that it takes in a terminal: a Chinese sign takes two, and lines may break between any two of them."""
+"""Text by the columns that it takes in a terminal: a Chinese sign takes two, and lines may break between any two of them.
+
+What would command a terminal, or turn the order of reading around, is shown by its code.
+"""
 
 import re
 import textwrap
@@ -10,6 +13,15 @@ _OPENING = "（《「『“‘([{"
 _PIECES = re.compile(
     r"\s+|[\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60]|[^\s\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60]+"
 )
+
+
+#: Controls but tab and line feed, and the marks that turn the order of reading around
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """`text` without power over a terminal: what gives it commands stands there by its code, as JSON writes it."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def width(text: str) -> int:

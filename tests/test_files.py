@@ -185,7 +185,7 @@ def test_what_no_system_takes_for_a_path_is_refused(
     tmp_path: Path, resolved: Callable[[str | Path], Path]
 ) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for path in (tmp_path / "loop", "x" * 300, "a\0b", "a\ud83d"):
+    for path in (tmp_path / "loop", "x" * 300, "a\0b", "a\ud83d", os.fsdecode(b"a\xff")):
         with pytest.raises(ParameterError, match="cannot be a path") as caught:
             resolved(path)
         assert len(str(caught.value)) < 400
@@ -218,3 +218,9 @@ def test_remains_of_a_killed_process_go_with_the_next_and_those_of_a_living_one_
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert left == {names[1], names[2], names[3], names[5]}
     assert (tmp_path / "model" / "x").read_text() == "whole"
+
+
+def test_a_folder_where_a_file_is_due_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(KitError, match=r"a\.txt is a folder where a file is due\. Move it away"):
+        files.write_text(tmp_path / "a.txt", "b")

@@ -4,7 +4,6 @@ Commands import what they call when they are called: help, completion and a typi
 transformers.
 """
 
-import io
 import sys
 
 import click
@@ -16,6 +15,7 @@ from telechat_kit.cli.result_commands import compare, pack, report, sign, verify
 from telechat_kit.cli.run_commands import html, params, run
 from telechat_kit.cli.speech import OPTION, Group, in_language_of
 from telechat_kit.cli.sweep_commands import index, sweep
+from telechat_kit.cli.terminal import complain, on_this_system, require_ground, take_streams
 from telechat_kit.cli.weight_commands import export, lm_eval
 from telechat_kit.errors import KitError
 from telechat_kit.messages import LANGUAGES
@@ -46,6 +46,7 @@ def cli() -> None:
     \b
     Exit codes: 0 done, 1 a step failed, 2 wrong input, 4 folder in use, 130 interrupted, 143 ended.
     """
+    require_ground()
 
 
 for command in (
@@ -73,12 +74,11 @@ for command in (
 
 def main() -> None:
     """Entry point: an error of the user's making is one message and exit code 2, without a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal in GBK has no emoji: it shows their codes
-            stream.reconfigure(errors="backslashreplace")
+    take_streams()
     with in_language_of(sys.argv[1:]):
         try:
-            cli()
+            with on_this_system():
+                cli()
         except KitError as error:
-            click.echo(_("Error: {message}").format(message=error.shown()), err=True)
+            complain(_("Error: {message}").format(message=error.shown()))
             sys.exit(error.exit_code)

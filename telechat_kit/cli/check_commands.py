@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from telechat_kit.cli.operator_table import operator_table
+from telechat_kit.cli.terminal import say
 from telechat_kit.errors import CheckpointError, DataError, DeviceError
 from telechat_kit.files import resolve
 from telechat_kit.messages import LANGUAGES, marked, ngettext, shown
@@ -90,13 +91,13 @@ def check(
     tested = _tested(values["checkpoint_path"], values["device"]) if operators else None
     report = as_json_object(rows, values["device"], tested)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    click.echo(report if as_json else as_table(rows, tested, columns))
+    say(report if as_json else as_table(rows, tested, columns))
     if bundle is not None:
         with speaking(LANGUAGES[0]):  # for somebody who helps from afar
             tables = {"check.txt": as_table(rows, tested), "check.json": report}
         names = environment.write_parcel(bundle, tables | _records(resolve(values["run_folder"])))
         told = _("written: {bundle} ({count} files)").format(bundle=bundle, count=len(names))
-        click.echo(told, err=True)
+        say(told, err=True)
     sys.exit(1 if environment.to_do(rows) or (tested and tested.dead_ends()) else 0)
 
 
@@ -109,10 +110,10 @@ def _tested(checkpoint_path: str, device: str) -> "OperatorTests | None":
             checkpoint_path,
             device,
             "always",
-            progress=lambda name: click.echo(_("trying {name}").format(name=name), err=True),
+            progress=lambda name: say(_("trying {name}").format(name=name), err=True),
         )
     except (DeviceError, CheckpointError) as error:
-        click.echo(_("operators were not tried: {error}").format(error=error.shown()), err=True)
+        say(_("operators were not tried: {error}").format(error=error.shown()), err=True)
         return None
 
 
@@ -195,9 +196,9 @@ def hash_folder(folder: Path, as_json: bool) -> None:
         raise DataError("folder {folder} does not exist. Correct the path.", folder=folder)
     found = folder_hashes(target.absolute())
     if as_json:
-        click.echo(json.dumps({"schema": HASH_SCHEMA, **asdict(found)}, ensure_ascii=False, indent=2))
+        say(json.dumps({"schema": HASH_SCHEMA, **asdict(found)}, ensure_ascii=False, indent=2))
     else:
-        click.echo(_hash_table(found))
+        say(_hash_table(found))
 
 
 def _hash_table(found: "FolderHashes") -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
-from telechat_kit.errors import DataError, KitError
+from telechat_kit.cli.terminal import say
+from telechat_kit.errors import DataError, KitError, ParameterError
 from telechat_kit.files import project_root, relative, resolve
 from telechat_kit.messages import gettext as _
 from telechat_kit.messages import language, marked, shown
 from telechat_kit.translation import speaking
-from telechat_kit.widths import cut, padded, width
+from telechat_kit.widths import cut, padded, visible, width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,10 +50,10 @@ def init(folder: Path) -> None:
     from telechat_kit.runs.projects import create_project
 
     made = create_project(folder)
-    click.echo(f"{made}: notebooks/, params/, environment/")
-    click.echo("\n" + _("Next:") + f"\n  cd {folder}")
+    say(f"{made}: notebooks/, params/, environment/")
+    say("\n" + _("Next:") + f"\n  cd {folder}")
     for command, why in _NEXT:
-        click.echo(f"  {command:36}  # {_(why)}" if why else f"  {command}")
+        say(f"  {command:36}  # {_(why)}" if why else f"  {command}")
 
 
 @click.command(cls=WithPairs, short_help="Step through the notebooks in JupyterLab.")
@@ -92,7 +93,7 @@ def lab(name: str, profile_path: Path, overrides: Pairs, overwrite: bool, no_sta
     profile = load_profile(profile_path, (*overrides, ("run_folder", f"'{folder}'"))).speaking(language())
     copies = copy_notebooks(profile, overwrite)
     told = _("{folder}: five notebooks with the parameters of {profile}")
-    click.echo(told.format(folder=relative(copies), profile=relative(profile.path)))
+    say(told.format(folder=relative(copies), profile=relative(profile.path)))
     if not no_start:
         with speaking(profile.language):  # of the kernels' charts and tables
             code = _start_lab(copies / "01_setup.ipynb")
@@ -106,6 +107,13 @@ def _start_lab(notebook: Path) -> int:
     if importlib.util.find_spec("jupyterlab") is None:
         raise KitError("JupyterLab is not installed. Install it with: pip install 'telechat-kit[lab]'")
     root = project_root()
+    if not notebook.is_relative_to(root):
+        raise ParameterError(
+            "{notebook} lies outside the project {root}, which JupyterLab opens. Start in its own project, or give a "
+            "run folder inside.",
+            notebook=notebook,
+            root=root,
+        )
     place = f"--LabApp.default_url=/lab/tree/{notebook.relative_to(root).as_posix()}"
     return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", place])
 
@@ -131,13 +139,13 @@ def list_runs(results: Path) -> None:
     lines = [(_("run"), _("state"), _("started (UTC)"), _("limits"))]
     for row in rows:
         lines.append((relative(row.folder), state_text(row), row.started or "–", shown(may_be_shipped(row))))
-    click.echo("\n".join(_columns(lines)))
+    say("\n".join(_columns(lines)))
 
 
 def _columns(lines: "Sequence[Sequence[str]]") -> list[str]:
     """Lines of cells below one another; whole where nobody looks at them in a terminal."""
     most = WIDEST if sys.stdout.isatty() else 10_000
-    cells = [[cut(text, most) for text in line] for line in lines]
+    cells = [[cut(visible(text).replace("\n", "\\n"), most) for text in line] for line in lines]
     widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(padded, line, widths)).rstrip() for line in cells]
 
@@ -174,6 +182,6 @@ def open_page(place: str) -> None:
         if not page:
             raise DataError("{path} holds no page yet. `telechat-kit run` writes them.", path=relative(path))
         path = path / page
-    click.echo(relative(path))
+    say(relative(path))
     if not webbrowser.open(path.resolve().as_uri()):
-        click.echo(_("No browser can be started here: copy the file, it is whole in itself."), err=True)
+        say(_("No browser can be started here: copy the file, it is whole in itself."), err=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from telechat_kit.cli.terminal import output_file, say
 from telechat_kit.files import relative, resolve, write_text
 from telechat_kit.messages import LANGUAGES, shown
 from telechat_kit.messages import gettext as _
@@ -77,19 +78,21 @@ def compare(
         write_comparison,
     )
 
+    page = page and output_file(page, ".html")
+    table = table and output_file(table, ".csv")
     parsed = [parse_rule(text) for text in rules]
     found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
     broken = [text for rule in parsed for text in broken_by(rule, found)]
     broken += not_aligned(found) if fail_unless_aligned else []
-    click.echo(markdown(found))
+    say(markdown(found))
     if all_conditions:
-        click.echo(markdown_table(conditions_frame(found)))
+        say(markdown_table(conditions_frame(found)))
     if page is not None:
-        click.echo(relative(write_comparison(found, resolve(page))))
+        say(relative(write_comparison(found, page)))
     if table is not None:
-        click.echo(relative(write_text(resolve(table), frame_csv(figures_frame(found)))))
+        say(relative(write_text(table, frame_csv(figures_frame(found)))))
     for text in broken:
-        click.echo(shown(text), err=True)
+        say(shown(text), err=True)
     sys.exit(1 if broken else 0)
 
 
@@ -139,26 +142,26 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool, 
     )
 
     found = verify_run(place, steps, repeat=not hashes_only, signers=signers)
-    click.echo(f"## {markdown_text(found.name)}\n\n{markdown_table(parts_frame(found))}")
+    say(f"## {markdown_text(found.name)}\n\n{markdown_table(parts_frame(found))}")
     if found.wrong:
-        click.echo(f"\n{markdown_table(wrong_frame(found))}")
+        say(f"\n{markdown_table(wrong_frame(found))}")
     if found.unchecked:
-        click.echo("\n" + _("Not checked:"))
+        say("\n" + _("Not checked:"))
         for line in unchecked_lines(found):
-            click.echo(f"- {markdown_text(line)}")
+            say(f"- {markdown_text(line)}")
     if found.verdicts:
-        click.echo(f"\n{markdown_table(verdicts_frame(found))}")
+        say(f"\n{markdown_table(verdicts_frame(found))}")
         if not found.same_machine:
             told = _(
                 "The run was made on another machine or by other code, or does not tell: figures agree within the "
                 "interval of the difference, and its speeds are not expected here."
             )
-            click.echo(f"\n{told}")
+            say(f"\n{told}")
     if found.alone:
-        click.echo(f"\n{_(ORIGIN)}")
+        say(f"\n{_(ORIGIN)}")
     for line in signed_lines(found):
-        click.echo(f"\n{line}")
-    click.echo(f"\n{_(found.outcome_said)}: {summary(found)}")
+        say(f"\n{line}")
+    say(f"\n{_(found.outcome_said)}: {summary(found)}")
     codes = {NOT_VERIFIED: 1, NOTHING: 3}
     sys.exit(codes.get(found.outcome, 3 if strict and found.unchecked else 0))
 
@@ -185,7 +188,7 @@ def sign(place: str, key: Path) -> None:
     """
     from telechat_kit.runs.signing import sign as sign_run
 
-    click.echo(relative(sign_run(place, key)))
+    say(relative(sign_run(place, key)))
 
 
 @click.command(short_help="Write the report of a run again, or all its pages as one.")
@@ -217,12 +220,13 @@ def report(folder: Path, single: Path | None, language: str | None) -> None:
     from telechat_kit.runs.profile import default_values
 
     path = resolve(folder)
+    single = single and output_file(single, ".html")
     if single is not None and language is None:
-        click.echo(relative(write_single_page(path, resolve(single))))
+        say(relative(write_single_page(path, single)))
         return
     values = default_values("05_report") | read_run_data(path).parameters
     written = write_report(path, language or values["language"], values["limits"])
-    click.echo(relative(write_single_page(path, resolve(single)) if single is not None else written))
+    say(relative(write_single_page(path, single) if single is not None else written))
 
 
 @click.command(short_help="Pack a run with its code, without weights.")
@@ -245,5 +249,5 @@ def pack(folder: Path, output: Path | None, outside: bool) -> None:
     from telechat_kit.runs.archive import pack as pack_run
 
     path = resolve(folder)
-    target = resolve(output) if output else path.with_name(f"{path.name}.zip")
-    click.echo(relative(pack_run(path, target, outside)))
+    target = output_file(output or path.with_name(f"{path.name}.zip"), ".zip")
+    say(relative(pack_run(path, target, outside)))

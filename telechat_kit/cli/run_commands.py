@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from telechat_kit.cli.parameter_words import Pairs, WithPairs, parameter_option
+from telechat_kit.cli.terminal import say
 from telechat_kit.errors import ParameterError
 from telechat_kit.files import relative, resolve
 from telechat_kit.messages import gettext as _
@@ -98,7 +99,7 @@ def enforce_limits(profile: "Profile") -> None:
 
     limits = profile.values.get("limits", default_values("05_report")["limits"])
     lights = judge_limits(read_run_data(profile.run_folder), limits)
-    click.echo(listed(lights))
+    say(listed(lights))
     sys.exit({FAIL: 5, LOOK: 3}.get(worst_state(lights), 0))
 
 
@@ -136,15 +137,15 @@ def _say_plan(profile: "Profile", selection: "Selection") -> None:
     from telechat_kit.runs.state import load_state
 
     folder = resolve(profile.run_folder)
-    click.echo(f"{relative(profile.path)} -> {relative(folder)}")
+    say(f"{relative(profile.path)} -> {relative(folder)}")
     for decision in plan(profile, folder, load_state(folder), selection):
-        click.echo(f"  {decision.step.name:<14}  {padded(_(decision.action), 7)}  {shown(decision.reason)}")
+        say(f"  {decision.step.name:<14}  {padded(_(decision.action), 7)}  {shown(decision.reason)}")
 
 
 def _say_outcome(outcome: "Outcome") -> None:
     if outcome.stopped is None:
         report = outcome.folder / "report.html"
-        click.echo(relative(report if report.exists() else outcome.folder))
+        say(relative(report if report.exists() else outcome.folder))
         return
     failure = outcome.stopped.failure
     if failure is not None:
@@ -152,10 +153,10 @@ def _say_outcome(outcome: "Outcome") -> None:
         if failure.cell:
             where = _("{notebook}, cell {cell}").format(notebook=failure.notebook, cell=failure.cell)
         stopped = _("{state}: {where}").format(state=_(outcome.stopped.status), where=where)
-        click.echo(f"\n{stopped}\n{failure.error}: {shown(failure.message)}", err=True)
+        say(f"\n{stopped}\n{failure.error}: {shown(failure.message)}", err=True)
     page = outcome.folder / f"{outcome.stopped.name}.failed.html"
     if page.exists():
-        click.echo(_("The page that shows it: {page}").format(page=relative(page)), err=True)
+        say(_("The page that shows it: {page}").format(page=relative(page)), err=True)
     sys.exit(outcome.exit_code)
 
 
@@ -170,8 +171,8 @@ def params() -> None:
     from telechat_kit.runs.profile import all_parameters
 
     for parameter in all_parameters().values():
-        click.echo(f"{parameter.name}: {parameter.type_name} = {parameter.default}")
-        click.echo(f"    {_(parameter.help)}  [{', '.join(parameter.notebooks)}]")
+        say(f"{parameter.name}: {parameter.type_name} = {parameter.default}")
+        say(f"    {_(parameter.help)}  [{', '.join(parameter.notebooks)}]")
 
 
 @click.command(short_help="Turn an executed notebook into one HTML page.")
@@ -186,4 +187,4 @@ def html(notebook: Path, page: Path | None) -> None:
     """
     from telechat_kit.reports.notebook_page import export_notebook
 
-    click.echo(export_notebook(notebook, page or notebook.with_suffix(".html")))
+    say(export_notebook(notebook, page or notebook.with_suffix(".html")))

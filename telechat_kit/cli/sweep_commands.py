@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from telechat_kit.cli.terminal import say
 from telechat_kit.files import relative, resolve
 
 
@@ -38,10 +39,10 @@ def sweep(path: Path, jobs: int, ray: bool, fresh: bool, dry_run: bool) -> None:
 
     wanted = load_sweep(path)
     if dry_run:
-        click.echo(describe(wanted))
+        say(describe(wanted))
         return
     codes = run_sweep(wanted, jobs, ray, ["--fresh"] if fresh else [])
-    click.echo(relative(write_sweep(folders(wanted), resolve(wanted.results))))
+    say(relative(write_sweep(folders(wanted), resolve(wanted.results))))
     sys.exit(max(codes.values()))
 
 
@@ -56,4 +57,4 @@ def index(results: Path) -> None:
     """
     from telechat_kit.reports.index_page import write_index
 
-    click.echo(relative(write_index(resolve(results))))
+    say(relative(write_index(resolve(results))))

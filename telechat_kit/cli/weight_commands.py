@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from telechat_kit.cli.terminal import say
 from telechat_kit.files import relative
 from telechat_kit.installed import require_version
 from telechat_kit.messages import gettext as _
@@ -72,11 +73,9 @@ def export(
         names=names, max_length=max_length, overwrite=overwrite,
     )  # fmt: skip
     told = _("{folder}: {format}, {count} int8 linears")
-    click.echo(
-        told.format(folder=relative(target.absolute()), format=record.format, count=record.int8_linears)
-    )
+    say(told.format(folder=relative(target.absolute()), format=record.format, count=record.int8_linears))
     for note in record.notes:
-        click.echo(f"    {shown(note)}")
+        say(f"    {shown(note)}")
 
 
 @click.command(

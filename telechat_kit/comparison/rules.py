@@ -28,6 +28,8 @@ LIMITED = {
     "w8a8_bytes": (False, marked("weight files")),
     "tokens_per_second": (False, marked("tokens per second")),
 }
+#: Limits that a profile may set; a page lists each of them
+MOST_LIMITS = 100
 #: Those that only mean something against another side
 RELATIVE = ("w8a8_bytes", "tokens_per_second")
 FLOAT = "float"
@@ -105,8 +107,12 @@ def parse_limits(texts: Sequence[str]) -> list[Limit]:
     """The limits of a profile.
 
     Raises:
-        ParameterError: a text is no limit, or names a figure that none can be set on.
+        ParameterError: a text is no limit, or names a figure that none can be set on, or there are too many.
     """
+    if len(texts) > MOST_LIMITS:
+        raise ParameterError(
+            "limits: {count} of them, more than {most}. Take some away.", count=len(texts), most=MOST_LIMITS
+        )
     return [_parse_limit(text) for text in texts]
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from telechat_kit.environment import SCHEMA as SETUP
 from telechat_kit.environment import SetupRecord
 from telechat_kit.errors import DataError
-from telechat_kit.files import read_json, relative, resolve
+from telechat_kit.files import read_json, read_jsonl, relative, resolve
 from telechat_kit.messages import Message, marked
 from telechat_kit.performance.measurement import SCHEMA as PERFORMANCE
 from telechat_kit.performance.measurement import PerformanceRecord, Sample
@@ -21,9 +21,10 @@ from telechat_kit.precision import PrecisionRecord
 from telechat_kit.quantization.pipeline import SCHEMA as QUANTIZE
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import RECORDS, parse_record
-from telechat_kit.strict_json import parse, read_bytes
+from telechat_kit.strict_json import parse
 
 SCHEMA = "telechat-kit/report/1"
+_SAMPLES_REMEDY = marked("Run 04_performance again.")
 _CARRIED = re.compile(r'<template id="telechat-kit-run">(.*?)</template>', re.DOTALL)
 
 
@@ -72,19 +73,9 @@ def collect_run(folder: Path) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "records": {name: read_json(path) for name, path in present.items()},
-        "samples": _read_samples(samples) if samples.is_file() else [],
+        "samples": read_jsonl(samples, _SAMPLES_REMEDY) if samples.is_file() else [],
         "state": read_json(state) if state.is_file() else {},
     }
-
-
-def _read_samples(path: Path) -> list[Any]:
-    remedy = marked("Run 04_performance again.")
-    lines = read_bytes(path, remedy).split(b"\n") if path.stat().st_size else []
-    return [
-        parse(line, Message("{path}, line {number}", path=path, number=number), remedy)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
 
 
 def carried_html(run: dict[str, Any]) -> str:
@@ -204,7 +195,7 @@ def _kit_version(values: dict[str, Any]) -> str:
 
 #: Parts of a run by the file that holds them, and what to do about a damaged one
 _REMEDIES = {
-    "samples": ("samples.jsonl", marked("Run 04_performance again.")),
+    "samples": ("samples.jsonl", _SAMPLES_REMEDY),
     "state": ("run.json", marked("Remove it, or run all steps again.")),
 }
 

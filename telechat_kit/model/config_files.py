@@ -4,6 +4,7 @@ Sizes have bounds that no model of the family comes near: what lies beyond would
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,23 @@ _REMEDY = marked("Copy the file again from its publisher.")
 #: Shards lie beside their index; no name leads elsewhere
 _SHARD = re.compile(r"[^/\\\x00]{1,200}\.(?:safetensors|bin)")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def given(path: Path) -> bool:
+    """Whether a file is there that a checkpoint may do without.
+
+    Raises:
+        CheckpointError: its name is there, and no file: transformers would go on without it, and answer otherwise.
+    """
+    if not path.is_file() and os.path.lexists(
+        path
+    ):  # a copied cache of the hub is full of links that lead nowhere
+        raise CheckpointError(
+            "{path} is no file, but a folder, a pipe or a link that leads nowhere. {remedy}",
+            path=path,
+            remedy=_REMEDY,
+        )
+    return path.is_file()
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -196,7 +214,7 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         CheckpointError: the file is damaged. transformers would go on with other settings and say nothing.
     """
     path = folder / GENERATION_CONFIG
-    if not path.is_file():
+    if not given(path):
         return None
     settings = _validated(path, read_object(path), _Generation)
     vocab_size = read_object(folder / "config.json").get("vocab_size")

@@ -85,14 +85,28 @@ def tokenizer_hash(folder: Path) -> str:
 
 def settings_hash(folder: Path) -> str:
     """One hash over what else decides the answers of a checkpoint: its JSON files, without tokenizer and records."""
-    paths = [path for path in sorted(folder.glob("*.json")) if path.name not in (*FILES, *_TOLD)]
+    named = (path for path in sorted(folder.glob("*.json")) if path.name not in (*FILES, *_TOLD))
+    paths = [path for path in named if path.is_file()]
     return combined_hash(f"{path.name} {file_hash(path)}" for path in paths)
 
 
 def folder_hashes(folder: Path) -> FolderHashes:
-    """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    files = [FileHash(str(p.relative_to(folder)), p.stat().st_size, file_hash(p)) for p in paths]
+    """Sizes and hashes of all files of a folder, below it too, by name; files that begin with a dot are left out.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    try:
+        paths = [
+            path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")
+        ]
+        files = [FileHash(str(p.relative_to(folder)), p.stat().st_size, file_hash(p)) for p in paths]
+    except OSError as error:
+        raise CheckpointError(
+            "{path} cannot be read: {strerror}. Give its owner's rights, or another folder.",
+            path=error.filename,
+            strerror=error.strerror,
+        ) from error
     try:
         weights, problem = weights_hash(folder), ""
     except CheckpointError as error:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from telechat_kit.errors import CheckpointError, DataError
 from telechat_kit.messages import Message, marked
 from telechat_kit.strict_json import LFS_POINTER, parse
+from telechat_kit.widths import visible
 
 #: Bytes of a table of contents that no model of the family comes near
 MOST_HEADER_BYTES = 16 << 20
@@ -54,8 +55,8 @@ def _safetensors_damage(path: Path, begin: bytes) -> str | None:
     if length > MOST_HEADER_BYTES:
         return Message("a table of contents of {length:,.0f} MB", length=length / 1e6)
     with safe_open(path, framework="pt") as file:
-        file.keys()
-    return None
+        odd = next((name for name in file.keys() if visible(name) != name), None)  # noqa: SIM118  (no dict)
+    return None if odd is None else Message("a tensor is called {name!a}", name=odd[:100])
 
 
 def _archive_damage(path: Path) -> str | None:

@@ -4,15 +4,19 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from telechat_kit.files import write_text
+from telechat_kit.errors import DataError
+from telechat_kit.files import read_jsonl, write_text, writing
 from telechat_kit.inference.generation import Generation
+from telechat_kit.messages import marked
 from telechat_kit.performance.cases import Case
 from telechat_kit.performance.roofline import ModelSize, Peaks, limit_tokens_per_second
 from telechat_kit.statistics import Estimate, median
+from telechat_kit.strict_json import parse
 
 #: A case whose fastest and slowest run differ by more than this share of the median is marked
 UNSTABLE = 0.1
@@ -124,8 +128,7 @@ class Journal:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self._part, self._key = path, partial_samples(path), key
-        rows = _readable(self._part)
-        self._rows = [(Sample(**row["sample"]), row["token_ids"]) for row in rows if row.get("key") == key]
+        self._rows = [(row.sample, row.token_ids) for row in _readable(self._part) if row.key == key]
         self._known = {Run(s.precision, s.case, s.repeat, s.threads): s for s, _ in self._rows}
         self.resumed = 0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +143,7 @@ class Journal:
     def write(self, sample: Sample, generation: Generation) -> None:
         """Add a timed run and the ids that it gave."""
         self._rows.append((sample, generation.token_ids))
-        with self._part.open("a", encoding="utf-8") as file:
+        with writing(self._part), self._part.open("a", encoding="utf-8") as file:
             file.write(self._line(*self._rows[-1]))
 
     def answers(self, precision: str) -> list[Answer]:
@@ -166,20 +169,48 @@ def partial_samples(samples_path: Path) -> Path:
     return samples_path.with_name(f"{samples_path.name}.part")
 
 
-def _readable(path: Path) -> list[dict[str, Any]]:
-    """Rows of a journal up to the first that was cut off while it was written."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+@dataclass(frozen=True)
+class _Row:
+    key: str
+    sample: Sample
+    token_ids: list[int]
+
+
+def _readable(path: Path) -> list[_Row]:
+    """Rows of a journal up to the first that is none.
+
+    A full disk or a power cut ends the file anywhere, inside a character too.
+    """
+    rows: list[_Row] = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(_ROW.validate_python(parse(line, str(path), marked("Remove it."))))
+        except (DataError, ValidationError):
             break
     return rows
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The raw samples of a run, for statistics of one's own."""
-    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The raw samples of a run, for statistics of one's own.
+
+    Raises:
+        DataError: the file cannot be read, or is no list of samples; line named where one is at fault.
+    """
+    remedy = marked("Run 04_performance again.")
+    try:
+        return _SAMPLES.validate_python(read_jsonl(path, remedy))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            "{path}, sample {number}: {told}. {remedy}",
+            path=path,
+            number=int(first["loc"][0]) + 1,
+            told=first["msg"],
+            remedy=remedy,
+        ) from error
+
+
+_ROW, _SAMPLES = TypeAdapter(_Row), TypeAdapter(list[Sample])
 
 
 def summarize(samples: Sequence[Sample], sizes: Sequence[ModelSize], peaks: Peaks) -> list[CaseResult]:

@@ -81,7 +81,7 @@ def partial_folder(target: Path) -> Path:
 def open_partial(folder: Path, key: str) -> None:
     """Make `folder`, locked by this process, ready for the work of `key`; what is left of other work is removed."""
     path = folder / "key"
-    if path.is_file() and path.read_text(encoding="utf-8") == key:
+    if path.is_file() and path.read_bytes() == key.encode():
         return
     with writing(folder):
         for left in folder.iterdir():

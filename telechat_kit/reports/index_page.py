@@ -1,5 +1,6 @@
 """`index.html` over a folder of runs: how far each came, where its page is, and its figures beside what compares."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,10 @@ def _cell(name: str, own: tuple[RunData, dict[str, Figure]], base: RunData | Non
 
 def _about(row: FolderState, results: Path) -> Iterator[str]:
     """Run with its page, state, date, limits, device."""
-    name = row.folder.relative_to(results).as_posix()
-    place = f"{name}/{row.page}" if name != "." else row.page
-    yield Markup('<a href="{}">{}</a>').format(quote(place), name) if row.page else name
+    own = row.folder.relative_to(results).as_posix()
+    place = f"{own}/{row.page}" if own != "." else row.page
+    name = os.fsencode(own).decode("utf-8", "backslashreplace")  # any bytes are a name
+    yield Markup('<a href="{}">{}</a>').format(quote(os.fsencode(place)), name) if row.page else name
     yield state_text(row)
     yield row.started or "–"
     yield shown(may_be_shipped(row))

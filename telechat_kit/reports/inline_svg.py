@@ -29,6 +29,8 @@ _THEME = {
 #: Black for text on a bar or a cell: it stays black on a dark page
 ON_COLOR = "#111111"
 _SHAPES = {"svg", "g", "defs", "path", "use", "clipPath", "rect", "text", "tspan", "title", "pattern"}
+#: XML has no form for these, not even an escaped one
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _COLOR = re.compile(r"#[0-9a-f]{6}")
 _FAMILY = re.compile(r"\s*font-family:[^;]*;?")
 _SHORTHAND = re.compile(r"font: (?:(?P<weight>bold|\d+) )?(?P<size>[\d.]+px)[^;]*")
@@ -116,7 +118,7 @@ def _drawn(figure: "Figure") -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "telechat-kit"}), fonts_of_the_reader():
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
-    return buffer.getvalue()
+    return _NO_XML.sub("\ufffd", buffer.getvalue())  # a record may hold any sign in a name
 
 
 def _references(root: ET.Element) -> set[str]:

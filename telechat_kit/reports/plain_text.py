@@ -12,15 +12,16 @@ from bs4 import BeautifulSoup, Tag
 
 from telechat_kit.files import write_text, writing
 from telechat_kit.reports.plain_numbers import plain_numbers
-from telechat_kit.widths import padded, width
+from telechat_kit.widths import padded, visible, width
 
+#: What `table_files` calls its files
+_TABLE_FILE = re.compile(r"\d\d+-[\w-]*\.csv")
 _BETWEEN_WORDS = re.compile(r"\W+")
 #: A spreadsheet takes a cell that begins so for a formula, but for one that is all numbers and their signs
 _FORMULA = re.compile(r"\s*[=@+\-＝＠＋－]")
 _NUMBERS = re.compile(r"\s*[+-]?\d[\d.,:\s%\[\]–…±×x*eE+-]*")
 #: What Markdown would take for an element, a link, a picture, code or the end of a cell
 _MARKS = re.compile(r"[\\`|]|<(?=[A-Za-z/!?])|(?<=\])\(|(?<=!)\[")
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def write_tables(files: Iterable[tuple[str, str]], folder: Path) -> list[Path]:
     paths = [write_text(folder / name, text) for name, text in files]
     with writing(folder):
         for left in set(folder.glob("*.csv")) - set(paths):
-            left.unlink()
+            if _TABLE_FILE.fullmatch(left.name):  # others' files stay
+                left.unlink()
     return paths
 
 
@@ -108,7 +110,7 @@ def _text(soup: BeautifulSoup, selector: str) -> str:
 
 def markdown_text(text: object) -> str:
     """Any text as one line of Markdown that shows it: no element, link, picture or code, no cell that ends early."""
-    return _MARKS.sub(r"\\\g<0>", " ".join(_UNSEEN.sub(" ", str(text)).split()))
+    return visible(_MARKS.sub(r"\\\g<0>", " ".join(str(text).split())))
 
 
 def markdown_rows(rows: list[list[str]]) -> str:

@@ -27,7 +27,7 @@ def write_single_page(run_folder: str | Path, target: str | Path) -> Path:
     """Write `report.html` of a run and the pages of its notebooks as one file `target`, whole or not at all.
 
     Raises:
-        DataError: one of the pages is missing, or `target` is one of them.
+        DataError: one of the pages is missing or cut off, or `target` is one of them.
     """
     folder, target = resolve(run_folder), resolve(target)
     names = [name for _, name in PAGES]
@@ -39,7 +39,7 @@ def write_single_page(run_folder: str | Path, target: str | Path) -> Path:
         )
     if target.parent == folder and target.name in names:
         raise DataError("{target} is a page of the run itself. Name another file.", target=relative(target))
-    report, *others = [(folder / name).read_text(encoding="utf-8") for name in names]
+    report, *others = [_whole(folder / name) for name in names]
     for name in names[1:]:
         report = report.replace(f'<a href="{name}"', f'<a href="#{_address(name)}"')
     parts = [_part(name, page) for name, page in zip(names[1:], others, strict=True)]
@@ -55,6 +55,17 @@ def report_alone(page: str) -> tuple[str, bool]:
     for _, name in PAGES[1:]:
         alone = alone.replace(f'<a href="#{_address(name)}"', f'<a href="{name}"')
     return alone, True
+
+
+def _whole(path: Path) -> str:
+    """A page of the run, from its first sign to its last."""
+    try:
+        page = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        page = ""
+    if _FOOTER not in page or not page.rstrip().endswith("</html>"):
+        raise DataError("{path} is cut off, or no page of this kit. Run its step again.", path=relative(path))
+    return page
 
 
 def _address(name: str) -> str:

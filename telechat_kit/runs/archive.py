@@ -17,6 +17,7 @@ from telechat_kit.files import atomic_path, project_root, resolve
 from telechat_kit.manifest import NAME as SEAL
 from telechat_kit.manifest import SIGNATURE, read_manifest
 from telechat_kit.provenance import file_hash
+from telechat_kit.strict_json import encodes
 from telechat_kit.texts import KIT_TEXTS, PYDOC_TOPICS, SEALED_TEXTS, text_names
 
 SCHEMA = "telechat-kit/pack/1"
@@ -54,6 +55,8 @@ def pack(run_folder: str | Path, target: Path, outside: bool = False) -> Path:
     rewritten |= _resealed(name, folder, rewritten)
     if f"{name}/{SEAL}" in rewritten:
         files.pop(f"{name}/{SIGNATURE}", None)  # it is of what lay here
+    if odd := [place for place in files if not encodes(place)]:
+        raise DataError("{name!a}: this name is not UTF-8. Rename the file, then pack.", name=odd[0])
     manifest = {
         "schema": SCHEMA,
         "kit": telechat_kit.__version__,

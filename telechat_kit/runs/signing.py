@@ -129,7 +129,9 @@ def _ssh_keygen(folder: Path, action: str, *words: str) -> "subprocess.Completed
             "ssh-keygen is not installed: runs are signed, and signatures checked, by it. Install OpenSSH 8.2 or newer "
             "(package openssh-client)."
         )
-    content = (folder / NAME).read_text(encoding="utf-8") if (folder / NAME).is_file() else ""
+    content = (
+        (folder / NAME).read_text(encoding="utf-8", errors="replace") if (folder / NAME).is_file() else ""
+    )
     return subprocess.run(
         [program, "-Y", action, *words], input=content, capture_output=True, text=True, encoding="utf-8",
         errors="replace", check=False,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from telechat_kit.runs.signals import PARENT, orderly_end
 #: What a run writes to: a sweep gives each run its own
 _OWN = ("run_folder", "quant_path")
 
+#: Runs that a sweep may mean; each takes minutes
+MOST_RUNS = 1000
 #: A value of a parameter, as profiles have them
 Value = bool | int | float | str | list[int] | list[str]
 
@@ -84,6 +87,16 @@ def sweep_jobs(sweep: Sweep) -> list[Job]:
     shared = [key for key in _OWN if key in sweep.parameters]
     if shared:
         raise ParameterError("a sweep cannot vary {shared}: it gives every run its own.", shared=shared[0])
+    count = len(sweep.profiles) * math.prod(map(len, sweep.parameters.values()))
+    if count > MOST_RUNS:
+        raise ParameterError(
+            "a sweep of {count:,} runs: at most {most:,} can be made at a time. Take values away.",
+            count=count,
+            most=MOST_RUNS,
+        )
+    twice = [key for key, options in sweep.parameters.items() if len(set(map(repr, options))) < len(options)]
+    if twice:
+        raise ParameterError("parameters.{key}: one value stands there twice. Take it away.", key=twice[0])
     choices = [[(key, value) for value in options] for key, options in sweep.parameters.items()]
     jobs = [
         _job(sweep, resolve(profile), values)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from telechat_kit.comparison.limits import FAIL, LOOK, PASS, answer, judge_limits, worst_state
-from telechat_kit.comparison.rules import DEFAULT_LIMITS, parse_limits
+from telechat_kit.comparison.rules import DEFAULT_LIMITS, MOST_LIMITS, parse_limits
 from telechat_kit.comparison.run_data import RunData, read_run_data
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.performance.measurement import PerformanceRecord
@@ -176,3 +176,9 @@ def test_the_default_limits_can_be_read() -> None:
         "top1_agreement",
         "tokens_per_second",
     ]
+
+
+def test_more_limits_than_a_page_can_list_are_refused() -> None:
+    assert len(parse_limits(["kl_mean < 0.03"] * MOST_LIMITS)) == MOST_LIMITS
+    with pytest.raises(ParameterError, match=r"limits: 100000 of them, more than 100\. Take some away"):
+        parse_limits(["kl_mean < 0.03"] * 100_000)

@@ -246,6 +246,10 @@ def test_a_sentencepiece_file_that_is_none_is_named(tiny: Path, content: bytes) 
         ("{{ 'x' * 20000000000 }}", "fails for one question"),
         ("{{ 10 ** (10 ** 9) }}", "fails for one question: it computes powers"),
         ("{{ raise_exception('no') }}", "fails for one question: no"),
+        ("hello", "fails for one question: it leaves the question out"),
+        ("{{ messages[0].content[:3] }}", "fails for one question: it leaves the question out"),
+        ("{{ range(9999) | random }} {{ messages[0].content }}", "fails for one question: it gives another"),
+        ("{{ 'x' * 200000 }}{{ messages[0].content }}", "fails for one question: it makes 200006 signs"),
     ],
 )
 def test_a_template_that_fails_or_does_not_end_is_refused(
@@ -254,6 +258,51 @@ def test_a_template_that_fails_or_does_not_end_is_refused(
     monkeypatch.setattr("telechat_kit.model.tokenizer_files.MOST_SECONDS", 0.5)
     (tiny / "chat_template.jinja").write_text(template)
     assert f"chat template of its tokenizer {problem}" in error_of(lambda: load_tokenizer(tiny))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone")])
+def test_a_file_that_is_none_is_not_passed_over(
+    tiny: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    """A copied cache of the hub is full of links that lead nowhere: without the file answers would be others."""
+    (tiny / name).unlink(missing_ok=True)
+    make(tiny / name)
+    read = load_tokenizer if "token" in name else load_model
+    assert f"{name} is no file, but a folder, a pipe or a link" in error_of(lambda: read(tiny))
+
+
+def test_folders_and_pipes_beside_a_checkpoint_are_no_part_of_its_hashes(tiny: Path) -> None:
+    before = settings_hash(tiny)
+    (tiny / "extra.json").mkdir()
+    os.mkfifo(tiny / "pipe.json")
+    assert settings_hash(tiny) == before
+
+
+def test_a_tensor_whose_name_commands_a_terminal_is_refused(tiny: Path) -> None:
+    save_file({"a\x1b[31m": torch.zeros(1)}, tiny / "model.safetensors")
+    assert "a tensor is called 'a\\x1b[31m'" in error_of(lambda: load_model(tiny, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"dropout": 0.1}, "model.dropout is 0.1: the same text would get other ids each time"),
+        ({"normalizers": [{"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 200}] * 5},
+         "its normalizer makes texts up to 320,000,000,000 times as long"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_draws_or_swells_is_refused_before_it_is_used(
+    tiny: Path, changes: dict[str, Any], told: str
+) -> None:
+    path = tiny / "tokenizer.json"
+    values = json.loads(path.read_text())
+    if "normalizers" in changes:
+        values["normalizer"] = {"type": "Sequence", **changes}
+    else:
+        values["model"] |= changes
+    path.write_text(json.dumps(values))
+    assert told in error_of(lambda: load_tokenizer(tiny))
 
 
 def test_a_call_in_time_gives_its_value() -> None:

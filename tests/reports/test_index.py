@@ -1,6 +1,7 @@
 """The index: how far each run came, told truly, and figures side by side only where they compare."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +198,13 @@ def test_the_limits_of_a_complete_run_are_judged(results: Path, tiny_run: Path) 
 def test_an_index_over_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no runs"):
         write_index(tmp_path)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_a_row_that_says_so(results: Path, tiny_run: Path) -> None:
+    """Linux takes any bytes for a name; a page holds UTF-8."""
+    folder = place(results, tiny_run, os.fsdecode(b"a\xff"))
+    (state,) = index_rows(results)
+    assert state.folder == folder
+    assert "is not UTF-8. Rename it" in str(state.detail)
+    assert "a\\xff" in cells(results)
+    assert 'href="a%FF/' in write_index(results).read_text()

@@ -95,3 +95,10 @@ def test_what_could_act_or_fetch_does_not(added: str) -> None:
 )
 def test_other_pictures_are_not_charts(text: str) -> None:
     assert not is_inline_svg(text)
+
+
+def test_signs_that_xml_has_no_form_for_are_replaced() -> None:
+    figure = drawn()
+    figure.axes[0].set_title("a\x1b[31m\x07b")
+    titles = [text.text for text in ET.fromstring(inline_svg(figure, "")).iter(f"{SVG}text")]
+    assert "a\ufffd[31m\ufffdb" in titles

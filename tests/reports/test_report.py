@@ -255,7 +255,8 @@ def test_a_cell_of_csv_is_no_formula_and_a_number_stays_one(cell: str, shown: st
         ("<script>a</script>", r"\<script>a\</script>"),
         (r"\<img>", r"\\\<img>"),
         ("![x](http://e.example)", r"!\[x]\(http://e.example)"),
-        ("a\x1b[31m\r\n`b`|", r"a [31m \`b\`\|"),
+        ("a\x1b[31m\r\n`b`|", r"a\u001b[31m \`b\`\|"),
+        ("a\u202eb", r"a\u202eb"),
         ("KL < 0.02, 95 % [0.1, 0.2]", "KL < 0.02, 95 % [0.1, 0.2]"),
     ],
 )
@@ -316,3 +317,10 @@ def test_a_record_of_another_profile_is_noticed_in_the_notebook_and_on_the_page(
     assert 'role="alert"' in page
     assert note in page
     assert note in (run / "report.md").read_text()
+
+
+def test_files_of_others_stay_among_the_tables(tmp_path: Path) -> None:
+    for name in ("mine.csv", "99-of-an-older-report.csv", "2024.csv"):
+        (tmp_path / name).touch()
+    write_tables([("01-speed.csv", "a")], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["01-speed.csv", "2024.csv", "mine.csv"]

@@ -61,3 +61,17 @@ def test_a_run_without_one_of_its_pages_is_told_which(tmp_path: Path) -> None:
     assert not (tmp_path / "all.html").exists()
     with pytest.raises(DataError, match="a page of the run itself"):
         write_single_page(REFERENCE, REFERENCE / "report.html")
+
+
+@pytest.mark.parametrize("name", ["report.html", "03_precision.html"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff\xfe<\0h\0", "cut"])
+def test_a_page_that_is_cut_off_or_none_is_refused(name: str, content: bytes | str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for _, page in PAGES:
+        shutil.copy(REFERENCE / page, folder)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:-100] if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=rf"{name} is cut off, or no page of this kit\. Run its step again"):
+        write_single_page(folder, tmp_path / "all.html")
+    assert not (tmp_path / "all.html").exists()

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
@@ -222,3 +223,21 @@ def test_the_page_shows_state_parameters_and_a_link_for_each_run(tiny_run: Path,
 def test_the_sweeps_that_come_with_the_kit_mean_six_runs_each() -> None:
     for path in (Path(__file__).resolve().parents[2] / "params" / "sweeps").glob("*.yaml"):
         assert len(sweep_jobs(load_sweep(path))) == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"seed": list(range(2000)), "repeats": list(range(1, 1000))}, "a sweep of 1,998,000 runs: at most 1,000"),
+        ({"level": ["L0", "L2", "L0"]}, r"parameters\.level: one value stands there twice"),
+    ],
+)  # fmt: skip
+def test_a_sweep_without_end_or_of_the_same_run_twice_is_refused(
+    values: dict[str, list[Any]], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        json.dumps({"profiles": ["params/tiny.yaml"], "parameters": values, "results": "results/s"})
+    )
+    with pytest.raises(ParameterError, match=told):
+        sweep_jobs(load_sweep(path))

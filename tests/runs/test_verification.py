@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from dataclasses import replace
@@ -189,6 +190,16 @@ def test_a_run_without_its_parameters_file_packs_and_a_link_to_itself_is_named_o
             assert not any("loop" in name for name in archive.namelist())
     except DataError as error:
         assert "loop, a link of the run" in str(error)
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named_before_anything_is_packed(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / os.fsdecode(b"a\xff.csv")).touch()
+    with pytest.raises(DataError, match=r"a\\udcff\.csv': this name is not UTF-8\. Rename the file"):
+        pack(run, tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
 
 
 def test_a_link_out_of_the_run_is_not_followed(tiny_run: Path, tmp_path: Path) -> None:
