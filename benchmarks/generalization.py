@@ -34,6 +34,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "m1 L0 dynamic": {"anti_outlier": "m1", "level": "L0", "activations": "dynamic"},
     "best L0 static": {"anti_outlier": "best", "level": "L0"},
     "best L5 static": {"anti_outlier": "best", "level": "L5"},
+    "best R4 L5 static": {
+        "anti_outlier": "best",
+        "level": "L5",
+        "ingredients": f"random_tokens, {ONLINE}",
+    },
     "best L0 dynamic": {"anti_outlier": "best", "level": "L0", "activations": "dynamic"},
     "best R4 L0 dynamic": {
         "anti_outlier": "best",

@@ -1,17 +1,19 @@
 """What stands between the command line and the system: streams that are closed or full, names that command a terminal."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from telechat_kit.cli import main
-from telechat_kit.cli.terminal import output_file
+from telechat_kit.cli.terminal import output_file, say_document
 from telechat_kit.errors import DataError
-from telechat_kit.widths import visible
+from telechat_kit.widths import visible, width
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "\x1b]0;other\x07"
@@ -106,3 +108,28 @@ def test_an_output_of_its_own_kind_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "a.HTML").touch()
     assert output_file(tmp_path / "a.HTML", ".html") == tmp_path / "a.HTML"
     assert output_file(tmp_path / "new", ".html") == tmp_path / "new"
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_tables_fit_a_terminal_and_stay_markdown_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = (
+        "| figure | one | other |\n|---|---|---|\n"
+        + f"| {'KL ' * 20}a \\|\\| b | {'0.1 ' * 9}| {'0.2 ' * 9}|"
+    )
+    document = f"## 比较 / demo\n\n{table}\n\n- " + "not checked " * 12
+    shown = {}
+    for stream in (Screen(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("COLUMNS", "80")
+        say_document(document)
+        shown[stream.isatty()] = click.unstyle(stream.getvalue())
+    assert shown[False] == document + "\n"
+    assert max(width(line) for line in shown[True].splitlines()) <= 80
+    assert "a || b" in shown[True]
+    assert "|---|" not in shown[True]

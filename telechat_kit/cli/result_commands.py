@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from telechat_kit.cli.terminal import output_file, say
+from telechat_kit.cli.terminal import output_file, say, say_document
 from telechat_kit.files import relative, resolve, write_text
 from telechat_kit.messages import LANGUAGES, shown
 from telechat_kit.messages import gettext as _
@@ -84,9 +84,9 @@ def compare(
     found = compare_runs(places, Tolerances(kl_tolerance, agreement_tolerance))
     broken = [text for rule in parsed for text in broken_by(rule, found)]
     broken += not_aligned(found) if fail_unless_aligned else []
-    say(markdown(found))
+    say_document(markdown(found))
     if all_conditions:
-        say(markdown_table(conditions_frame(found)))
+        say_document(markdown_table(conditions_frame(found)))
     if page is not None:
         say(relative(write_comparison(found, page)))
     if table is not None:
@@ -142,15 +142,14 @@ def verify(place: str, steps: tuple[str, ...], hashes_only: bool, strict: bool, 
     )
 
     found = verify_run(place, steps, repeat=not hashes_only, signers=signers)
-    say(f"## {markdown_text(found.name)}\n\n{markdown_table(parts_frame(found))}")
+    say_document(f"## {markdown_text(found.name)}\n\n{markdown_table(parts_frame(found))}")
     if found.wrong:
-        say(f"\n{markdown_table(wrong_frame(found))}")
+        say_document(f"\n{markdown_table(wrong_frame(found))}")
     if found.unchecked:
-        say("\n" + _("Not checked:"))
-        for line in unchecked_lines(found):
-            say(f"- {markdown_text(line)}")
+        lines = "\n".join(f"- {markdown_text(line)}" for line in unchecked_lines(found))
+        say_document("\n" + _("Not checked:") + "\n\n" + lines)
     if found.verdicts:
-        say(f"\n{markdown_table(verdicts_frame(found))}")
+        say_document(f"\n{markdown_table(verdicts_frame(found))}")
         if not found.same_machine:
             told = _(
                 "The run was made on another machine or by other code, or does not tell: figures agree within the "

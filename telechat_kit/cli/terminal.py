@@ -35,6 +35,17 @@ def say(text: object, err: bool = False) -> None:
     click.echo(visible(str(text)), err=err)
 
 
+def say_document(markdown: str) -> None:
+    """Print Markdown: in a terminal as headings, lists and tables that fit its width, elsewhere as it is."""
+    if not sys.stdout.isatty():
+        say(markdown)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(file=sys.stdout).print(Markdown(visible(markdown), hyperlinks=False))
+
+
 def complain(text: object) -> None:
     """Print a line to stderr, if anybody can get it."""
     with contextlib.suppress(OSError):

@@ -116,6 +116,15 @@ class AppliedRecipe:
         return tuple(feeder for name, feeder in feeders if name not in self.ingredients)
 
     @property
+    def spread(self) -> str:
+        """How far channels are to be brought to one size: "static", "dynamic", or "turned" static ones.
+
+        A rotation has evened them out already.
+        """
+        turned = self.activations == "static" and ROTATION in self.ingredients
+        return "turned" if turned else self.activations
+
+    @property
     def by_noise(self) -> bool:
         """Whether a number of linears in float is found by the noise of int8, not by the reference's sensitivity.
 

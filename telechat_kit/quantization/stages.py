@@ -120,7 +120,7 @@ class Stages:
                 "input of {all_groups}: {error}", all_groups=all_groups(self.block)[feeder][0], error=error
             ) from error
         signs = SIGNS in self.recipe.ingredients
-        scale = group_scale(self.block, feeder, statistics, BEST, signs, self.recipe.activations)
+        scale = group_scale(self.block, feeder, statistics, BEST, signs, self.recipe.spread)
         self.scales[feeder] = scale
         fold(self.block, {feeder: scale})
 

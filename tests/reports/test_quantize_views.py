@@ -43,10 +43,10 @@ def test_the_record_is_read_back_and_one_without_activations_is_static(
 
 def test_the_share_of_each_kind_of_text_is_said(record: QuantizeRecord) -> None:
     assert record.recipe is not None
-    assert "kind zh" not in quantization_tables.calibration(record).to_html()
+    assert "kind Chinese" not in quantization_tables.calibration(record).to_html()
     kinds = [{"kind": "zh", "tokens": 72}, {"kind": "code", "tokens": 24}]
     shares = replace(record, recipe=replace(record.recipe, calibration_kinds=kinds))
     soup = BeautifulSoup(quantization_tables.calibration(shares).to_html(), "html.parser")
     cells = [[cell.get_text() for cell in row.find_all("td")] for row in soup.find_all("tr")[1:]]
     told = {row[0]: row[1] for row in cells}
-    assert (told["kind zh"], told["kind code"]) == ("72 tokens, 75%", "24 tokens, 25%")
+    assert (told["kind Chinese"], told["kind code"]) == ("72 tokens, 75%", "24 tokens, 25%")

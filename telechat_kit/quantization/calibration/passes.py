@@ -40,15 +40,15 @@ SENSITIVITY_SAMPLES = 5
 
 #: Exponents of method best by activations: of groups that a norm or the values feed, and of up_proj -> down_proj.
 #: A static range is as wide as the widest channel, so channels are brought close to one size. A token's own scale
-#: asks for less, and what is not moved into the weights cannot cost there.
-BEST_EXPONENTS = {"static": (0.8, 0.9), "dynamic": (0.5, 0.5)}
+#: asks for less, and what is not moved into the weights cannot cost there. A rotation evens channels out before.
+BEST_EXPONENTS = {"static": (0.8, 0.9), "turned": (0.5, 0.8), "dynamic": (0.5, 0.5)}
 
 #: Methods that look at no sample beyond the first: sensitivity alone decides how many the first pass needs
 FIRST_SAMPLE_ONLY = ("none", "m3")
 
 
 def smoothing_scales(
-    block: Block, states: Sequence[Tensor], method: str, signs: bool = True, activations: str = "static"
+    block: Block, states: Sequence[Tensor], method: str, signs: bool = True, spread: str = "static"
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Outlier suppression of a block: the scale `[in]` of each group by its feeder, and the states after the block.
 
@@ -56,7 +56,7 @@ def smoothing_scales(
         states: hidden states before the block, each `[1, T, H]`; all of them are looked at, but by m3.
         method: "none" gives no scales; `groups` tells which methods scale more than norms.
         signs: of method best; without them its scales are SmoothQuant's.
-        activations: "static" or "dynamic": decides the exponents of method best.
+        spread: key of `BEST_EXPONENTS`, for method best.
 
     All scales are those of the float network: no one of them sees another one folded.
     """
@@ -69,8 +69,7 @@ def smoothing_scales(
     with observed(block, {linears[0]: updating(feeder) for feeder, linears in groups.items()}):
         after = block.run(states)
     return {
-        feeder: group_scale(block, feeder, statistics[feeder], method, signs, activations)
-        for feeder in groups
+        feeder: group_scale(block, feeder, statistics[feeder], method, signs, spread) for feeder in groups
     }, after
 
 
@@ -80,13 +79,13 @@ def group_scale(
     statistics: GroupStatistics,
     method: str,
     signs: bool = True,
-    activations: str = "static",
+    spread: str = "static",
 ) -> Tensor:
     """Scale `[in]` of the group behind `feeder`, from `statistics` of its input; the rest as in `smoothing_scales`."""
     names = all_groups(block)[feeder]
     weights = [by_channel(block, feeder, block.parameter(f"{name}.weight").data) for name in names]
     if method == BEST:
-        alpha = BEST_EXPONENTS[activations][feeder.endswith(block.layout.up)]
+        alpha = BEST_EXPONENTS[spread][feeder.endswith(block.layout.up)]
         scale = _best_scale(statistics, weights, signs, alpha)
     else:
         scale = scale_from_statistics(statistics, weights, method)
