@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 # kernels and command lines that tests start: several processes whose threads wait for each other take many times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from telechat_kit.backends import choose_device
 from telechat_kit.environment import check_setup
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model.demo import build_demo
@@ -65,6 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(_FIRST)}
     tests = Path(__file__).parent
     items.sort(key=lambda item: place.get(item.path.relative_to(tests).as_posix(), len(place)))
+
+
+@pytest.fixture(autouse=True)
+def device_chosen_anew() -> Iterator[None]:
+    """What `device: auto` found on a test's stand-ins is nothing to the next test of the process."""
+    yield
+    choose_device.cache_clear()
 
 
 @pytest.fixture(scope="session")
