@@ -69,6 +69,18 @@ def test_every_picture_has_words(tiny_run: Path) -> None:
     assert all(len(str(picture.get("aria-label"))) > 20 for picture in pictures)
 
 
+def test_paper_shows_every_cell(tiny_run: Path) -> None:
+    """What is hidden in print is neither a table nor in one."""
+    soup = BeautifulSoup((tiny_run / "report.html").read_text(), "html.parser")
+    assert soup.style is not None
+    printed = soup.style.get_text().partition("@media print {")[2]
+    hidden = re.findall(r"^\s*([^{}]+?) \{ display: none; \}", printed, re.M)
+    assert hidden
+    gone = [tag for selector in hidden for tag in soup.select(selector)]
+    assert gone
+    assert [tag for tag in gone if tag.name in ("table", "tr", "th", "td") or tag.find_parent("table")] == []
+
+
 @pytest.mark.parametrize("factor", [0.5, 1, 2])
 def test_the_page_in_chinese_keeps_every_figure(tiny_run: Path, tmp_path: Path, factor: float) -> None:
     """Whether W8A8 was slower than float, as fast or faster: each is said by other words."""
