@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def given(
     return smoothed, folder
 
 
+def run_tiny(changes: Mapping[str, object]) -> None:
+    """Run the tiny profile to its end, with `changes` of its parameters."""
+    overrides = [word for key, value in changes.items() for word in ("-p", key, str(value))]
+    done = subprocess.run(
+        [COMMAND, "run", TINY, *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.soak
 def test_given_weights_run_through_all_notebooks(given: tuple[Path, Path], tmp_path: Path) -> None:
     smoothed, folder = given
@@ -40,15 +54,7 @@ def test_given_weights_run_through_all_notebooks(given: tuple[Path, Path], tmp_p
         "given_weights": "true",
         "run_folder": tmp_path / "run",
     }
-    overrides = [word for key, value in changes.items() for word in ("-p", key, str(value))]
-    done = subprocess.run(
-        [COMMAND, "run", TINY, *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_tiny(changes)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     run = read_run(tmp_path / "run")
     assert run.quantize.recipe is None
@@ -70,15 +76,7 @@ def test_grouped_heads_run_through_all_notebooks(grouped_folder: Path, tmp_path:
         "quant_path": tmp_path / "w8a8",
         "run_folder": tmp_path / "run",
     }
-    overrides = [word for key, value in changes.items() for word in ("-p", key, str(value))]
-    done = subprocess.run(
-        [COMMAND, "run", TINY, *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_tiny(changes)
     run = read_run(tmp_path / "run")
     assert len(run.quantize.linears) == 3 * (7 if grouped_folder.name == "telechat3" else 6)
     assert 0 < run.precision.divergence.kl_mean.value < 0.5
