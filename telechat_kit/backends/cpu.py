@@ -22,6 +22,7 @@ from telechat_kit.backends.cpu_kernels.panels import (
     unpack_weight,
 )
 from telechat_kit.backends.forms import PLAIN, Forms, Way
+from telechat_kit.backends.hadamard import Rotation
 from telechat_kit.backends.plain import (
     AddUp,
     blocked_float_weight,
@@ -74,6 +75,7 @@ __all__ = [
     "silu_product",
     "swiglu",
     "synchronize",
+    "turn",
 ]
 
 name = "cpu"
@@ -261,6 +263,12 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     return product
 
 
+def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """`x [..., n]` turned by `rotation`."""
+    turned: Tensor = _turn(x, rotation)
+    return turned
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of `query [B, heads, T, d]` over `key` and `value [B, kv_heads, S, d]`, as in `plain`."""
     form = _decode_attention if query.shape[2] == 1 else _prompt_attention
@@ -296,6 +304,11 @@ _silu_product = operations.form(
     "silu_product",
     Way(KERNELS, compiled.silu_product, _has_kernels, _compiled),
     Way(PLAIN, plain.silu_product),
+)
+_turn = operations.form(
+    "turn",
+    Way(KERNELS, compiled.turn, _has_kernels, lambda x, rotation: _compiled(x) and rotation.signs is None),
+    Way(PLAIN, plain.turn),
 )
 _prompt_attention, _decode_attention = (
     operations.form(name, Way(KERNELS, _attend, _has_kernels, _attended), Way(PLAIN, plain.attention))

@@ -24,6 +24,7 @@ from telechat_kit.backends.plain import (
     rotate,
     silu_product,
     swiglu,
+    turn,
 )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "silu_product",
     "swiglu",
     "synchronize",
+    "turn",
 ]
 
 name = "cuda"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from telechat_kit.backends.hadamard import Rotation
 from telechat_kit.errors import DeviceError
 
 #: Products of int8 values are at most 2^14: so many of them add up exactly in the 24 bits of a float32 mantissa
@@ -46,6 +47,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) ->
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`, the heart of SwiGLU."""
     return functional.silu(gate) * up
+
+
+def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """`x [..., n]` turned by `rotation`."""
+    return rotation.rows(x)
 
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

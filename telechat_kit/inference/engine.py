@@ -25,11 +25,19 @@ from telechat_kit.backends.cpu_kernels.library import (
     Linear,
     Network,
     Norm,
+    Turn,
     library,
 )
-from telechat_kit.backends.cpu_kernels.operators import dynamic_record, float_record, kernels, linear_record
+from telechat_kit.backends.cpu_kernels.operators import (
+    dynamic_record,
+    float_record,
+    kernels,
+    linear_record,
+    turn_record,
+)
 from telechat_kit.backends.cpu_kernels.panels import LANES
 from telechat_kit.backends.cpu_kernels.screen import screen_of
+from telechat_kit.backends.hadamard import plain_rotation
 from telechat_kit.errors import CheckpointError
 from telechat_kit.messages import Message
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear
@@ -70,7 +78,6 @@ def unsuited(model: TelechatForCausalLM) -> str | None:
         "a compiled kernel is set aside": any(
             cpu.KERNELS in ways for ways in cpu.operations.set_aside().values()
         ),
-        "a rotation before down_proj": model.config.online_rotation,
         "linears of another kind, or not prepared": not all(map(_readable, [*linears, model.lm_head])),
         f"float tensors not {' or '.join(map(_name, DTYPES))} on the CPU": not _one_dtype(floats),
         f"head_dim no multiple of {LANES}": model.config.head_dim % LANES != 0,
@@ -184,6 +191,7 @@ class Engine:
             vocab=config.vocab_size,
             residual_after_norm=config.apply_residual_connection_post_layernorm,
             epsilon=config.layer_norm_epsilon,
+            products=self._products(),
             blocks=(Block * config.n_layer)(*map(self._block, _blocks(model))),
             embedding=float_record(self._kept_tensor(embedding), None),
             embedding_norm=self._norm(transformer.word_embeddings_layernorm)
@@ -195,6 +203,14 @@ class Engine:
             head=self._linear(model.lm_head),
             **self._screen_fields(),
         )
+
+    def _products(self) -> Turn:
+        """What turns the products of the blocks whose down_proj reads them so."""
+        if not any(map(self.config.turns, range(self.config.n_layer))):
+            return Turn()
+        rotation = plain_rotation(self.config.ffn_hidden_size)
+        self._kept.append(rotation)
+        return turn_record(rotation)
 
     def _screen_fields(self) -> dict[str, Any]:
         if self.screen is None:
@@ -219,6 +235,7 @@ class Engine:
             self._norm(block.input_layernorm),
             self._norm(block.post_attention_layernorm),
             *map(self._linear, _linears(block)),
+            block.mlp.rotation is not None,
         )
 
     def _linear(self, linear: nn.Module | tuple[nn.Module, nn.Module]) -> Linear:

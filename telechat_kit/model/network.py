@@ -13,11 +13,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from telechat_kit.backends import Backend, backend_for, plain
+from telechat_kit.backends.hadamard import plain_rotation
 from telechat_kit.errors import CheckpointError
 from telechat_kit.messages import Message
 from telechat_kit.model.configuration import TelechatConfig
 from telechat_kit.model.folder import description_path, weight_files
-from telechat_kit.model.hadamard import plain_rotation
 from telechat_kit.model.joined_linears import joined_of, together
 from telechat_kit.model.masks import additive_mask, packed_sequences
 from telechat_kit.model.rotary import Rotary
@@ -98,22 +98,24 @@ class TelechatAttention(nn.Module):
 
 
 class TelechatMLP(nn.Module):
-    """SwiGLU feed-forward. With `online_rotation` down_proj reads the product turned (R4), as its weight expects."""
+    """SwiGLU feed-forward. Where `online_rotation` names its block, down_proj reads the product turned (R4)."""
 
-    def __init__(self, config: TelechatConfig, bias: bool = True) -> None:
+    def __init__(self, config: TelechatConfig, layer: int, bias: bool = True) -> None:
         """`bias`: of down_proj."""
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
-        self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
+        self.rotation = plain_rotation(config.ffn_hidden_size) if config.turns(layer) else None
 
     def forward(self, x: Tensor) -> Tensor:
         if (joined := joined_of(self.gate_proj, self.up_proj)) is None:
             product = backend_of(x).silu_product(self.gate_proj(x), self.up_proj(x))
         else:
             product = backend_of(x).swiglu(joined(x))
-        return self.down_proj(product if self.rotation is None else self.rotation.rows(product))
+        return self.down_proj(
+            product if self.rotation is None else backend_of(x).turn(product, self.rotation)
+        )
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -135,7 +137,7 @@ class TelechatBlock(GradientCheckpointingLayer):
         self.input_layernorm = TelechatRMSNorm(size, epsilon)
         self.self_attention = TelechatAttention(config, layer)
         self.post_attention_layernorm = TelechatRMSNorm(size, epsilon)
-        self.mlp = TelechatMLP(config)
+        self.mlp = TelechatMLP(config, layer)
         self.residual_after_norm = config.apply_residual_connection_post_layernorm
 
     def forward(

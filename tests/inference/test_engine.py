@@ -33,7 +33,8 @@ def random_model(
     kv_heads: int = 6, float_linears: tuple[str, ...] = (), dynamic: bool = False, **changes: Any
 ) -> TelechatForCausalLM:
     """A W8A8 model of random weights, 6 heads on `kv_heads` of keys and values."""
-    shape = {"vocab_size": 300, "hidden_size": 96, "n_layer": 2, "n_head": 6, "ffn_hidden_size": 100}
+    shape = {"vocab_size": 300, "hidden_size": 96, "n_layer": 2, "n_head": 6}
+    changes = {"ffn_hidden_size": 100, **changes}
     if kv_heads != 6:
         changes |= {"num_key_value_heads": kv_heads, "base_seqlen": 400}
     config = TelechatConfig(**shape, training_seqlen=400, initializer_range=0.15, **changes)
@@ -134,6 +135,24 @@ def test_linears_that_scale_each_token_are_covered(kv_heads: int, float_linears:
     prompts = [prompt(length) for length in lengths_of(9)]
     expected = [alone(model, ids, 4) for ids in prompts]
     assert generate_batch(model, prompts, 4) == expected
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "down_proj in float", "float"])
+@pytest.mark.parametrize("ffn", [100, 192], ids=["no whole vectors", "12 x 16"])
+def test_products_that_are_turned_are_covered(ffn: int, kind: str) -> None:
+    def made(turned: bool | list[int]) -> TelechatForCausalLM:
+        kept = {"down_proj in float": ("down_proj",), "float": ("",)}.get(kind, ())
+        return random_model(6, kept, kind == "dynamic", ffn_hidden_size=ffn, online_rotation=turned)
+
+    for turned in (True, [1]):
+        for length in (1, 70):
+            assert_equal_runs(made(turned), length)
+    one, both, none = (made(turned)(torch.tensor([prompt(9)])).logits for turned in ([1], True, False))
+    assert not torch.equal(one, both)
+    assert not torch.equal(one, none)
+    batch = [prompt(length) for length in (3, 40, 90)]
+    together = generate_batch(made([0]), batch, 6)
+    assert together == [alone(made([0]), ids, 6) for ids in batch]
 
 
 def test_norms_with_a_bias_are_covered() -> None:

@@ -225,14 +225,22 @@ typedef struct {
     const float *weight, *bias; /* [hidden]; bias NULL where no channel was shifted */
 } norm;
 
+/* The orthogonal matrix base x Hadamard's of order 2^power: what an online rotation turns the input of down_proj by. */
+typedef struct {
+    const float *base;        /* [order][order]; NULL where order is 1 */
+    int32_t order, power;
+} rotation;
+
 typedef struct {
     norm input_norm, post_norm;
     linear query, key_value, dense, gate, up, down;
+    int32_t turned;           /* whether down reads its input turned by the network's rotation */
 } block;
 
 typedef struct {
     int32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab, residual_after_norm;
     float epsilon;
+    rotation products;        /* of ffn channels */
     const block *blocks;
     linear embedding;         /* float [vocab][hidden], a table */
     norm embedding_norm, final_norm; /* embedding_norm.weight NULL where there is none */
@@ -817,7 +825,80 @@ static void rotate(const float *x, const float *cos, const float *sin, int dim, 
     }
 }
 
-/* silu(gate) * up for these panels, in the form that `down` reads; floats where that one is dynamic: it needs whole rows. */
+/* out[order][width] = base^T . x[order][width] */
+static void turn_base(const rotation *t, const float *x, int width, float *out) {
+    for (int i = 0; i < t->order; i++)
+        for (int c = 0; c < width; c += LANES) {
+            piece sum[PIECES] = {{0}};
+            for (int j = 0; j < t->order; j++)
+                for (int k = 0; k < PIECES; k++)
+                    sum[k] = fused(all(t->base[(int64_t)j * t->order + i]), *(const piece *)(x + (int64_t)j * width + c + k * WIDTH), sum[k]);
+            for (int k = 0; k < PIECES; k++) *(piece *)(out + (int64_t)i * width + c + k * WIDTH) = sum[k];
+        }
+}
+
+/* x[width] times Hadamard's matrix of order `width`, a multiple of LANES: sums and differences of vectors, then inside each. */
+static void turn_vectors(float *x, int width, float scale) {
+    float inner[LANES][LANES];
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) inner[i][j] = __builtin_popcount(i & j) & 1 ? -scale : scale;
+    for (int half = LANES; half < width; half *= 2)
+        for (int first = 0; first < width; first += 2 * half)
+            for (int i = first; i < first + half; i += WIDTH) {
+                const piece a = *(const piece *)(x + i), b = *(const piece *)(x + i + half);
+                *(piece *)(x + i) = a + b;
+                *(piece *)(x + i + half) = a - b;
+            }
+    for (int first = 0; first < width; first += LANES) {
+        piece sum[PIECES] = {{0}};
+        for (int i = 0; i < LANES; i++)
+            for (int k = 0; k < PIECES; k++) sum[k] = fused(all(x[first + i]), *(const piece *)(inner[i] + k * WIDTH), sum[k]);
+        for (int k = 0; k < PIECES; k++) *(piece *)(x + first + k * WIDTH) = sum[k];
+    }
+}
+
+/* The same steps one by one, for sizes that no vectors fill. */
+static void turn_plainly(const rotation *t, const float *x, int width, float scale, float *out) {
+    for (int i = 0; i < t->order; i++)
+        for (int c = 0; c < width; c++) {
+            float sum = t->base ? 0 : x[c];
+            for (int j = 0; t->base && j < t->order; j++) sum += t->base[(int64_t)j * t->order + i] * x[(int64_t)j * width + c];
+            out[(int64_t)i * width + c] = sum * scale;
+        }
+    for (int half = 1; half < width; half *= 2)
+        for (int i = 0; i < t->order * width; i++)
+            if (!(i & half)) {
+                const float a = out[i], b = out[i + half];
+                out[i] = a + b;
+                out[i + half] = a - b;
+            }
+}
+
+/* out = x turned, a row of order << power channels; not in place. */
+static void turn_row(const rotation *t, const float *x, float *out) {
+    const int width = 1 << t->power;
+    const float scale = 1.0f / sqrtf((float)width);
+    if (width % LANES) {
+        turn_plainly(t, x, width, scale, out);
+        return;
+    }
+    if (t->base) turn_base(t, x, width, out);
+    else memcpy(out, x, width * sizeof(float));
+    for (int i = 0; i < t->order; i++) turn_vectors(out + (int64_t)i * width, width, scale);
+}
+
+/* Rows of ffn channels turned in place; `room` is for one. */
+static void turn_products(const network *m, float *act, int rows, float *room) {
+    for (int r = 0; r < rows; r++) {
+        memcpy(room, act + (int64_t)r * m->ffn, m->ffn * sizeof(float));
+        turn_row(&m->products, room, act + (int64_t)r * m->ffn);
+    }
+}
+
+/* Whether the input of down is made of whole rows of products: to turn them, or to find the scale of each. */
+static int whole_rows(const block *b) { return b->turned || b->down.shift; }
+
+/* silu(gate) * up for these panels, in the form that `down` reads; floats where that one needs whole rows. */
 static void gated(const network *m, const block *b, const float *x, narrow n, int rows, range panels, narrow wide, float *act) {
     float gate[CHUNK * BLOCK], up[CHUNK * BLOCK];
     for (int p = panels.begin; p < panels.end; p += 4) {
@@ -828,9 +909,9 @@ static void gated(const network *m, const block *b, const float *x, narrow n, in
             float *g = gate + r * BLOCK, *u = up + r * BLOCK;
 #pragma omp simd
             for (int i = 0; i < count; i++) g[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
-            if (b->down.shift || (!b->down.deq_scale && !b->down.bfloat16)) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
+            if (whole_rows(b) || (!b->down.deq_scale && !b->down.bfloat16)) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
         }
-        if (!b->down.shift) narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
+        if (!whole_rows(b)) narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
     }
 }
 
@@ -1067,14 +1148,14 @@ typedef struct {
     float *x, *query, *key_value, *last; /* [rows][hidden] twice; [sequences] of key_value's outputs, and of hidden */
     int32_t *first_part;                 /* [sequences + 1]: in one row of parts, where those of a sequence begin */
     float *partial, *maxima, *sums;      /* attention of single tokens: [parts][hidden], [parts][heads] twice */
-    float *normed, *mixed, *y, *act, *scores; /* from here on a part for each thread */
+    float *normed, *mixed, *y, *act, *turned, *scores; /* from here on a part for each thread */
     narrow hidden, wide;                 /* of inputs of the size of hidden, and of ffn */
     head_space head;
 } space;
 
 /* A thread's part of a `space`. */
 typedef struct {
-    float *normed, *mixed, *y, *act, *scores;
+    float *normed, *mixed, *y, *act, *turned, *scores;
     narrow hidden, wide;
 } worker;
 
@@ -1113,6 +1194,7 @@ static space plan(const network *m, extent e, char **next) {
     s.mixed = take(next, rows * m->hidden, size);
     s.y = take(next, rows * MAX(key_value, m->hidden), size);
     s.act = take(next, rows * m->ffn, size);
+    s.turned = take(next, (int64_t)e.threads * m->ffn, size);
     s.scores = take(next, e.threads * score_count(m, &s), size);
     s.hidden = take_narrow(next, (int64_t)e.threads * narrow_room(s.chunk), m->hidden);
     s.wide = take_narrow(next, (int64_t)e.threads * narrow_room(s.chunk), m->ffn);
@@ -1139,7 +1221,7 @@ static worker part_of(const network *m, const space *s, int me) {
     const int64_t first = (int64_t)me * s->chunk, room = (int64_t)me * narrow_room(s->chunk);
     const int64_t widest = MAX(2 * m->kv_heads * m->head_dim, m->hidden);
     return (worker){s->normed + first * m->hidden, s->mixed + first * m->hidden, s->y + first * widest, s->act + first * m->ffn,
-                    s->scores + me * score_count(m, s), narrow_rows(s->hidden, room, m->hidden), narrow_rows(s->wide, room, m->ffn)};
+                    s->turned + (int64_t)me * m->ffn, s->scores + me * score_count(m, s), narrow_rows(s->hidden, room, m->hidden), narrow_rows(s->wide, room, m->ffn)};
 }
 
 /* ---- prompts: threads share out their rows ---- */
@@ -1218,7 +1300,8 @@ static void finish(const network *m, const batch *t, int layer, const space *s, 
     norm_rows(m, &b->post_norm, x, rows, w->normed);
     narrow_pair(&b->gate, &b->up, w->normed, rows, rows, w->hidden);
     gated(m, b, w->normed, w->hidden, rows, (range){0, panels_of(m->ffn)}, w->wide, w->act);
-    if (b->down.shift) narrow_input(&b->down, w->act, rows, rows, w->wide);
+    if (b->turned) turn_products(m, w->act, rows, w->turned);
+    if (whole_rows(b)) narrow_input(&b->down, w->act, rows, rows, w->wide);
     apply_all(&b->down, w->act, w->wide, rows, w->y);
     add_rows(m, w->y, base, rows, x);
 }
@@ -1329,6 +1412,18 @@ static void norm_share(const network *m, const norm *n, const linear *a, const l
     if (rows > 1) meet(time);
 }
 
+/* The products that down reads: turned, where it reads them so, this thread's rows of them or a copy of a single one. */
+static const float *turned_share(const network *m, const block *b, const space *s, const worker *mine, int rows) {
+    const range own = own_rows(m, rows);
+    if (!b->turned) return s->act;
+    if (rows == 1) {
+        turn_row(&m->products, s->act, mine->turned);
+        return mine->turned;
+    }
+    turn_products(m, s->act + (int64_t)own.begin * m->ffn, own.end - own.begin, mine->turned);
+    return s->act;
+}
+
 /* `w`: of a single row this thread's own, else the first one's, for all rows; `mine`: scratch of this thread. */
 static void decode_block(const network *m, const batch *t, int layer, const space *s, const worker *w, const worker *mine, watch *time) {
     const block *b = m->blocks + layer;
@@ -1354,11 +1449,14 @@ static void decode_block(const network *m, const batch *t, int layer, const spac
     gated(m, b, w->normed, w->hidden, t->rows, share(panels_of(m->ffn), 1, omp_get_thread_num(), omp_get_num_threads()), s->wide, s->act);
     lap(time, LINEARS);
     meet(time);
-    if (b->down.shift) {
-        narrow_input(&b->down, s->act + (int64_t)own.begin * m->ffn, own.end - own.begin, t->rows, narrow_rows(w->wide, own.begin, m->ffn));
+    const float *products = s->act;
+    if (whole_rows(b)) {
+        products = turned_share(m, b, s, mine, t->rows);
+        narrow_input(&b->down, products + (int64_t)own.begin * m->ffn, own.end - own.begin, t->rows, narrow_rows(w->wide, own.begin, m->ffn));
+        lap(time, NORMS);
         if (t->rows > 1) meet(time);
     }
-    add_share(&b->down, s->act, b->down.shift ? w->wide : s->wide, t->rows, base, s->y, s->x);
+    add_share(&b->down, products, whole_rows(b) ? w->wide : s->wide, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
 }
@@ -1422,6 +1520,12 @@ void rms_norm_rows(const float *x, const float *weight, int64_t rows, int32_t si
 void silu_product(const float *gate, const float *up, int64_t count, float *out, int32_t threads) {
 #pragma omp parallel for simd num_threads(threads) if (count > 1 << 14)
     for (int64_t i = 0; i < count; i++) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+}
+
+void turn_rows(const rotation *t, const float *x, int64_t rows, float *out, int32_t threads) {
+    const int64_t size = (int64_t)t->order << t->power;
+#pragma omp parallel for num_threads(threads) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) turn_row(t, x + r * size, out + r * size);
 }
 
 typedef struct {

@@ -38,6 +38,12 @@ class Norm(Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p))
 
 
+class Turn(Structure):
+    """The orthogonal matrix `base [order, order]` times Hadamard's of order `2^power`, by Kronecker."""
+
+    _fields_ = (("base", c_void_p), ("order", c_int32), ("power", c_int32))
+
+
 class Block(Structure):
     """A block of the network."""
 
@@ -50,6 +56,7 @@ class Block(Structure):
         ("gate", Linear),
         ("up", Linear),
         ("down", Linear),
+        ("turned", c_int32),
     )
 
 
@@ -60,6 +67,7 @@ class Network(Structure):
         *((name, c_int32) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab")),
         ("residual_after_norm", c_int32),
         ("epsilon", c_float),
+        ("products", Turn),
         ("blocks", POINTER(Block)),
         ("embedding", Linear),
         ("embedding_norm", Norm),
@@ -139,6 +147,8 @@ def _declare(found: ctypes.CDLL) -> None:
     found.rms_norm_rows.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_float, c_void_p, c_int32]
     found.silu_product.restype = None
     found.silu_product.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int32]
+    found.turn_rows.restype = None
+    found.turn_rows.argtypes = [POINTER(Turn), c_void_p, c_int64, c_void_p, c_int32]
     found.attention_scratch.restype, found.attention_scratch.argtypes = c_int64, [POINTER(AttentionShape)]
     found.attention.restype = None
     found.attention.argtypes = [POINTER(AttentionShape), *[c_void_p] * 5, c_int32]

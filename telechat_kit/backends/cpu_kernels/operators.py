@@ -8,8 +8,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from telechat_kit.backends.cpu_kernels.library import AttentionShape, Linear, library
+from telechat_kit.backends.cpu_kernels.library import AttentionShape, Linear, Turn, library
 from telechat_kit.backends.cpu_kernels.panels import LANES
+from telechat_kit.backends.hadamard import Rotation
 
 
 def kernels() -> ctypes.CDLL:
@@ -109,6 +110,20 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     kernels().silu_product(
         gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr(), torch.get_num_threads()
     )
+    return out
+
+
+def turn_record(rotation: Rotation) -> Turn:
+    """The record of a rotation without signs. It holds the address of its base, which the rotation keeps."""
+    base = rotation.base_like(torch.empty(0))
+    return Turn(None if base is None else base.data_ptr(), rotation.size >> rotation.power, rotation.power)
+
+
+def turn(x: Tensor, rotation: Rotation) -> Tensor:
+    """`x [..., n]` turned by a rotation without signs."""
+    x, out = x.contiguous(), torch.empty(x.shape)
+    rows, threads = x.numel() // rotation.size, torch.get_num_threads()
+    kernels().turn_rows(turn_record(rotation), x.data_ptr(), rows, out.data_ptr(), threads)
     return out
 
 

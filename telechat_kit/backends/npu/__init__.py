@@ -31,6 +31,7 @@ from telechat_kit.backends.plain import (
     quantize_per_token,
     sharded_dynamic_linear,
     silu_product,
+    turn,
 )
 from telechat_kit.errors import DeviceError
 
@@ -71,6 +72,7 @@ __all__ = [
     "silu_product",
     "swiglu",
     "synchronize",
+    "turn",
 ]
 
 name = "npu"

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from telechat_kit.backends.hadamard import Rotation, plain_rotation, random_rotation
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
-from telechat_kit.model.hadamard import Rotation, plain_rotation, random_rotation
 from telechat_kit.model.layout import HEAD
 from telechat_kit.model.weight_shards import Shards
 

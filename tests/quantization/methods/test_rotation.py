@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from telechat_kit import load_model
 from telechat_kit.errors import DeviceError, ParameterError
-from telechat_kit.inference.engine import unsuited
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.layout import HEAD, TELECHAT
@@ -160,7 +159,6 @@ def test_a_turned_w8a8_folder_stands_alone(
         with torch.inference_mode():
             wrong = int8(ids).logits
         assert (wrong - expected).square().mean() > 2 * (found - expected).square().mean()
-        assert unsuited(int8) is not None
 
 
 @pytest.fixture(scope="module")

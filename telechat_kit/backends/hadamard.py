@@ -21,16 +21,19 @@ LARGEST_FACTOR = 64
 
 @dataclass(frozen=True)
 class Rotation:
-    """The orthogonal matrix `diag(signs) (F1 x F2 x ...)` of Kronecker factors, each `[m, m]` float64.
+    """The orthogonal matrix `diag(signs) (base x F1 x F2 x ...)` of Kronecker factors, each `[m, m]` float64.
 
     Attributes:
         signs: `[size]`, 1 or -1; None where all are 1.
-        exact: all entries of the product have one size; false where a factor is Hartley's.
+        base: of what is no power of two; None where `size` is one.
+        power: the other factors are Sylvester's, of order `2^power` together.
+        exact: all entries of the product have one size; false where the base is Hartley's.
     """
 
     size: int
     signs: Tensor | None
-    factors: tuple[Tensor, ...]
+    base: Tensor | None
+    power: int
     exact: bool
     _cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = field(
         default_factory=dict, repr=False, compare=False
@@ -50,8 +53,13 @@ class Rotation:
         """The factors in the dtype of `x` where it lies; kept, for a network asks at every token."""
         key = (x.dtype, x.device)
         if key not in self._cast:
-            self._cast[key] = tuple(factor.to(x) for factor in self.factors)
+            bases = () if self.base is None else (self.base,)
+            self._cast[key] = tuple(factor.to(x) for factor in (*bases, *_sylvester(self.power)))
         return self._cast[key]
+
+    def base_like(self, x: Tensor) -> Tensor | None:
+        """The base in the dtype of `x` where it lies, kept as long as this."""
+        return None if self.base is None else self._factors_like(x)[0]
 
     def columns(self, x: Tensor) -> Tensor:
         """The transposed matrix times `x [n, ...]`, in the dtype of `x`."""
@@ -79,25 +87,26 @@ def _rotation(size: int, signs: Tensor | None) -> Rotation:
     if size < 1:
         raise ParameterError("{size} channels cannot be rotated. Give at least 1.", size=size)
     with torch.device("cpu"):  # a network may be under construction on "meta"
-        base, power, exact = _base(size)
-        return Rotation(size, signs, (*base, *_sylvester(power)), exact)
+        return Rotation(size, signs, *_base(size))
 
 
-def _base(size: int) -> tuple[list[Tensor], int, bool]:
+def _base(size: int) -> tuple[Tensor | None, int, bool]:
     """The factor for what of `size` is no power of two, the power of two left, and whether it is Hadamard's."""
     odd, power = size, 0
     while odd % 2 == 0:
         odd, power = odd // 2, power + 1
     if odd == 1:
-        return [], power, True
+        return None, power, True
     for used in range(2, power + 1):
         if (matrix := paley(odd << used)) is not None:
-            return [matrix], power - used, True
-    return [_hartley(odd)], power, False
+            return matrix, power - used, True
+    return _hartley(odd), power, False
 
 
 def _sylvester(power: int) -> list[Tensor]:
     """Orthogonal Hadamard factors whose product has order `2^power`."""
+    if not power:
+        return []
     most = int(math.log2(LARGEST_FACTOR))
     count = -(-power // most)
     shares = [power // count + (index < power % count) for index in range(count)]

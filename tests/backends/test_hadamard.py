@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from telechat_kit.backends.cpu_kernels import library, operators
+from telechat_kit.backends.hadamard import paley, plain_rotation, random_rotation
 from telechat_kit.errors import ParameterError
-from telechat_kit.model.hadamard import paley, plain_rotation, random_rotation
 
 SIZES = (64, 128, 160, 576, 960, 1536)
 LARGE = (4096, 5120, 6144, 12288)
@@ -30,7 +31,7 @@ def test_a_large_rotation_spreads_one_channel_evenly_and_keeps_lengths(size: int
     torch.testing.assert_close(turned.abs(), torch.full_like(turned, 1 / math.sqrt(size)))
     assert abs(float(turned[0] @ turned[1])) < 1e-12
     assert rotation.exact
-    assert max(factor.shape[0] for factor in rotation.factors) <= 64
+    assert rotation.base is None or len(rotation.base) <= 64
 
 
 @pytest.mark.parametrize("size", [1, 3, 9, 7 * 2, 46])
@@ -39,6 +40,17 @@ def test_a_size_without_a_hadamard_matrix_is_still_orthogonal(size: int) -> None
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(size).double(), rtol=0, atol=1e-12)
     assert matrix.abs().max() <= math.sqrt(2 / size) + 1e-12 or size == 1
     assert plain_rotation(size).exact == (size == 1)
+
+
+@pytest.mark.skipif(library.library() is None, reason=library.description())
+@pytest.mark.parametrize("size", [1, 3, 8, 46, 64, 96, 100, 1536, 1568])
+def test_the_kernel_turns_by_the_same_matrix(size: int) -> None:
+    rotation, x = plain_rotation(size), torch.randn(5, size, generator=torch.Generator().manual_seed(0))
+    found = operators.turn(x, rotation)
+    torch.testing.assert_close(found.double(), x.double() @ rotation.matrix(), rtol=0, atol=1e-5)
+    assert torch.equal(operators.turn(x[2:3], rotation), found[2:3])
+    if size > 3:
+        assert (found - x @ random_rotation(size, 1).matrix().float()).abs().max() > 0.1
 
 
 def test_columns_turn_by_the_transposed_matrix() -> None:
