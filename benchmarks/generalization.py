@@ -28,24 +28,16 @@ from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.statistics import Estimate
 from telechat_kit.texts import PYDOC_TOPICS, Block, joined_ids, kit_texts, token_blocks
 
-ONLINE = "rounding, bias, rotation, online_rotation"
+#: Every method of the kit; best with what every format carries, and with what the kit alone runs
+METHODS: dict[str, dict[str, Any]] = {
+    **{method: {"anti_outlier": method} for method in ("none", "m1", "m2", "m3", "m4", "best")},
+    "best online": {"anti_outlier": "best", "ingredients": "online"},
+}
+FORMS = (("L0", "static"), ("L5", "static"), ("L0", "dynamic"))
 RECIPES: dict[str, dict[str, Any]] = {
-    "m1 L0 static": {"anti_outlier": "m1", "level": "L0"},
-    "m1 L0 dynamic": {"anti_outlier": "m1", "level": "L0", "activations": "dynamic"},
-    "best L0 static": {"anti_outlier": "best", "level": "L0"},
-    "best L5 static": {"anti_outlier": "best", "level": "L5"},
-    "best R4 L5 static": {
-        "anti_outlier": "best",
-        "level": "L5",
-        "ingredients": f"random_tokens, {ONLINE}",
-    },
-    "best L0 dynamic": {"anti_outlier": "best", "level": "L0", "activations": "dynamic"},
-    "best R4 L0 dynamic": {
-        "anti_outlier": "best",
-        "level": "L0",
-        "activations": "dynamic",
-        "ingredients": ONLINE,
-    },
+    f"{name} {level} {activations}": {**method, "level": level, "activations": activations}
+    for name, method in METHODS.items()
+    for level, activations in FORMS
 }
 TOKENS, SEQUENCES = 256, 16
 #: How many channels of a norm, rows of up_proj and rows of each head's values are enlarged, and by about how much
@@ -56,7 +48,7 @@ HARDER_NORMS, HARDER_ROWS, HARDER_VALUES, HARDER = 12, 24, 2, 30.0
 @click.argument("checkpoint_path", type=click.Path(exists=True, path_type=Path))
 @click.option("--recipe", multiple=True, help="Only these rows; all by default.")
 @click.option("--half", type=click.Choice(["development", "sealed"]), default="development")
-@click.option("--calibration", default="kit", help="As `calibration_path`.")
+@click.option("--calibration", default=Calibration.calibration_path, help="As `calibration_path`.")
 @click.option("--samples", default=16)
 @click.option(
     "--harder", is_flag=True, help="Enlarge channels of CHECKPOINT_PATH, exactly, before quantizing."

@@ -205,8 +205,8 @@ class Engine:
         )
 
     def _products(self) -> Turn:
-        """What turns the products of the blocks whose down_proj reads them so."""
-        if not any(map(self.config.turns, range(self.config.n_layer))):
+        """What turns the products where down_proj reads them so."""
+        if not self.config.online_rotation:
             return Turn()
         rotation = plain_rotation(self.config.ffn_hidden_size)
         self._kept.append(rotation)
@@ -235,7 +235,6 @@ class Engine:
             self._norm(block.input_layernorm),
             self._norm(block.post_attention_layernorm),
             *map(self._linear, _linears(block)),
-            block.mlp.rotation is not None,
         )
 
     def _linear(self, linear: nn.Module | tuple[nn.Module, nn.Module]) -> Linear:

@@ -80,7 +80,6 @@ def _named(name: str, *others: str, **bounds: Any) -> Any:
 
 _Id = Annotated[int, Field(ge=-1, lt=1 << 24)]
 _Ids = _Id | list[_Id] | None
-_Block = Annotated[int, Field(strict=True, ge=0, lt=1024)]
 _Dtype = Literal["float16", "bfloat16", "float32", "float64"] | None
 
 
@@ -109,7 +108,7 @@ class _Config(_File):
     bos_token_id: _Ids = None
     eos_token_id: _Ids = None
     pad_token_id: _Id | None = None
-    online_rotation: bool | list[_Block] = False
+    online_rotation: bool = False
     hidden_act: Literal["silu"] | None = None
     num_labels: Annotated[int, Field(ge=0, le=1 << 16)] | None = None
     id2label: dict[str, str] | None = None
@@ -164,7 +163,6 @@ def require_config(path: Path, values: dict[str, Any]) -> None:
     _require_given(path, config, [key for key in _SHAPE if key in values])
     if config.vocab_size is not None:
         _require_known_ids(path, config.eos_token_id, config.vocab_size)
-    _require_known_blocks(path, config.online_rotation, config.n_layer)
     if (
         hidden is not None
         and heads is not None
@@ -199,19 +197,6 @@ def _require_known_ids(path: Path, ids: int | list[int] | None, vocab_size: int)
                 path=path,
                 number=number,
                 vocab_size=vocab_size,
-                remedy=_REMEDY,
-            )
-
-
-def _require_known_blocks(path: Path, blocks: bool | list[int], count: int | None) -> None:
-    """Refuse a block that the network has not, or has been named already."""
-    named = blocks if isinstance(blocks, list) else []
-    for index, block in enumerate(named):
-        if (count is not None and block >= count) or block in named[:index]:
-            raise CheckpointError(
-                "{path}: online_rotation names block {block}, which is there twice or not at all. {remedy}",
-                path=path,
-                block=block,
                 remedy=_REMEDY,
             )
 

@@ -44,7 +44,7 @@ class TelechatConfig(PreTrainedConfig):
         base_seqlen: int | None = None,
         rope_theta: float = 10000.0,
         rope_table_dtype: str = "float16",
-        online_rotation: bool | list[int] = False,
+        online_rotation: bool = False,
         initializer_range: float = 0.02,
         use_cache: bool = True,
         bos_token_id: int = 1,
@@ -107,11 +107,6 @@ class TelechatConfig(PreTrainedConfig):
         In 7B and 12B the tables are those of the whole sequence, so a longer one rotates all of its keys anew.
         """
         return hasattr(self, "num_key_value_heads")
-
-    def turns(self, layer: int) -> bool:
-        """Whether down_proj of block `layer` reads its input turned (R4)."""
-        turned = self.online_rotation
-        return turned if isinstance(turned, bool) else layer in turned
 
     @property
     def ntk_base_context(self) -> int:

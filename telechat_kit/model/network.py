@@ -98,15 +98,15 @@ class TelechatAttention(nn.Module):
 
 
 class TelechatMLP(nn.Module):
-    """SwiGLU feed-forward. Where `online_rotation` names its block, down_proj reads the product turned (R4)."""
+    """SwiGLU feed-forward. With `online_rotation` down_proj reads the product turned (R4), as its weight expects."""
 
-    def __init__(self, config: TelechatConfig, layer: int, bias: bool = True) -> None:
+    def __init__(self, config: TelechatConfig, bias: bool = True) -> None:
         """`bias`: of down_proj."""
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.ffn_hidden_size, bias=False)
         self.down_proj = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
-        self.rotation = plain_rotation(config.ffn_hidden_size) if config.turns(layer) else None
+        self.rotation = plain_rotation(config.ffn_hidden_size) if config.online_rotation else None
 
     def forward(self, x: Tensor) -> Tensor:
         if (joined := joined_of(self.gate_proj, self.up_proj)) is None:
@@ -137,7 +137,7 @@ class TelechatBlock(GradientCheckpointingLayer):
         self.input_layernorm = TelechatRMSNorm(size, epsilon)
         self.self_attention = TelechatAttention(config, layer)
         self.post_attention_layernorm = TelechatRMSNorm(size, epsilon)
-        self.mlp = TelechatMLP(config, layer)
+        self.mlp = TelechatMLP(config)
         self.residual_after_norm = config.apply_residual_connection_post_layernorm
 
     def forward(

@@ -52,7 +52,7 @@ class Telechat3Block(TelechatBlock):
         self.input_layernorm = TelechatRMSNorm(size, epsilon)
         self.self_attn = Telechat3Attention(config, layer)
         self.post_attention_layernorm = TelechatRMSNorm(size, epsilon)
-        self.mlp = TelechatMLP(config, layer, bias=False)
+        self.mlp = TelechatMLP(config, bias=False)
         self.residual_after_norm = False
 
     @property

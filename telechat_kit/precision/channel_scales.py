@@ -14,6 +14,8 @@ from telechat_kit.model.int8_linears import DynamicW8A8Linear, W8A8Linear
 from telechat_kit.model.network import TelechatRMSNorm
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.calibration.groups import value_columns, value_rows
+from telechat_kit.quantization.calibration.passes import fold
+from telechat_kit.quantization.methods.rotation import turn_products
 from telechat_kit.quantization.methods.splitting import copied_channels, copy_channels
 
 
@@ -57,7 +59,12 @@ def float_in_quantized(linear: nn.Module, basis: Basis) -> Converted:
 
 
 def split_alike(block: Block, quantized: Block) -> None:
-    """Give the float block the copies of feed-forward channels that the quantized one has, if any."""
+    """Give the float block the copies of feed-forward channels that the quantized one has, or turn them as it does."""
+    if quantized.module.mlp.rotation is not None:
+        up = block.prefix + block.layout.up
+        fold(block, {up: block_bases(block, quantized)[block.layout.up].out})
+        turn_products(block)
+        return
     width = block.module.mlp.down_proj.weight.shape[1]
     rows = dense_weight(quantized.module.get_submodule(block.layout.gate))
     if rows.shape[0] > width:

@@ -38,8 +38,10 @@ from telechat_kit.quantization.methods.smoothing import METHODS
 from telechat_kit.quantization.methods.splitting import SPLIT_CHANNELS
 from telechat_kit.quantization.partial import open_partial, partial_folder
 from telechat_kit.quantization.recipe import (
+    ONLINE_ROTATION,
     RANDOM_TOKENS,
     ROTATION,
+    SETS,
     SPLITTING,
     AppliedRecipe,
     LinearRecord,
@@ -135,6 +137,8 @@ def quantize(
         **asked, **chosen.recipe(),
     )  # fmt: skip
     shards = open_shards(source, applied.ingredients, calibration.seed)
+    if ONLINE_ROTATION in applied.ingredients:
+        shards.config_changes |= {"online_rotation": True}
     quantized = _quantize(shards, target.resolve(), chosen.tensors(), applied, torch_device)
     record = _record(source, target, quantized.linears, quantized.float_linears, applied, start, torch_device)
     return replace(record, measured=quantized.measured)
@@ -283,12 +287,12 @@ def _measured_by(source: Path, recipe: Recipe, samples: int) -> dict[str, Any]:
 def _made_of(source: Path, recipe: Recipe, vocabulary: int) -> dict[str, Any]:
     """The fields of an `AppliedRecipe` that say what method best is made of; the other methods have no such choice.
 
-    "all" goes without rotation where the network forbids it.
+    Sets of them go without rotation where the network forbids it.
     """
     if recipe.anti_outlier != BEST:
         return {}
     used = parse_ingredients(recipe.ingredients, recipe.activations)
-    if recipe.ingredients == "all" and ROTATION in used and why_not_r1(read_config(source)):
+    if recipe.ingredients in SETS and ROTATION in used and why_not_r1(read_config(source)):
         used.remove(ROTATION)
     return {
         "ingredients": used,

@@ -26,25 +26,32 @@ UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS, ROTATION, ONLI
 REFINEMENTS = {ROUNDING, BIAS}
 #: Those that shape static ranges: dynamic activations have none
 RANGES = {SIGNS, RANDOM_TOKENS}
-#: What "all" means: the recipe of the least loss on the worst kind of text, without what costs at run time.
-#: Turned values need no scales of their own, and a rotation of their own axes no negated channels.
-DEFAULT = {
-    "static": (UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS),
-    "dynamic": (UP_PROJ, SPLITTING, ROUNDING, BIAS, ROTATION),
+#: What "all" means: the recipe of the least loss on the worst kind of text that every format carries, and "online": of
+#: those that the kit itself runs. Turned values need no scales of their own, and a rotation of their own axes no negated
+#: channels.
+SETS = {
+    "all": {
+        "static": (UP_PROJ, VALUES, SIGNS, RANDOM_TOKENS, SPLITTING, ROUNDING, BIAS),
+        "dynamic": (UP_PROJ, SPLITTING, ROUNDING, BIAS, ROTATION),
+    },
+    "online": {
+        "static": (RANDOM_TOKENS, ROUNDING, BIAS, ROTATION, ONLINE_ROTATION),
+        "dynamic": (ROUNDING, BIAS, ROTATION, ONLINE_ROTATION),
+    },
 }
 
 
 def parse_ingredients(text: str, activations: str = "static") -> list[str]:
-    """The ingredients of method best that a parameter names: "all" (`DEFAULT`), "none", or some separated by commas."""
+    """The ingredients of method best that a parameter names: "all" or "online" (`SETS`), "none", or some with commas."""
     if text == "none":
         return []
-    if text == "all":
-        return list(DEFAULT[activations])
+    if text in SETS:
+        return list(SETS[text][activations])
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in INGREDIENTS]:
         known = ", ".join(INGREDIENTS)
         raise ParameterError(
-            'ingredient "{unknown}" is unknown. Use all, none, or some of {known}.',
+            'ingredient "{unknown}" is unknown. Use all, online, none, or some of {known}.',
             unknown=unknown[0],
             known=known,
         )
@@ -62,8 +69,6 @@ def _check_online(names: Collection[str]) -> None:
     """Refuse a rotation of down_proj's input beside what does not know of it."""
     if ONLINE_ROTATION not in names:
         return
-    if ROTATION not in names:
-        raise ParameterError('ingredient "online_rotation" needs rotation beside it. Name both, or neither.')
     for other in (UP_PROJ, SPLITTING):  # both work on channels that are mixed by then
         if other in names:
             raise ParameterError(

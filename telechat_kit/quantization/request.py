@@ -19,12 +19,13 @@ class Recipe:
         anti_outlier: outlier suppression: none, m1 (SmoothQuant), m2, m3 (AWQ), m4, best. m2 searches a threshold; m4
             is SmoothQuant with exponent 0.9 that also smooths up_proj -> down_proj and value -> dense; best is the
             kit's own: the groups of m4 with other exponents, and what `ingredients` says.
-        ingredients: of best: all, none, or some of up_proj, values, signs, random_tokens, splitting, rounding, bias, rotation, online_rotation.
+        ingredients: of best: all, online, none, or some of up_proj, values, signs, random_tokens, splitting, rounding, bias, rotation, online_rotation.
             Beside scaled norms: the two further groups, one side of each range kept small, ranges that hold what
             random tokens reach too, feed-forward channels split, GPTQ, biases corrected; with commas between them.
             Also rotation (of the residual stream and of the values; a tied head becomes a table of its own) and
-            online_rotation (of down_proj's input, at run time). all: what loses least on the worst kind of text
-            without cost at run time: rotation for dynamic activations, ranges, signs and scaled values for static.
+            online_rotation (of down_proj's input, at run time). all: what loses least on the worst kind of text and goes
+            into every format: rotation for dynamic activations, ranges, signs and scaled values for static. online:
+            what loses least in the kit itself, with both rotations.
         act_method: range of static activations: 1 min-max, 2 histogram, 3 automatic.
         activations: static: one range for a linear; dynamic: one scale for each token. Ranges are found by
             calibration, scales while the model runs (W8A8_DYNAMIC; not for the 310P's operator).

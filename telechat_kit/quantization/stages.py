@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from telechat_kit.backends import backend_for
 from telechat_kit.errors import DataError
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block
@@ -45,9 +46,11 @@ from telechat_kit.quantization.calibration.sensitivity import SensitivityScore
 from telechat_kit.quantization.formats.w8a8_folder import as_stored
 from telechat_kit.quantization.int8.observers import make_observer
 from telechat_kit.quantization.int8.packing import weight_scale
+from telechat_kit.quantization.methods.evening import scale_for_range, scale_for_tokens
+from telechat_kit.quantization.methods.rotation import turn_products
 from telechat_kit.quantization.methods.smoothing import GroupStatistics
 from telechat_kit.quantization.methods.splitting import split_channels
-from telechat_kit.quantization.recipe import BIAS, ROUNDING, SIGNS, AppliedRecipe
+from telechat_kit.quantization.recipe import BIAS, ONLINE_ROTATION, ROUNDING, SIGNS, AppliedRecipe
 
 
 @dataclass
@@ -97,8 +100,9 @@ class Stages:
             block.replace(last, nn.Identity())  # what it reads is wanted
             inner = self._multiplied(names, inputs, through)
             block.replace(last, exit_module)
-            self._rescale(block.prefix + feeder, inner)
-            self._quantize([last], inner, self._energies_after(last, residual, inner))
+            energies = self._energies_after(last, residual, inner)
+            self._rescale(block.prefix + feeder, inner, energies)
+            self._quantize([last], inner, energies)
             added = self._multiplied([last], inner, block.submodule(last))
             states = [x.add_(y) for x, y in zip(added, residual, strict=True)]
         return list(states)
@@ -124,9 +128,12 @@ class Stages:
         self.scales[feeder] = scale
         fold(self.block, {feeder: scale})
 
-    def _rescale(self, feeder: str, inputs: list[Tensor]) -> None:
-        """Scale the channels that the linear `feeder` gives, and split some, in the block and in `inputs`."""
+    def _rescale(self, feeder: str, inputs: list[Tensor], energies: Sequence[Tensor]) -> None:
+        """Scale the channels that the linear `feeder` gives, and split or turn them, in the block and in `inputs`."""
         block, up = self.block, self.block.prefix + self.block.layout.up
+        if feeder == up and ONLINE_ROTATION in self.recipe.ingredients:
+            self._turn(up, inputs, energies)
+            return
         if not feeder.endswith(self.recipe.unscaled or ("-",)):
             self._scale(feeder, inputs)
             scale = self.scales[feeder]
@@ -141,11 +148,26 @@ class Stages:
                 self.rounded[name] = self.rounded[name][channels]
             inputs[:] = [x.index_select(2, channels) for x in inputs]
 
+    def _turn(self, up: str, inputs: list[Tensor], energies: Sequence[Tensor]) -> None:
+        """Even the channels that `up` gives out, and turn them (R4)."""
+        block, down = self.block, self.block.prefix + self.block.layout.down
+        weight = block.parameter(f"{down}.weight").data
+        if self.recipe.activations == "static":
+            scale = scale_for_range(inputs, weight)
+        else:
+            counts = [count for _, count in token_weights(energies, relative=True)]
+            scale = scale_for_tokens(inputs[: self.samples], counts, weight)
+        self.channels.before[down] = _bounds(inputs[: self.samples]).abs().amax(0)
+        self.scales[up] = scale
+        fold(block, {up: scale})
+        rotation = turn_products(block)
+        inputs[:] = [backend_for(x.device.type).turn(x.div_(scale), rotation) for x in inputs]
+
     def _energies_after(
         self, exit_: str, residual: Sequence[Tensor], inner: Sequence[Tensor]
     ) -> list[Tensor]:
         """Energy `[T]` of the residual stream behind the linear `exit_` in float, sample by sample."""
-        if not self.recipe.refined:
+        if not (self.recipe.refined or ONLINE_ROTATION in self.recipe.ingredients):
             return []
         weights = dict(self.block.submodule(exit_).named_parameters())
         pairs = zip(residual[: self.samples], inner[: self.samples], strict=True)

@@ -41,9 +41,10 @@ from telechat_kit.quantization.int8.packing import pack_dynamic_linear, pack_lin
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, choose_float_linears
 from telechat_kit.quantization.levels.hidden_states import VariantPass
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, choose_measured
+from telechat_kit.quantization.methods.rotation import turn_products
 from telechat_kit.quantization.methods.splitting import split_channels
 from telechat_kit.quantization.partial import Pass
-from telechat_kit.quantization.recipe import AppliedRecipe, LinearRecord
+from telechat_kit.quantization.recipe import ONLINE_ROTATION, AppliedRecipe, LinearRecord
 from telechat_kit.quantization.stages import Stages
 
 
@@ -288,6 +289,8 @@ class _Quantizer:
         scales = self.analysis.tensors(block.index)
         fold(block, {name: scale.to(self.device) for name, scale in scales.items()})
         split = split_channels(block, self.recipe.split_channels) if self.recipe.split_channels else None
+        if ONLINE_ROTATION in self.recipe.ingredients:
+            turn_products(block)
         for name in [*norm_groups(block), *float_linears]:
             if name.startswith(block.prefix):
                 weight = block.parameter(f"{name}.weight")

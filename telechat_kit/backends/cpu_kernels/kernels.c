@@ -228,19 +228,18 @@ typedef struct {
 /* The orthogonal matrix base x Hadamard's of order 2^power: what an online rotation turns the input of down_proj by. */
 typedef struct {
     const float *base;        /* [order][order]; NULL where order is 1 */
-    int32_t order, power;
+    int32_t order, power;     /* order 0: nothing is turned */
 } rotation;
 
 typedef struct {
     norm input_norm, post_norm;
     linear query, key_value, dense, gate, up, down;
-    int32_t turned;           /* whether down reads its input turned by the network's rotation */
 } block;
 
 typedef struct {
     int32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab, residual_after_norm;
     float epsilon;
-    rotation products;        /* of ffn channels */
+    rotation products;        /* of the ffn channels that down reads */
     const block *blocks;
     linear embedding;         /* float [vocab][hidden], a table */
     norm embedding_norm, final_norm; /* embedding_norm.weight NULL where there is none */
@@ -896,7 +895,7 @@ static void turn_products(const network *m, float *act, int rows, float *room) {
 }
 
 /* Whether the input of down is made of whole rows of products: to turn them, or to find the scale of each. */
-static int whole_rows(const block *b) { return b->turned || b->down.shift; }
+static int whole_rows(const network *m, const block *b) { return m->products.order || b->down.shift; }
 
 /* silu(gate) * up for these panels, in the form that `down` reads; floats where that one needs whole rows. */
 static void gated(const network *m, const block *b, const float *x, narrow n, int rows, range panels, narrow wide, float *act) {
@@ -909,9 +908,9 @@ static void gated(const network *m, const block *b, const float *x, narrow n, in
             float *g = gate + r * BLOCK, *u = up + r * BLOCK;
 #pragma omp simd
             for (int i = 0; i < count; i++) g[i] = g[i] / (1.0f + exponential(-g[i])) * u[i];
-            if (whole_rows(b) || (!b->down.deq_scale && !b->down.bfloat16)) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
+            if (whole_rows(m, b) || (!b->down.deq_scale && !b->down.bfloat16)) memcpy(act + (int64_t)r * m->ffn + first, g, count * sizeof(float));
         }
-        if (!whole_rows(b)) narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
+        if (!whole_rows(m, b)) narrow_inputs(&b->down, gate, BLOCK, rows, first, count, rows, wide);
     }
 }
 
@@ -1300,8 +1299,8 @@ static void finish(const network *m, const batch *t, int layer, const space *s, 
     norm_rows(m, &b->post_norm, x, rows, w->normed);
     narrow_pair(&b->gate, &b->up, w->normed, rows, rows, w->hidden);
     gated(m, b, w->normed, w->hidden, rows, (range){0, panels_of(m->ffn)}, w->wide, w->act);
-    if (b->turned) turn_products(m, w->act, rows, w->turned);
-    if (whole_rows(b)) narrow_input(&b->down, w->act, rows, rows, w->wide);
+    if (m->products.order) turn_products(m, w->act, rows, w->turned);
+    if (whole_rows(m, b)) narrow_input(&b->down, w->act, rows, rows, w->wide);
     apply_all(&b->down, w->act, w->wide, rows, w->y);
     add_rows(m, w->y, base, rows, x);
 }
@@ -1413,9 +1412,9 @@ static void norm_share(const network *m, const norm *n, const linear *a, const l
 }
 
 /* The products that down reads: turned, where it reads them so, this thread's rows of them or a copy of a single one. */
-static const float *turned_share(const network *m, const block *b, const space *s, const worker *mine, int rows) {
+static const float *turned_share(const network *m, const space *s, const worker *mine, int rows) {
     const range own = own_rows(m, rows);
-    if (!b->turned) return s->act;
+    if (!m->products.order) return s->act;
     if (rows == 1) {
         turn_row(&m->products, s->act, mine->turned);
         return mine->turned;
@@ -1450,13 +1449,13 @@ static void decode_block(const network *m, const batch *t, int layer, const spac
     lap(time, LINEARS);
     meet(time);
     const float *products = s->act;
-    if (whole_rows(b)) {
-        products = turned_share(m, b, s, mine, t->rows);
+    if (whole_rows(m, b)) {
+        products = turned_share(m, s, mine, t->rows);
         narrow_input(&b->down, products + (int64_t)own.begin * m->ffn, own.end - own.begin, t->rows, narrow_rows(w->wide, own.begin, m->ffn));
         lap(time, NORMS);
         if (t->rows > 1) meet(time);
     }
-    add_share(&b->down, products, whole_rows(b) ? w->wide : s->wide, t->rows, base, s->y, s->x);
+    add_share(&b->down, products, whole_rows(m, b) ? w->wide : s->wide, t->rows, base, s->y, s->x);
     lap(time, LINEARS);
     meet(time);
 }

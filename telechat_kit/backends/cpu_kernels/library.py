@@ -56,7 +56,6 @@ class Block(Structure):
         ("gate", Linear),
         ("up", Linear),
         ("down", Linear),
-        ("turned", c_int32),
     )
 
 

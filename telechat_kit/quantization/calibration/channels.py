@@ -14,6 +14,8 @@ class ChannelMaxima:
     """Largest absolute value of every input channel `[in]` of some linears, over all samples they see."""
 
     def __init__(self, names: Iterable[str]) -> None:
+        #: what was there of an input that the linear reads mixed with others, `[in]`
+        self.before: dict[str, Tensor] = {}
         self._maxima: dict[str, Tensor | None] = dict.fromkeys(names)
 
     def updates(self) -> dict[str, Callable[[Tensor], None]]:
@@ -36,14 +38,21 @@ class ChannelMaxima:
             down = block.prefix + block.layout.down
             divisor |= {down: divisor[down].to(channels.device)[channels]} if down in divisor else {}
         return {
-            name: _facts(largest, divisor.get(name), block.parameter(f"{name}.weight").data)
+            name: _facts(
+                largest, self._raw(name, largest, divisor.get(name)), block.parameter(f"{name}.weight").data
+            )
             for name, largest in self._maxima.items()
             if largest is not None
         }
 
+    def _raw(self, name: str, largest: Tensor, divisor: Tensor | None) -> Tensor:
+        """Largest values without outlier suppression."""
+        if name in self.before:
+            return self.before[name]
+        return largest if divisor is None else largest * divisor.to(largest.device).abs()
 
-def _facts(largest: Tensor, divisor: Tensor | None, weight: Tensor) -> dict[str, float | int]:
-    raw = largest if divisor is None else largest * divisor.to(largest.device).abs()
+
+def _facts(largest: Tensor, raw: Tensor, weight: Tensor) -> dict[str, float | int]:
     return {
         "input_absmax": largest.max().item(),
         "input_median": largest.median().item(),

@@ -140,11 +140,11 @@ def write_w8a8_folder(
     for index in range(shards.config.n_layer):
         kinds |= blocks.details(index)["kinds"]
     kinds |= {entry.name: of for entry, of in outer}
-    if shards.config.online_rotation:
-        kinds["online_rotation"] = "mlp.down_proj: hadamard"
-    require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
     width = "intermediate_size" if isinstance(shards.config, Telechat3Config) else "ffn_hidden_size"
     config = {**dtype_config(shards), width: ffn_hidden_size}
+    if config.get("online_rotation"):
+        kinds["online_rotation"] = "mlp.down_proj: hadamard"
+    require_space(target, sum(entry.nbytes for entry in entries), "the W8A8 checkpoint")
     with writing(target):
         folder = _fresh(blocks.folder / "result")
         copy_beside(shards.folder, folder)

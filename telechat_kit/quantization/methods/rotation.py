@@ -21,6 +21,7 @@ from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.model.configuration import Telechat3Config, TelechatConfig
 from telechat_kit.model.layout import HEAD
 from telechat_kit.model.weight_shards import Shards
+from telechat_kit.quantization.blocks import Block
 
 
 def why_not_r1(config: TelechatConfig) -> str | None:
@@ -36,11 +37,11 @@ def open_shards(folder: Path, ingredients: Sequence[str], seed: int) -> Shards:
     """The float checkpoint on the axes of a W8A8 one that was made with these `ingredients` of method best."""
     if "rotation" not in ingredients:
         return Shards(folder)
-    return RotatedShards(folder, seed, online="online_rotation" in ingredients)
+    return RotatedShards(folder, seed)
 
 
 class RotatedShards(Shards):
-    """A float checkpoint as `Shards` has it, turned by R1 and R2, and R4 where `online`, when it is read.
+    """A float checkpoint as `Shards` has it, turned by R1 and R2 when it is read.
 
     Every tensor keeps its dtype. The head is the checkpoint's own or, where it was tied, a turned copy of the
     embedding: `untied_bytes` more.
@@ -49,7 +50,7 @@ class RotatedShards(Shards):
         ParameterError: this network cannot be turned; `why_not_r1` says why.
     """
 
-    def __init__(self, folder: Path, seed: int, online: bool = False) -> None:
+    def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder)
         if reason := why_not_r1(self.config):
             raise ParameterError(
@@ -66,10 +67,7 @@ class RotatedShards(Shards):
         self.layout = self.config.layout
         self.stream = random_rotation(self.config.hidden_size, seed)
         self.values = random_rotation(self.config.head_dim, seed + 1)
-        self.products = plain_rotation(self.config.ffn_hidden_size) if online else None
         self.untied_bytes = self._untie() if self.config.tie_word_embeddings else 0
-        if online:
-            self._change(online_rotation=True)
 
     def _untie(self) -> int:
         """Give the network a head of its own; the bytes it takes. What a tied head said of the rotary base stays."""
@@ -132,8 +130,6 @@ class RotatedShards(Shards):
         if local == self.layout.value:
             rows = self._value_sizes(block, value.device).reciprocal()
             wide = turn_values(wide, rows, self.values, self._parts_per_head)
-        elif local == self.layout.up and self.products:
-            wide = wide / self._product_sizes(block, value.device)[:, None]
         return self._writer(block, local, wide).float()
 
     def _writer(self, block: str, local: str, weight: Tensor) -> Tensor:
@@ -143,8 +139,6 @@ class RotatedShards(Shards):
             columns = sizes.repeat_interleave(weight.shape[1] // sizes.numel(), dim=0).flatten()
             return self.stream.columns(turn_head_columns(weight * columns, self.values))
         if local == self.layout.down:
-            if self.products:
-                weight = self.products.rows(weight * self._product_sizes(block, weight.device))
             return self.stream.columns(weight)
         return weight
 
@@ -154,13 +148,6 @@ class RotatedShards(Shards):
         norm = self._plain(f"{block}.{self.layout.norms[0]}.weight", device)
         values = (weight * norm).view(-1, self._parts_per_head, self.config.head_dim, weight.shape[1])[:, -1]
         return _nonzero(values.norm(dim=-1).flatten())
-
-    def _product_sizes(self, block: str, device: torch.device) -> Tensor:
-        """Scale `[ffn]` that gives up_proj's rows and down_proj's columns one size, channel by channel."""
-        norm = self._plain(f"{block}.{self.layout.norms[1]}.weight", device)
-        rows = (self._plain(f"{block}.{self.layout.up}.weight", device) * norm).norm(dim=1)
-        columns = self._plain(f"{block}.{self.layout.down}.weight", device).norm(dim=0)
-        return (_nonzero(rows) / _nonzero(columns)).sqrt()
 
     @property
     def _parts_per_head(self) -> int:
@@ -174,6 +161,14 @@ class RotatedShards(Shards):
 
 def _nonzero(sizes: Tensor) -> Tensor:
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+
+
+def turn_products(block: Block) -> Rotation:
+    """Let down_proj of `block` read its input turned (R4), in place, and say by what; the block computes the same."""
+    mlp = block.module.mlp
+    mlp.rotation = rotation = plain_rotation(mlp.down_proj.weight.shape[1])
+    mlp.down_proj.weight.data = rotation.rows(mlp.down_proj.weight.data.double()).float()
+    return rotation
 
 
 def turn_values(weight: Tensor, scale: Tensor, rotation: Rotation, parts: int) -> Tensor:

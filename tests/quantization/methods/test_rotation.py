@@ -15,12 +15,14 @@ from telechat_kit.errors import DeviceError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.layout import HEAD, TELECHAT
+from telechat_kit.model.rotary import Rotary
 from telechat_kit.model.sharding import Shard
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.precision import evaluation_blocks, measure_sources
 from telechat_kit.quantization import Calibration, Recipe, export, quantize
-from telechat_kit.quantization.methods.rotation import RotatedShards
+from telechat_kit.quantization.blocks import embed, load_block
+from telechat_kit.quantization.methods.rotation import RotatedShards, turn_products
 from telechat_kit.quantization.recipe import parse_ingredients
 
 CPU = torch.device("cpu")
@@ -57,20 +59,31 @@ def logits(shards: Shards) -> Tensor:
         return model.eval()(IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("online", [False, True], ids=["R1 R2", "R1 R2 R4"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_the_turned_network_computes_the_same(tmp_path: Path, tied: bool, online: bool) -> None:
+def test_the_turned_network_computes_the_same(tmp_path: Path, tied: bool) -> None:
     folder = checkpoint(tmp_path / "float", tie_word_embeddings=tied)
-    plain, turned = logits(Shards(folder)), logits(RotatedShards(folder, 0, online))
+    plain, turned = logits(Shards(folder)), logits(RotatedShards(folder, 0))
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
 
 
-@pytest.mark.parametrize("online", [False, True], ids=["R1 R2", "R1 R2 R4"])
 @pytest.mark.parametrize("case", ["model-telechat2/115b-small", "model-telechat3/36b-small"])
-def test_groups_of_heads_and_llama_s_names_are_turned_too(case: str, online: bool) -> None:
+def test_groups_of_heads_and_llama_s_names_are_turned_too(case: str) -> None:
     folder = Path(__file__).parents[2] / "data" / case
-    plain, turned = logits(Shards(folder)), logits(RotatedShards(folder, 0, online))
+    plain, turned = logits(Shards(folder)), logits(RotatedShards(folder, 0))
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("case", ["model-telechat2/115b-small", "model-telechat3/36b-small"])
+def test_a_block_whose_products_are_turned_computes_the_same(case: str) -> None:
+    shards = Shards(Path(__file__).parents[2] / "data" / case)
+    block = load_block(shards, 0, Rotary(shards.config), CPU)
+    states = embed(shards, [IDS[:1]], CPU)
+    (plain,) = block.run(states)
+    rotation = turn_products(block)
+    torch.testing.assert_close(block.run(states)[0], plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+    block.module.mlp.rotation = None
+    assert (block.run(states)[0] - plain).abs().max() > 1e-3 * float(plain.abs().max())
+    assert rotation.size == shards.config.ffn_hidden_size
 
 
 def test_only_a_tied_head_costs_bytes_and_its_rotary_base_stays(tmp_path: Path) -> None:
@@ -119,8 +132,10 @@ def test_sizes_that_two_linears_share_otherwise_make_no_difference(tmp_path: Pat
         tensors[block + "mlp.down_proj.weight"][:, 7] /= 32
     harder = checkpoint(tmp_path / "harder")
     save_file(tensors, harder / "model.safetensors", metadata={"format": "pt"})
-    plain, turned = RotatedShards(folder, 0, online=True), RotatedShards(harder, 0, online=True)
+    plain, turned = RotatedShards(folder, 0), RotatedShards(harder, 0)
     for name, value in plain.read(plain.tensors, CPU).items():
+        if "mlp.up_proj" in name or "mlp.down_proj" in name:
+            continue  # evened out when their block is calibrated
         torch.testing.assert_close(turned.read([name], CPU)[name], value, rtol=1e-4, atol=1e-4)
 
 
@@ -215,7 +230,7 @@ def test_where_the_loss_comes_from_is_found_on_turned_axes(online_folder: Path, 
 def test_all_turns_dynamic_checkpoints_where_the_network_allows(tmp_path: Path, tiny_folder: Path) -> None:
     assert "rotation" in parse_ingredients("all", "dynamic")
     assert "rotation" not in parse_ingredients("all", "static")
-    for name in ("all", "rotation"):
+    for name in ("all", "online", "rotation"):
         barred = TelechatConfig.from_pretrained(tiny_folder, embed_layernorm=True)
         folder = tmp_path / f"barred-{name}"
         TelechatForCausalLM(barred).save_pretrained(folder)
@@ -223,21 +238,20 @@ def test_all_turns_dynamic_checkpoints_where_the_network_allows(tmp_path: Path, 
             shutil.copy(path, folder)
         recipe = Recipe("L0", activations="dynamic", ingredients=name)
         calibration = Calibration("pydoc_data.topics", calibration_samples=2, calibration_tokens=48)
-        if name == "all":
-            record = quantize(folder, tmp_path / "w8a8", recipe, calibration)
+        if name != "rotation":
+            record = quantize(folder, tmp_path / name, recipe, calibration)
             assert record.recipe is not None
             assert "rotation" not in record.recipe.ingredients
-            assert "up_proj" in record.recipe.ingredients
+            kept = {"all": "up_proj", "online": "online_rotation"}
+            assert kept[name] in record.recipe.ingredients
+            assert load_model(tmp_path / name, "cpu").config.online_rotation is (name == "online")
         else:
             with pytest.raises(ParameterError, match="cannot be rotated"):
                 quantize(folder, tmp_path / "refused", recipe, calibration)
 
 
-def test_an_online_rotation_alone_or_with_what_it_excludes_is_refused(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_an_online_rotation_beside_what_it_excludes_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     for used, problem in (
-        ("online_rotation", "needs rotation"),
         ("rotation, online_rotation, splitting", "splitting"),
         ("rotation, online_rotation, up_proj", "up_proj"),
     ):
