@@ -24,9 +24,10 @@ from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.progress import resumable
 from telechat_kit.provenance import Conditions, code_hash, combined_hash, file_hash
+from telechat_kit.quantization.beside_m1 import SAMPLES, TOKENS, BesideM1, beside_m1
 from telechat_kit.quantization.blocks import model_linear_names
 from telechat_kit.quantization.calibration.groups import BEST
-from telechat_kit.quantization.calibration.samples import calibration_set
+from telechat_kit.quantization.calibration.samples import CalibrationSet, calibration_set, held_back_samples
 from telechat_kit.quantization.formats.given import GivenWeights, check_given
 from telechat_kit.quantization.formats.ownership import require_free
 from telechat_kit.quantization.formats.w8a8_folder import RECIPE, needed_bytes, write_w8a8_folder
@@ -79,6 +80,7 @@ class QuantizeRecord:
     recipe_sha256: str = ""
     given: GivenWeights | None = None
     measured: MeasuredLevel | None = None  # of level auto
+    beside_m1: BesideM1 | None = None  # of method best, where calibration left text to measure on
 
 
 @resumable(
@@ -139,9 +141,20 @@ def quantize(
     shards = open_shards(source, applied.ingredients, calibration.seed)
     if ONLINE_ROTATION in applied.ingredients:
         shards.config_changes |= {"online_rotation": True}
-    quantized = _quantize(shards, target.resolve(), chosen.tensors(), applied, torch_device)
+    samples, held = chosen.tensors(), _held_back(tokenizer, chosen, calibration, applied)
+    quantized, beside = _quantize(shards, target.resolve(), samples, held, applied, torch_device)
     record = _record(source, target, quantized.linears, quantized.float_linears, applied, start, torch_device)
-    return replace(record, measured=quantized.measured)
+    return replace(record, measured=quantized.measured, beside_m1=beside)
+
+
+def _held_back(
+    tokenizer: Any, chosen: CalibrationSet, calibration: Calibration, recipe: AppliedRecipe
+) -> list[Tensor]:
+    """What method best is compared with m1 on."""
+    if recipe.anti_outlier != BEST:
+        return []
+    tokens = min(TOKENS, calibration.calibration_tokens)
+    return held_back_samples(tokenizer, chosen, SAMPLES, tokens, calibration.seed)
 
 
 def check_given_weights(
@@ -194,29 +207,36 @@ def _record(
 
 
 def _quantize(
-    shards: Shards, target: Path, samples: Sequence[Tensor], recipe: AppliedRecipe, device: torch.device
-) -> Quantized:
+    shards: Shards,
+    target: Path,
+    samples: Sequence[Tensor],
+    held: Sequence[Tensor],
+    recipe: AppliedRecipe,
+    device: torch.device,
+) -> tuple[Quantized, BesideM1 | None]:
     """Write the W8A8 folder `target`, going on with what an interrupted run of the same work has finished."""
     folder = partial_folder(target)
-    require_space(target, needed_bytes(shards, trial=recipe.level == AUTO), "the W8A8 checkpoint")
+    require_space(
+        target, needed_bytes(shards, trial=recipe.level == AUTO or bool(held)), "the W8A8 checkpoint"
+    )
     shards.require_finite()
     with working_in(folder):
         open_partial(folder, _work_key(shards, recipe, device))
         try:
             with explained("calibration", backend_for(device.type)):
                 quantized = quantize_blocks(shards, samples, recipe, folder, device)
+                beside = beside_m1(shards, held, samples, recipe, quantized, device)
             width = shards.config.ffn_hidden_size + recipe.split_channels
-            write_w8a8_folder(
-                target, shards, quantized.blocks, _details(recipe, quantized), recipe.kind, width
-            )
+            details = _details(recipe, quantized, beside)
+            write_w8a8_folder(target, shards, quantized.blocks, details, recipe.kind, width)
         except (CheckpointError, DataError, ParameterError):  # the input is at fault: nothing to go on with
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
-    return quantized
+    return quantized, beside
 
 
-def _details(recipe: AppliedRecipe, quantized: Quantized) -> dict[str, Any]:
+def _details(recipe: AppliedRecipe, quantized: Quantized, beside: BesideM1 | None) -> dict[str, Any]:
     """What the checkpoint's own `quantize.json` says."""
     return {
         "schema": SCHEMA,
@@ -225,6 +245,7 @@ def _details(recipe: AppliedRecipe, quantized: Quantized) -> dict[str, Any]:
         "linears": [finite(asdict(linear)) for linear in quantized.linears],
         "float_linears": [finite(asdict(linear)) for linear in quantized.float_linears],
         **({"measured": asdict(quantized.measured)} if quantized.measured else {}),
+        **({"beside_m1": asdict(beside)} if beside else {}),
     }
 
 

@@ -74,11 +74,11 @@ def quantize_blocks(
         6 if recipe.level == AUTO else 2,
     )
     looked_at = SENSITIVITY_SAMPLES if recipe.anti_outlier in FIRST_SAMPLE_ONLY else len(samples)
-    analyzer = _Analyzer(shards, recipe, analysis, device)
+    analyzer = Analyzer(shards, recipe, analysis, device)
     stream(analyzer, samples[:looked_at], Message("1 of {passes}, analysis of blocks", passes=passes))
     scores = {name: score for index in range(count) for name, score in analysis.details(index).items()}
 
-    at_l0 = _Quantizer(shards, recipe, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
+    at_l0 = Quantizer(shards, recipe, analysis, frozenset(), Pass(folder, "trial"), device, len(samples))
     if recipe.level == AUTO:
         stream(at_l0, samples, marked("2 of 6, quantization at L0"))
         rows = _linear_records(at_l0.results, count)
@@ -117,7 +117,7 @@ def _quantize_by_inputs(
         random_samples(samples, recipe.random_vocabulary, recipe.seed) if recipe.random_vocabulary else []
     )
     analysis, blocks = Pass(folder, "analysis"), Pass(folder, "block")
-    quantizer = _Quantizer(shards, recipe, analysis, frozenset(), blocks, device, len(samples))
+    quantizer = Quantizer(shards, recipe, analysis, frozenset(), blocks, device, len(samples))
     stream(quantizer, [*samples, *probes], Message("1 of {passes}, quantization of blocks", passes=passes))
     rows = _linear_records(blocks, count)
     if recipe.level == AUTO:
@@ -135,24 +135,24 @@ def _quantize_by_inputs(
 
 
 def _measured_choice(
-    at_l0: "_Quantizer", samples: Sequence[Tensor], rows: Sequence[LinearRecord], numbers: tuple[str, str]
+    at_l0: "Quantizer", samples: Sequence[Tensor], rows: Sequence[LinearRecord], numbers: tuple[str, str]
 ) -> tuple[list[FloatLinear], MeasuredLevel]:
     """The linears that level auto keeps in float, and what was measured to find them on the blocks of `at_l0`."""
     recipe = at_l0.recipe
     few, scores = samples[: recipe.budget_samples], {row.name: row.score or 0.0 for row in rows}
-    candidates = _variant_pass(at_l0, "candidates", len(few))
+    candidates = variant_pass(at_l0, "candidates", len(few))
     return choose_measured(
         candidates, few, _noise(rows), scores, recipe.budget, recipe.group_fallback, numbers
     )
 
 
 def _checked(
-    quantizer: "_Quantizer", samples: Sequence[Tensor], measured: MeasuredLevel | None, number: str
+    quantizer: "Quantizer", samples: Sequence[Tensor], measured: MeasuredLevel | None, number: str
 ) -> MeasuredLevel | None:
     """What level auto measured, and the KL of the blocks as they were written."""
     if measured is None:
         return None
-    check = _variant_pass(quantizer, "check", measured.samples)
+    check = variant_pass(quantizer, "check", measured.samples)
     kl = check.measure(samples[: measured.samples], Message("{number}, check of blocks", number=number))
     return replace(measured, kl_written=kl[()])
 
@@ -165,14 +165,14 @@ def _linear_records(blocks: Pass, count: int) -> list[LinearRecord]:
     return [LinearRecord(**row) for index in range(count) for row in blocks.details(index)["linears"]]
 
 
-def _variant_pass(quantizer: "_Quantizer", name: str, samples: int) -> VariantPass:
+def variant_pass(quantizer: "Quantizer", name: str, samples: int) -> VariantPass:
     """A pass through the blocks that `quantizer` wrote, all their int8 linears in int8."""
     shards, device, packed = quantizer.shards, quantizer.device, quantizer.results
     return VariantPass(shards, Pass(packed.folder, name), device, packed, quantizer.prepare, [()], samples)
 
 
 @dataclass(frozen=True)
-class _Analyzer:
+class Analyzer:
     """First pass: smoothing scales and sensitivity scores of a block, from the states of the float network."""
 
     shards: Shards
@@ -204,7 +204,7 @@ class _Calibrated:
 
 
 @dataclass(frozen=True)
-class _Quantizer:
+class Quantizer:
     """The tensors of a block as on disk, from the states of the quantized network.
 
     The first `samples` states are of the calibration set. The others, of random tokens, count for ranges only.

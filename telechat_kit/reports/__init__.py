@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from telechat_kit.reports import precision_tables as precision_tables
     from telechat_kit.reports import quantization_charts as quantization_charts
     from telechat_kit.reports import quantization_tables as quantization_tables
+    from telechat_kit.reports import recipe_tables as recipe_tables
     from telechat_kit.reports import setup_views as setup_views
     from telechat_kit.reports import tables as tables
     from telechat_kit.reports import thread_views as thread_views
@@ -35,6 +36,7 @@ _MODULES = (
     "precision_tables",
     "quantization_charts",
     "quantization_tables",
+    "recipe_tables",
     "setup_views",
     "tables",
     "thread_views",

@@ -133,6 +133,33 @@ def _mixed_set(
     return CalibrationSet(text, "blocks", turns, [], [], [], shares)
 
 
+def held_back_samples(
+    tokenizer: Any, chosen: CalibrationSet, count: int, tokens: int, seed: int
+) -> list[Tensor]:
+    """Up to `count` samples `[1, tokens]` of what a calibration on blocks left of its texts, of every kind as many.
+
+    None where it took lines, or left nothing.
+    """
+    if chosen.format != "blocks":
+        return []
+    texts = texts_by_kind(chosen.text.source)
+    seen = {share.kind: share.blocks for share in chosen.kinds}
+    blocks = [
+        block
+        for kind, text in texts.items()
+        for block in token_blocks(
+            tokenizer,
+            text,
+            tokens,
+            max(1, count // len(texts)),
+            seed,
+            seen.get(kind, chosen.ranges),
+            fewest=0,
+        )
+    ]
+    return [torch.tensor([block.ids]) for block in blocks]
+
+
 def random_samples(samples: Sequence[Tensor], vocabulary: int, seed: int) -> list[Tensor]:
     """As many ids, in samples of the same shapes `[1, T]`, drawn evenly from a `vocabulary`.
 

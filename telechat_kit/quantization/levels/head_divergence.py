@@ -15,12 +15,21 @@ HEAD_ROWS = 4096
 @torch.inference_mode()
 def kl_divergences(
     shards: Shards, reference: Sequence[Tensor], others: Sequence[Sequence[Tensor]], device: torch.device
-) -> list[float]:
-    """Mean KL(reference || other) of the next token's distribution, in nats per token, for each of `others`.
+) -> list[list[float]]:
+    """KL(reference || other) of the next token's distribution, in nats per token, of each sample of each of `others`.
 
     Args:
         reference: hidden states after the last block, each `[1, T, H]`; each of `others` has the same shapes.
     """
+    lengths = [x.shape[1] for x in reference]
+    found = _token_divergences(shards, reference, others, device)
+    return [[float(part.mean()) for part in tokens.split(lengths)] for tokens in found]
+
+
+def _token_divergences(
+    shards: Shards, reference: Sequence[Tensor], others: Sequence[Sequence[Tensor]], device: torch.device
+) -> list[Tensor]:
+    """The same for each token of all samples, float64 `[tokens]`."""
     p, *rest = (_head_inputs(shards, states, device) for states in (reference, *others))
     # log of the sum of exp(logit), and mean difference of both logits under p, over the rows so far
     log_p = p.new_full((p.shape[0],), -torch.inf, dtype=torch.float64)
@@ -36,7 +45,7 @@ def kl_divergences(
             gained = (logits - other).mul_(weight).sum(1, dtype=torch.float64)
             difference[i] = difference[i] * kept + gained
         log_p = total
-    return [float((d - (log_p - q)).mean()) for d, q in zip(difference, log_q, strict=True)]
+    return [d - (log_p - q) for d, q in zip(difference, log_q, strict=True)]
 
 
 def _head_inputs(shards: Shards, states: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -59,7 +59,16 @@ class VariantPass:
         return after
 
     def measure(self, samples: Sequence[Tensor], description: str) -> dict[Variant, float]:
-        """KL of each variant on `samples` (ids `[1, T]`). What is finished already is kept."""
+        """Mean KL of each variant on `samples` (ids `[1, T]`). What is finished already is kept."""
+        weights = torch.tensor([float(sample.numel()) for sample in samples], dtype=torch.float64)
+        weights /= weights.sum()
+        found = self.by_sample(samples, description)
+        return {
+            variant: float(weights @ torch.tensor(kl, dtype=torch.float64)) for variant, kl in found.items()
+        }
+
+    def by_sample(self, samples: Sequence[Tensor], description: str) -> dict[Variant, list[float]]:
+        """KL of each variant on each of the `samples`."""
         count = self.shards.config.n_layer
         stream(self, [*samples, *samples], description)
         if self.results.finished == count:

@@ -78,9 +78,11 @@ def test_divergence_by_parts_of_the_head_is_that_of_the_whole_model(
         if index == 1:
             block.parameter("transformer.h.1.mlp.down_proj.weight").data *= 1.3
         disturbed = block.run(disturbed)
-    measured = kl_divergences(shards, states, [states, disturbed], device)
-    assert measured[0] == pytest.approx(0, abs=1e-7)
-    assert measured[1] == pytest.approx(kl(load_model(tiny_folder), other, ids), rel=1e-4)
+    same, changed = kl_divergences(shards, states, [states, disturbed], device)
+    assert same == pytest.approx([0, 0], abs=1e-7)
+    assert changed == pytest.approx(
+        [kl(load_model(tiny_folder), other, [sample]) for sample in ids], rel=1e-4
+    )
 
 
 def test_measured_kl_is_that_of_the_models(
