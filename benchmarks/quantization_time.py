@@ -22,6 +22,7 @@ RECIPES = {
     "m1 L5 static": {"anti_outlier": "m1", "level": "L5"},
     "best L5 static": {"anti_outlier": "best", "level": "L5"},
     "best L0 static": {"anti_outlier": "best", "level": "L0"},
+    "best online L0 static": {"anti_outlier": "best", "level": "L0", "ingredients": "online"},
     "best L0 dynamic": {"anti_outlier": "best", "level": "L0", "activations": "dynamic"},
 }
 #: Quantizes argv[1] by the recipe argv[2] on argv[3] with argv[4] samples of argv[5] tokens; prints what it took
