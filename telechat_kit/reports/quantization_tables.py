@@ -1,8 +1,9 @@
 """Tables of `02_quantize`: the recipe, its calibration, what int8 does to the linears, and which stay in float."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
+from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -15,6 +16,9 @@ from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.reports.linear_names import block_and_kind
 from telechat_kit.reports.tables import styled
+
+#: Bytes a token up to which a tokenizer is said to shred a text
+SHREDDED = 1.25
 
 
 def recipe(record: QuantizeRecord) -> Styler:
@@ -108,9 +112,7 @@ def _samples(used: AppliedRecipe) -> list[tuple[str, str]]:
         *(
             (
                 _("kind {kind}").format(kind=kind_name(share["kind"])),
-                _("{tokens} tokens, {share}").format(
-                    tokens=f"{share['tokens']:,}", share=f"{share['tokens'] / sum(lengths):.0%}"
-                ),
+                _kind_share(share, sum(lengths)),
             )
             for share in used.calibration_kinds
         ),
@@ -129,6 +131,18 @@ def _samples(used: AppliedRecipe) -> list[tuple[str, str]]:
         (_("SHA-256 of the text"), used.calibration_sha256),
         (_("SHA-256 of the samples' token ids"), used.calibration_samples_sha256),
     ]
+
+
+def _kind_share(share: Mapping[str, Any], total: int) -> str:
+    tokens, part = f"{share['tokens']:,}", f"{share['tokens'] / total:.0%}"
+    if (length := share.get("bytes_per_token")) is None:
+        return _("{tokens} tokens, {share}").format(tokens=tokens, share=part)
+    told = {"tokens": tokens, "share": part, "length": f"{length:.1f}"}
+    if length > SHREDDED:
+        return _("{tokens} tokens, {share}, {length} bytes a token").format(**told)
+    return _(
+        "{tokens} tokens, {share}, {length} bytes a token: the tokenizer knows little more than the bytes of this text"
+    ).format(**told)
 
 
 def linears(record: QuantizeRecord) -> Styler:

@@ -56,6 +56,19 @@ def test_the_share_of_each_kind_of_text_is_said(record: QuantizeRecord) -> None:
     assert (told["kind Chinese"], told["kind code"]) == ("72 tokens, 75%", "24 tokens, 25%")
 
 
+@pytest.mark.parametrize(("length", "shredded"), [(1.0, True), (1.2, True), (3.4, False)])
+def test_a_language_that_the_tokenizer_shreds_into_bytes_is_said(
+    record: QuantizeRecord, length: float, shredded: bool
+) -> None:
+    assert record.recipe is not None
+    kinds = [{"kind": "zh", "tokens": 96, "bytes_per_token": length}]
+    table = quantization_tables.calibration(
+        replace(record, recipe=replace(record.recipe, calibration_kinds=kinds))
+    )
+    assert f"{length:.1f} bytes a token" in cells(table)
+    assert ("little more than the bytes" in cells(table)) is shredded
+
+
 def cells(table: Styler) -> str:
     return " | ".join(map(str, table.data.to_numpy().ravel()))
 

@@ -20,7 +20,8 @@ CALIBRATION_FORMATS = ("blocks", "lines", "chat")
 class KindShare:
     """What one kind of text gives to a calibration.
 
-    `blocks` are the ranges of the kind's joined tokens that were seen, for an evaluation to leave out.
+    `blocks` are the ranges of the kind's joined tokens that were seen, for an evaluation to leave out. `bytes_per_token`
+    is of their text: 1 where the tokenizer knows no more of a language than its bytes.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class KindShare:
     sha256: str
     blocks: list[tuple[int, int]]
     tokens: int
+    bytes_per_token: float
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ def _mixed_set(
         blocks = token_blocks(tokenizer, part, tokens, count, seed)
         drawn.append([block.ids for block in blocks])
         ranges = [(block.start, block.stop) for block in blocks]
-        shares.append(KindShare(kind, part.source, part.sha256, ranges, count * tokens))
+        seen = sum(len(tokenizer.decode(block.ids).encode()) for block in blocks)
+        shares.append(
+            KindShare(kind, part.source, part.sha256, ranges, count * tokens, seen / (count * tokens))
+        )
     turns = [ids for turn in zip_longest(*drawn) for ids in turn if ids is not None]
     return CalibrationSet(text, "blocks", turns, [], [], [], shares)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from telechat_kit import load_model
 from telechat_kit.errors import DeviceError, ParameterError
+from telechat_kit.inference.memory import needs
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.model import TelechatConfig, TelechatForCausalLM
 from telechat_kit.model.layout import HEAD, TELECHAT
@@ -89,6 +90,8 @@ def test_a_block_whose_products_are_turned_computes_the_same(case: str) -> None:
 def test_only_a_tied_head_costs_bytes_and_its_rotary_base_stays(tmp_path: Path) -> None:
     tied = RotatedShards(checkpoint(tmp_path / "tied", tie_word_embeddings=True), 0)
     assert tied.untied_bytes == 160 * 48 * 4
+    before = TelechatConfig.from_pretrained(tmp_path / "tied")
+    assert needs(tied.config, True).weight_bytes - needs(before, True).weight_bytes == 160 * 48 * 2
     assert tied.config.ntk_base_context == 4096
     assert tied.config_changes == {"base_seqlen": 4096, "tie_word_embeddings": False}
     untied = RotatedShards(checkpoint(tmp_path / "untied", tie_word_embeddings=False), 0)
