@@ -20,8 +20,9 @@ from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.quantization.streaming import Analyzer, Quantized, Quantizer, variant_pass
 from telechat_kit.statistics import Estimate, bootstrap
 
-#: Samples that are held back, of at most so many tokens, and samples that m1 is calibrated on
-SAMPLES, TOKENS, CALIBRATED = 10, 256, 4
+#: Samples that are held back, of at most so many tokens, and samples that m1 is calibrated on: few, for the whole comparison
+#: is to take a fraction of the quantization
+SAMPLES, TOKENS, CALIBRATED = 10, 64, 2
 M1 = "m1"
 
 
