@@ -85,6 +85,14 @@ def test_divergence_by_parts_of_the_head_is_that_of_the_whole_model(
     )
 
 
+def test_products_that_are_turned_are_measured_turned(tiny_folder: Path, tmp_path: Path) -> None:
+    record = auto(tiny_folder, tmp_path / "w8a8", "2 linears", anti_outlier="best", ingredients="online")
+    found, ids = figures(record), calibration_ids(tiny_folder, 2)
+    own = kl(load_model(tiny_folder), load_model(tmp_path / "w8a8"), ids)
+    assert found.kl_written == pytest.approx(own, rel=1e-2)
+    assert found.kl_written < found.kl_int8
+
+
 def test_measured_kl_is_that_of_the_models(
     five: tuple[QuantizeRecord, Path], tiny_folder: Path, tmp_path: Path
 ) -> None:
