@@ -88,9 +88,10 @@ class TelechatConfig(PreTrainedConfig):
         _check_heads(self)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """transformers' own, with the code by which it finds the kit; that of a published folder is not saved."""
-        self.auto_map = auto_map(self.model_type)
-        if not Path(save_directory).is_file():  # which transformers refuses
+        """transformers' own, with the code by which it finds the kit, unless the config names the published code."""
+        own = auto_map(self.model_type)
+        self.auto_map = getattr(self, "auto_map", None) or own
+        if self.auto_map == own and not Path(save_directory).is_file():  # which transformers refuses
             write_remote_code(Path(save_directory))
         super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -1,7 +1,8 @@
 """The code by which transformers finds the kit in a process that has not imported it: lm-evaluation-harness's command,
 say. What the kit writes under TeleChat's names carries it, and it runs where `trust_remote_code` is given.
 
-The published checkpoints bring code of their own, which reads none of the kit's weights; its entry goes.
+The published checkpoints bring code of their own, and float folders keep its entry. It reads no W8A8 weights: there the
+kit's takes its place.
 """
 
 from __future__ import annotations
