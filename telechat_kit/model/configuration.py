@@ -1,5 +1,6 @@
 """Configurations of the TeleChat family, with the names of its published `config.json` files."""
 
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedConfig
@@ -7,6 +8,7 @@ from transformers import PreTrainedConfig
 from telechat_kit.messages import Message
 from telechat_kit.model.layout import LLAMA, TELECHAT, Layout
 from telechat_kit.model.published_networks import check_yarn, is_telechat2, refusal
+from telechat_kit.model.remote_code import auto_map, write_remote_code
 
 
 class TelechatConfig(PreTrainedConfig):
@@ -84,6 +86,18 @@ class TelechatConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         _check_heads(self)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """transformers' own, with the code by which it finds the kit, unless the config names the published code."""
+        own = auto_map(self.model_type)
+        self.auto_map = getattr(self, "auto_map", None) or own
+        if self.auto_map == own and not Path(save_directory).is_file():  # which transformers refuses
+            write_remote_code(Path(save_directory))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers would save the kit's own modules with a model, and `model.remote_code` names them."""
 
     @property
     def layout(self) -> Layout:

@@ -36,13 +36,17 @@ def vectors(case: str) -> dict[str, Tensor]:
 
 
 def assert_golden(actual: Tensor, expected: Tensor) -> None:
-    """Within 1e-5 but for the order of sums, which is the processor's.
+    """To 1e-5, but for the few values that the vectors themselves do not know so well; none to more than 2e-5.
 
-    Of one case the vectors' own full and cached logits are 1.3e-5 apart; a Xeon with AMX is 1.41e-5 off where an EPYC
-    is 1.2e-5, of logits up to 10. The root mean square, which single sums do not move, has the narrower bound.
+    The vectors are float32 sums: up to 2.4e-5 off a float64 run of the same network, as the kit's are (2.6e-5), and of
+    one case their own full and cached logits are 1.3e-5 apart. On an EPYC 13 values of 261,120 are more than 1e-5 off,
+    1.35e-5 at most, where values go up to 10; with sums in float64 they are 133, not fewer. A Xeon with AMX sums
+    otherwise: 1.41e-5. The root mean square, which single sums do not move, has the narrower bound.
     """
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=2e-5)
-    assert (actual - expected).pow(2).mean().sqrt() < 4e-6
+    difference = (actual - expected).abs()
+    assert difference.max() < 2e-5
+    assert (difference > 1e-5).float().mean() < 2e-3
+    assert difference.pow(2).mean().sqrt() < 4e-6
 
 
 def step_by_step(model: TelechatForCausalLM, ids: Tensor, prefill: int, cache: Any = None) -> Tensor:

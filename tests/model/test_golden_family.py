@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from telechat_kit.inference.generation import generate
+from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.network_run import PreallocatedCache
 
 
@@ -41,8 +42,24 @@ def test_full_forward_gives_the_golden_logits_and_hidden_states(case: str) -> No
     for hook in hooks:
         hook.remove()
     for name in blocks:
-        # sums of another order: one value of 2304 is 1.3e-5 off
-        torch.testing.assert_close(seen[name], golden[name], rtol=1e-5, atol=2e-5)
+        assert_golden(seen[name], golden[name])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_vectors_are_as_far_from_a_float64_run_as_the_kit(case: str) -> None:
+    ids, golden = vectors(case)["input_ids"], vectors(case)["logits"]
+    exact = load_model(DATA / case, device="cpu").double()(ids, use_cache=False).logits
+    ours = golden_model(case)(ids, use_cache=False).logits
+    off = [(logits - exact).pow(2).mean().sqrt() for logits in (ours, golden)]
+    assert off[0] < 1.5 * off[1] < 4e-6
+
+
+def test_a_network_that_is_a_little_off_is_found() -> None:
+    model = load_model(DATA / "model-telechat2" / "7b-small", device="cpu")
+    golden = vectors("model-telechat2/7b-small")
+    model.transformer.ln_f.weight *= 1 + 1e-5
+    with pytest.raises(AssertionError):
+        assert_golden(model(golden["input_ids"], use_cache=False).logits, golden["logits"])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden import assert_golden
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +25,6 @@ FACTS = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_
 CASES = sorted(FACTS)
 WITHIN_TRAINED_LENGTH = ["7b-small", "12b-small"]
 SHORT = "7b-short-train"  # trained on 32 tokens
-TOLERANCE = 2e-4
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -53,10 +53,6 @@ def float32_rope_model() -> TelechatForCausalLM:
 @functools.cache
 def vectors(case: str) -> dict[str, Tensor]:
     return load_file(GOLDEN / case / "vectors.safetensors")
-
-
-def assert_golden(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 def step_by_step(model: TelechatForCausalLM, ids: Tensor, prefill: int, cache: Any = None) -> Tensor:

@@ -239,7 +239,7 @@ def _write_described(source: Source, folder: Path, format: str, names: str) -> N
     _save(folder / files.weights, tensors)
     description = ASCEND_DESCRIPTION if format == "ascendV1" else files.description
     write_json(folder / description, {**head, "model_quant_type": source.kind, **kinds})
-    write_json(folder / "config.json", {**source.config, "quantize": files.quantize})
+    source.write_config(folder, quantize=files.quantize)
     _copy_recipe(source, folder)
 
 
@@ -265,7 +265,7 @@ def _write_compressed(source: Source, folder: Path, record: ExportRecord) -> Exp
     copy_beside(source.beside, folder)
     _save(folder / "model.safetensors", tensors)
     quantization = quantization_config(["lm_head", *source.float_linears()], source.kind == DYNAMIC)
-    write_json(folder / "config.json", {**source.config, "quantization_config": quantization})
+    source.write_config(folder, quantization_config=quantization)
     _copy_recipe(source, folder)
     return replace(record, notes=notes)
 
@@ -285,7 +285,7 @@ def _write_numpy(source: Source, folder: Path, record: ExportRecord, model_path:
     copy_beside(source.beside, folder / FLOAT_PART)
     biases = {f"{linear}.bias": parts["bias"] for linear, parts in packed.items() if "bias" in parts}
     _save(folder / FLOAT_PART / "model.safetensors", tensors | biases, floats.entries())
-    write_json(folder / FLOAT_PART / "config.json", source.config)
+    source.write_config(folder / FLOAT_PART)
     _copy_recipe(source, folder)
     return replace(record, dequantized=floats.dequantized())
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from telechat_kit.errors import CheckpointError
-from telechat_kit.files import read_json
+from telechat_kit.files import read_json, write_json
 from telechat_kit.messages import Message
 from telechat_kit.model.checkpoint import config_folder, read_w8a8
 from telechat_kit.model.compressed_tensors import recovered_bias
 from telechat_kit.model.folder import DYNAMIC, STATIC, is_w8a8, read_config
 from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, decode_scale
+from telechat_kit.model.remote_code import write_config
 from telechat_kit.model.telechat3 import network_of
 from telechat_kit.model.w8a8 import LINEAR_TENSORS, W8A8Weights, linear_names, norm_names, place, stored_name
 
@@ -80,6 +81,14 @@ class Source:
         if "bias" not in packed and f"{linear}.bias" in self.parameters():
             packed["bias"] = recovered_bias(packed)
         return packed
+
+    def write_config(self, folder: Path, **more: Any) -> None:
+        """Write config.json with `more` of what the format says; under TeleChat's names the code of the kit with it."""
+        values = {**self.config, **more}
+        if isinstance(self.model.config, LlamaConfig):
+            write_json(folder / "config.json", values)
+        else:
+            write_config(folder, values, self.model.config)
 
     def shifts(self) -> dict[str, Tensor]:
         """The biases of norms whose channels were shifted."""

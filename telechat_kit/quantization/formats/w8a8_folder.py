@@ -15,6 +15,7 @@ from telechat_kit.model.configuration import Telechat3Config
 from telechat_kit.model.folder import ASCEND_DESCRIPTION, FLOAT, QUANT_NAMES, read_config
 from telechat_kit.model.hashes import WEIGHTS, weight_hashes
 from telechat_kit.model.network_values import NETWORK, network_values
+from telechat_kit.model.remote_code import REMOTE_CODE, write_config
 from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import HEAD, Shards
 from telechat_kit.quantization.blocks import Block
@@ -27,7 +28,7 @@ _WEIGHT_ENDINGS = (".safetensors", ".bin", ".index.json", ".npy", ".gguf")
 _DESCRIPTIONS = (ASCEND_DESCRIPTION, *(names.description for names in QUANT_NAMES.values()))
 #: The kit's record in a quantized folder
 RECIPE = "quantize.json"
-_OWN_FILES = ("config.json", RECIPE, "export.json", *_DESCRIPTIONS)
+_OWN_FILES = ("config.json", RECIPE, "export.json", REMOTE_CODE, *_DESCRIPTIONS)
 
 Put = Callable[[str, Tensor, str], None]
 
@@ -150,7 +151,7 @@ def write_w8a8_folder(
         copy_beside(shards.folder, folder)
         write_tensor_file(folder / names.weights, entries)
         write_json(folder / names.description, kinds)
-        write_json(folder / "config.json", {**config, "quantize": names.quantize})
+        write_config(folder, {**config, "quantize": names.quantize}, shards.config)
         told = {NETWORK: network_values(read_config(folder)), WEIGHTS: weight_hashes(folder)}
         write_json(folder / RECIPE, {**details, **told, FILES: names_in(folder)})
         replace_folder(folder, target)
