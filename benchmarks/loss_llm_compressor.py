@@ -23,6 +23,13 @@ NORMS = [
 ]
 
 
+class Uncentered(SpinQuantModifier):
+    """Leaves the embeddings as they are."""
+
+    def _center_embeddings(self, model: Any) -> None:
+        pass
+
+
 def load(folder: Path) -> Any:
     """transformers' Llama."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -45,14 +52,21 @@ def quantize(
     rotations: Sequence[str] = (),
     rounding: str = "nearest",
     activations: str = "dynamic",
+    centered: bool = True,
 ) -> Quantized:
-    """`oneshot` on the samples as they are."""
+    """`oneshot` on the samples as they are.
+
+    Args:
+        centered: as the tool does it. SpinQuant takes the mean out of each embedding, which a LayerNorm would not
+            notice, and the RMSNorm of a Llama does.
+    """
     recipe: list[Any] = []
     if smoothing:
         recipe.append(SmoothQuantModifier(smoothing_strength=smoothing, mappings=NORMS))
     if rotations:
         # "hadamard" takes powers of two only, and 576 is none
-        recipe.append(SpinQuantModifier(rotations=list(rotations), transform_type="random-hadamard"))
+        kind = SpinQuantModifier if centered else Uncentered
+        recipe.append(kind(rotations=list(rotations), transform_type="random-hadamard"))
     rounded = {"nearest": QuantizationModifier, "gptq": GPTQModifier}[rounding]
     recipe.append(rounded(config_groups={"all": scheme(activations)}, ignore=["lm_head"]))
     oneshot(

@@ -70,6 +70,9 @@ PEERS = {
     ),
     "llm-compressor, SmoothQuant 0.8, GPTQ, dynamic": _compressor(smoothing=0.8, rounding="gptq"),
     "llm-compressor, SpinQuant R1 R2, nearest, dynamic": _compressor(rotations=["R1", "R2"]),
+    "llm-compressor, SpinQuant R1 R2 R4 uncentered, nearest, dynamic": _compressor(
+        rotations=["R1", "R2", "R4"], centered=False
+    ),
     "msModelSlim, iter_smooth 0.9, nearest, static": _modelslim("iter_smooth", alpha=0.9),
     "msModelSlim, iter_smooth 0.5, GPTQ, dynamic": _modelslim(
         "iter_smooth", alpha=0.5, rounding="gptq", activations="dynamic"
