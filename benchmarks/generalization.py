@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from telechat_kit.inference.model_pair import Pair
+from telechat_kit.inference.model_pair import Pair, calibrated_on
 from telechat_kit.model.folder import load_tensors, read_config
 from telechat_kit.model.tokenization import load_tokenizer
-from telechat_kit.precision import evaluation_blocks, measure_divergence
+from telechat_kit.precision import measure_divergence
 from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.statistics import Estimate
-from telechat_kit.texts import PYDOC_TOPICS, Block, joined_ids, kit_texts, token_blocks
+from telechat_kit.texts import PYDOC_TOPICS, Block, joined_ids, kit_texts, load_text, token_blocks
 
 #: Every method of the kit; best with what every format carries, and with what the kit alone runs
 METHODS: dict[str, dict[str, Any]] = {
@@ -77,11 +77,17 @@ def main(
 
 def judge(pair: Pair, half: str) -> dict[str, Estimate]:
     """KL by kind over the evaluation texts of `half` and the documentation topics."""
-    found = {"pydoc": measure_divergence(pair, evaluation_blocks(pair, PYDOC_TOPICS, 512, 16, 0)).kl_mean}
+    judged = judged_blocks(pair.tokenizer, half, pair.recipe)
+    return {kind: measure_divergence(pair, blocks).kl_mean for kind, blocks in judged.items()}
+
+
+def judged_blocks(tokenizer: Any, half: str, recipe: Mapping[str, Any]) -> dict[str, list[Block]]:
+    """The sequences of each kind; of the documentation topics those that the calibration of `recipe` has not seen."""
+    topics = load_text(PYDOC_TOPICS)
+    found = {"pydoc": token_blocks(tokenizer, topics, 512, 16, 0, calibrated_on(recipe, topics))}
     for kind, text in kit_texts(f"evaluation/{half}").items():
-        count = min(SEQUENCES, len(joined_ids(pair.tokenizer, text)) // TOKENS)
-        blocks: list[Block] = token_blocks(pair.tokenizer, text, TOKENS, count, 0)
-        found[kind] = measure_divergence(pair, blocks).kl_mean
+        count = min(SEQUENCES, len(joined_ids(tokenizer, text)) // TOKENS)
+        found[kind] = token_blocks(tokenizer, text, TOKENS, count, 0)
     return found
 
 

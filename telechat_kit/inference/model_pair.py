@@ -1,6 +1,6 @@
 """The two models of a comparison: loaded when they are needed, both at once or one after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,11 +164,11 @@ def unseen_blocks(
             length=length,
             context=context,
         )
-    seen = _calibrated_on(pair.recipe, text)
+    seen = calibrated_on(pair.recipe, text)
     return token_blocks(pair.tokenizer, text, length, count, seed, exclude=seen, fewest=fewest)
 
 
-def _calibrated_on(recipe: dict[str, Any], text: Text) -> list[tuple[int, int]]:
+def calibrated_on(recipe: Mapping[str, Any], text: Text) -> list[tuple[int, int]]:
     """Ranges of the text's tokens that calibration has seen, of this text alone or as one kind among others."""
     seen = recipe.get("calibration_blocks", []) if recipe.get("calibration_sha256") == text.sha256 else []
     for share in recipe.get("calibration_kinds", []):

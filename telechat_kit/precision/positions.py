@@ -87,7 +87,7 @@ def compare_with(
     """Figures of `model` against the `reference`; with a `description` the progress is shown."""
     blocks = track(reference.blocks, description) if description else reference.blocks
     return [
-        _compare_block(
+        compare_states(
             block,
             load_file(path)["states"].to(model.device),
             reference.head,
@@ -105,9 +105,10 @@ def last_states(model: TelechatForCausalLM, block: Block) -> Tensor:
 
 
 @torch.inference_mode()
-def _compare_block(
+def compare_states(
     block: Block, reference: Tensor, head: nn.Module, states: Tensor, own_head: nn.Module
 ) -> PositionFigures:
+    """Figures of `states [T - 1, H]` and their head against the float model's `reference` and `head`."""
     targets, parts = torch.tensor(block.ids[1:], device=states.device), []
     for start in range(0, len(targets), CHUNK):
         span = slice(start, start + CHUNK)
