@@ -37,6 +37,7 @@
 
 #define LANES 16     /* outputs of a panel, positions of a key block */
 #define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
+#define WIDE_CHUNK 192 /* the same where weights are float: four times as large, they are worth reading less often */
 #define SLICE 768    /* inputs of a float linear that are summed in one go */
 #define TILED 8      /* rows from which a linear is multiplied in tiles of the processor, where it has them */
 #define AHEAD 8      /* outputs by which a float weight that is read for one row is fetched before it is needed: its rows are short */
@@ -899,7 +900,7 @@ static void rotate(const float *x, const float *cos, const float *sin, int dim, 
 
 /* silu(gate) * up for these panels, in the form that `down` reads; floats where that one is dynamic: it needs whole rows. */
 static void gated(const network *m, const block *b, const float *x, narrow n, int rows, range panels, narrow wide, float *act) {
-    float gate[CHUNK * BLOCK], up[CHUNK * BLOCK];
+    float gate[WIDE_CHUNK * BLOCK], up[WIDE_CHUNK * BLOCK];
     for (int p = panels.begin; p < panels.end; p += 4) {
         const int end = MIN(p + 4, panels.end), first = p * LANES, count = MIN(end * LANES, m->ffn) - first;
         apply(&b->gate, x, m->hidden, n, rows, p, end, gate, BLOCK, first);
@@ -1193,7 +1194,8 @@ static narrow take_narrow(char **next, int64_t rows, int inputs) {
 }
 
 static space plan(const network *m, extent e, char **next) {
-    const int turns = e.threads * ((e.rows + e.threads * CHUNK - 1) / (e.threads * CHUNK));
+    const int most = e.threads * (m->blocks->gate.deq_scale ? CHUNK : WIDE_CHUNK);
+    const int turns = e.threads * ((e.rows + most - 1) / most);
     space s = {.chunk = (e.rows + turns - 1) / turns, .size = e};
     const int64_t rows = (int64_t)e.threads * s.chunk, size = sizeof(float), key_value = 2 * m->kv_heads * m->head_dim;
     s.x = take(next, (int64_t)e.rows * m->hidden, size);
