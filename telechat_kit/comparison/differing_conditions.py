@@ -90,6 +90,7 @@ def _timing(record: PerformanceRecord) -> Iterator[tuple[str, str]]:
         ", ".join(map(str, sorted({case.batch for case in record.cases} or {record.batch}))),
     )
     yield marked("cases"), ", ".join(f"{i}/{o}" for i, o in cases)
+    yield marked("keys and values"), record.cache_dtype
     yield marked("repeats"), str(min((case.repeats for case in record.cases), default=0))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from telechat_kit.backends import cpu
 from telechat_kit.backends.cores import keep_to_granted_cores
 from telechat_kit.backends.cpu_kernels.library import (
+    CACHE_TYPES,
     PHASES,
     Batch,
     Block,
@@ -38,7 +39,7 @@ from telechat_kit.backends.cpu_kernels.operators import (
 from telechat_kit.backends.cpu_kernels.panels import LANES
 from telechat_kit.backends.cpu_kernels.screen import screen_of
 from telechat_kit.backends.hadamard import plain_rotation
-from telechat_kit.errors import CheckpointError
+from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.messages import Message
 from telechat_kit.model.int8_linears import DynamicW8A8Linear, FloatLinear, W8A8Linear
 from telechat_kit.model.network import TelechatBlock, TelechatForCausalLM, TelechatRMSNorm
@@ -52,21 +53,52 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 LINEARS = ("query", "key_value", "dense", "gate", "up", "down")
 
+#: What keys and values are kept in: "auto" as what runs the model computes, which is float32 in the engine
+CACHE_DTYPES = ("auto", "bfloat16", "float16")
+
 _engines: WeakKeyDictionary[TelechatForCausalLM, "Engine"] = WeakKeyDictionary()
+_cache_dtypes: WeakKeyDictionary[TelechatForCausalLM, str] = WeakKeyDictionary()
 
 
 def engine_for(model: TelechatForCausalLM) -> "Engine | None":
     """The engine of `model`, built at the first call; None where the network's modules must run.
 
-    It reads the model's own tensors. It is built again when they were replaced, or the head was changed in place,
-    of which it has an int8 copy.
+    It reads the model's own tensors, and keeps keys and values as `set_cache_dtype` has said. It is built again when
+    one of both was replaced, or the head was changed in place, of which it has an int8 copy.
     """
     if unsuited(model):
         return None
-    engine = _engines.get(model)
-    if engine is None or engine.state != _state(model):
-        engine = _engines[model] = Engine(model)
+    engine, cache_dtype = _engines.get(model), _cache_dtypes.get(model, CACHE_DTYPES[0])
+    if engine is None or engine.state != _state(model) or engine.cache_dtype != cache_dtype:
+        engine = _engines[model] = Engine(model, cache_dtype=cache_dtype)
     return engine
+
+
+def set_cache_dtype(model: TelechatForCausalLM, cache_dtype: str) -> None:
+    """What the engine keeps keys and values of `model` in, from now on: one of `CACHE_DTYPES`.
+
+    Raises:
+        ParameterError: no such type, or one of half the size for a model that the engine does not run.
+    """
+    require_cache_dtype(cache_dtype)
+    if cache_dtype != CACHE_DTYPES[0] and (reason := unsuited(model)):
+        raise ParameterError(
+            'cache_dtype "{cache_dtype}" is for the compiled engine of the CPU, which cannot run this model: {reason}. '
+            "Set cache_dtype to auto.",
+            cache_dtype=cache_dtype,
+            reason=reason,
+        )
+    _cache_dtypes[model] = cache_dtype
+
+
+def require_cache_dtype(cache_dtype: str) -> None:
+    """Refuse a type that is not one of `CACHE_DTYPES`."""
+    if cache_dtype not in CACHE_DTYPES:
+        raise ParameterError(
+            'cache_dtype "{cache_dtype}" is unknown. Use one of {choices}.',
+            cache_dtype=cache_dtype,
+            choices=", ".join(CACHE_DTYPES),
+        )
 
 
 def unsuited(model: TelechatForCausalLM) -> str | None:
@@ -145,10 +177,17 @@ def _bytes(linear: Linear) -> int:
 class Engine:
     """A model as the kernels read it, and what it shares between its runs."""
 
-    def __init__(self, model: TelechatForCausalLM, screened_head: bool = True) -> None:
-        """`screened_head=False` computes every logit in float for every token; the ids are the same."""
+    def __init__(
+        self, model: TelechatForCausalLM, screened_head: bool = True, cache_dtype: str = CACHE_DTYPES[0]
+    ) -> None:
+        """`screened_head=False` computes every logit in float for every token; the ids are the same.
+
+        `cache_dtype`: one of `CACHE_DTYPES`. Keys and values are rounded to it once, as they are stored; attention
+        computes in float32.
+        """
         config = model.config
-        self.config, self.state = config, _state(model)
+        self.config, self.state, self.cache_dtype = config, _state(model), cache_dtype
+        self.slot_dtype = getattr(torch, cache_dtype) if cache_dtype != CACHE_DTYPES[0] else torch.float32
         self._kept: list[object] = []  # what the records point to
         self.screen = screen_of(model.lm_head.weight.detach()) if screened_head else None
         self.network = self._network(model)
@@ -163,7 +202,8 @@ class Engine:
     @property
     def cache_bytes_per_position(self) -> int:
         """Bytes of keys and values that a decode step reads for each position."""
-        return 2 * 4 * self.config.n_layer * self.config.kv_heads * self.config.head_dim
+        size = self.slot_dtype.itemsize
+        return 2 * size * self.config.n_layer * self.config.kv_heads * self.config.head_dim
 
     def run(self, capacity: int) -> "EngineRun":
         """A new sequence of up to `capacity` positions."""
@@ -201,6 +241,7 @@ class Engine:
             cos=self._keep(cos),
             sin=self._keep(sin),
             head=self._linear(model.lm_head),
+            cache_type=CACHE_TYPES.index(_name(self.slot_dtype)),
             **self._screen_fields(),
         )
 
@@ -274,8 +315,10 @@ class EngineBatch:
         config = engine.config
         self.capacities = [-(-capacity // BLOCK) * BLOCK for capacity in capacities]
         self.lengths = [0] * len(capacities)
-        shape = (2, config.n_layer, config.kv_heads)
-        self._slots = [torch.empty(*shape, capacity, config.head_dim) for capacity in self.capacities]
+        shape, dtype = (2, config.n_layer, config.kv_heads), engine.slot_dtype
+        self._slots = [
+            torch.empty(*shape, capacity, config.head_dim, dtype=dtype) for capacity in self.capacities
+        ]
         self._logits = torch.empty(len(capacities), config.vocab_size)
         self._ids = torch.empty(len(capacities), dtype=torch.int32)
         self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), b""
@@ -313,10 +356,11 @@ class EngineBatch:
                     )
                 )
         if not any(self.lengths[row] for row in ids):
-            return _ids(self._prefill(ids, full))
+            return self._sound(self._prefill(ids, full))
         steps = max(map(len, ids.values()))
         assert all(len(new) == steps for new in ids.values())
-        return [_ids(self._step({row: new[i] for row, new in ids.items()}, full)) for i in range(steps)][-1]
+        rows = ({row: new[i] for row, new in ids.items()} for i in range(steps))
+        return [self._sound(self._step(tokens, full)) for tokens in rows][-1]
 
     def _prefill(self, ids: Mapping[int, Sequence[int]], full: bool, states: int = 0) -> list[int]:
         rows = [(row, position) for row, new in ids.items() for position in range(len(new))]
@@ -350,6 +394,20 @@ class EngineBatch:
             self._kernels.decode(self._engine.network, batch.record, *output)
             found += self._ids[: len(own)].tolist()
         return found
+
+    def _sound(self, found: list[int]) -> list[int]:
+        """The ids that the kernels chose; where no logit is a number there is none."""
+        if min(found) >= 0:
+            return found
+        if self._engine.slot_dtype == torch.float16:
+            raise CheckpointError(
+                "no logit of the model is a number: its weights hold NaN, its activations overflow, or its keys and "
+                "values do, for which float16 reaches to 65504: set cache_dtype to bfloat16 or auto."
+            )
+        raise CheckpointError(
+            "no logit of the model is a number: its weights hold NaN or its activations overflow. "
+            "Get the checkpoint again, or quantize again with another anti_outlier."
+        )
 
     def _cache(self, row: int) -> Cache:
         keys, values = (slots.data_ptr() for slots in self._slots[row])
@@ -422,13 +480,3 @@ def _rows(
     return _Rows(
         Batch(len(sequences), len(rows), caches, *addresses), (caches, ids, sequence, position, last)
     )
-
-
-def _ids(found: list[int]) -> list[int]:
-    """The ids that the kernels chose; where no logit is a number there is none."""
-    if min(found) < 0:
-        raise CheckpointError(
-            "no logit of the model is a number: its weights hold NaN or its activations overflow. "
-            "Get the checkpoint again, or quantize again with another anti_outlier."
-        )
-    return found

@@ -7,6 +7,7 @@ import torch
 from telechat_kit.backends import backend_for, resolve_device, split_devices
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import absolute
+from telechat_kit.inference.engine import require_cache_dtype, set_cache_dtype
 from telechat_kit.inference.memory import explained, require_room
 from telechat_kit.inference.parallel import team_of
 from telechat_kit.model.checkpoint import build_float, build_float_part, build_w8a8, config_folder
@@ -24,6 +25,7 @@ def load_model(
     *,
     model_path: str | Path | None = None,
     check_hash: bool = False,
+    cache_dtype: str = "auto",
 ) -> TelechatForCausalLM:
     """The TeleChat model of a float or W8A8 checkpoint folder, in eval mode on `device`.
 
@@ -38,17 +40,22 @@ def load_model(
             two); for other quantized folders, where to find config.json if they have none.
         check_hash: compare the weight files with the hashes that `quantize.json` or `export.json` beside them
             holds, which reads all of them once more. Runs always do.
+        cache_dtype: "auto", or "bfloat16" or "float16", in which the CPU's compiled engine keeps keys and
+            values: half the memory and less to read for a token, at some loss. Sequences beyond the trained
+            length go without the engine, and without this.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, damaged or of another architecture; with `check_hash`
             the weights are others than were written, or nothing beside them tells.
         DeviceError: the device is not there, too small for the model, or cannot calculate in `dtype`.
+        ParameterError: `cache_dtype` is unknown, or the engine does not run this model.
 
     Example:
         >>> model = load_model("models/tiny-w8a8", "cpu")
         >>> model.config.n_layer
         4
     """
+    require_cache_dtype(cache_dtype)
     folder, beside = absolute(folder), None if model_path is None else absolute(model_path)
     if check_hash and not require_recorded_weights(folder):
         raise CheckpointError(
@@ -57,9 +64,11 @@ def load_model(
             folder=folder,
         )
     if len(devices := split_devices(device)) > 1:
-        return team_of(devices).load(load_part, join_parts, folder, beside, dtype)
-    model = load_part(folder, beside, dtype, device)
-    prepare(model)
+        model = team_of(devices).load(load_part, join_parts, folder, beside, dtype)
+    else:
+        model = load_part(folder, beside, dtype, device)
+        prepare(model)
+    set_cache_dtype(model, cache_dtype)
     return model
 
 

@@ -13,6 +13,7 @@ from telechat_kit.backends import backend_for, resolve_device, split_devices
 from telechat_kit.errors import CheckpointError, ParameterError
 from telechat_kit.files import resolve
 from telechat_kit.inference.conditions import conditions
+from telechat_kit.inference.engine import require_cache_dtype
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.memory import explained, needs
 from telechat_kit.model.checkpoint import config_folder, needed_model_path
@@ -36,11 +37,18 @@ class Pair:
 
     Args:
         memory: "both" keeps both models loaded, "one" frees each after its turn, "auto" decides by free memory.
+        cache_dtype: what the engine keeps keys and values of both in, as `load_model` takes it.
     """
 
     def __init__(
-        self, model_path: str | Path, quant_path: str | Path, device: str = "auto", memory: str = "both"
+        self,
+        model_path: str | Path,
+        quant_path: str | Path,
+        device: str = "auto",
+        memory: str = "both",
+        cache_dtype: str = "auto",
     ) -> None:
+        require_cache_dtype(cache_dtype)
         if memory not in MEMORY:
             raise ParameterError(
                 'memory "{memory}" is unknown. Use one of {choices}.',
@@ -56,6 +64,7 @@ class Pair:
             )
         self.folders = {"float": self.float_folder, "w8a8": self.w8a8_folder}
         self.device_name, self.device = device, resolve_device(device)
+        self.cache_dtype = cache_dtype
         self.devices = len(split_devices(device))
         self.configs = {
             name: read_config(config_folder(folder, self._beside(name)))
@@ -112,7 +121,12 @@ class Pair:
         return needed_model_path(self.w8a8_folder, self.float_folder) if name == "w8a8" else None
 
     def _load(self, name: str) -> TelechatForCausalLM:
-        return load_model(self.folders[name], self.device_name, model_path=self._beside(name))
+        return load_model(
+            self.folders[name],
+            self.device_name,
+            model_path=self._beside(name),
+            cache_dtype=self.cache_dtype,
+        )
 
     @contextmanager
     def model(self, name: str) -> Iterator[TelechatForCausalLM]:

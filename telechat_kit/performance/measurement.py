@@ -89,6 +89,8 @@ class PerformanceRecord:
     resumed: int = 0
     #: "capture": single tokens went through a captured graph of the device
     graph: str = "none"
+    #: what the engine kept keys and values in; "auto": float32
+    cache_dtype: str = "auto"
     #: one case by the number of CPU threads; None: not asked for
     threads: ThreadScaling | None = None
     #: which counter the joules are of, or why there are none; empty: a record from before they were read
@@ -145,6 +147,7 @@ def measure_performance(
     run_folder: str | Path,
     memory: str = "auto",
     graph: str = "none",
+    cache_dtype: str = "auto",
     device: str = "auto",
 ) -> PerformanceRecord:
     """Time every case of `grid` in float and W8A8, and keep each sample in `samples.jsonl` of `run_folder`.
@@ -163,6 +166,8 @@ def measure_performance(
         run_folder: where the samples are kept.
         memory: "both" models at once, "one" after the other, or "auto".
         graph: "none", or "capture" for a graph of the device, as in `inference.generation`.
+        cache_dtype: "auto", "bfloat16" or "float16": what the engine keeps keys and values of both models in, as in
+            `load_model`. `generate()` of transformers keeps them as they are computed.
         device: that both models run on.
 
     Raises:
@@ -176,11 +181,11 @@ def measure_performance(
     """
     _check_request(grid, graph, device)
     threads = plan_threads(grid.thread_counts, device)
-    pair = Pair(model_path, quant_path, device, memory)
+    pair = Pair(model_path, quant_path, device, memory, cache_dtype)
     cases = grid.cases(pair.configs["float"].training_seqlen)
     prompt = _prompt(pair, grid.text_path, max(grid.input_lengths))
     conditions = pair.conditions()
-    journal = Journal(resolve(run_folder) / "samples.jsonl", _work_key(conditions, graph, prompt))
+    journal = Journal(resolve(run_folder) / "samples.jsonl", _work_key(pair, conditions, graph, prompt))
     peaks = measure_peaks(pair.device)
     timing = Timing(prompt, grid.repeats, journal, graph, energy_reader(device))
     work, found, clock = _Work(timing, threads), _Findings(), CoreClock.now()
@@ -232,6 +237,7 @@ def _record(
         in_turn=pair.together,
         resumed=work.timing.journal.resumed,
         graph=work.timing.graph,
+        cache_dtype=pair.cache_dtype,
         threads=by_threads,
         energy_basis=work.timing.energy.basis,
     )
@@ -250,10 +256,10 @@ def _check_request(grid: Grid, graph: str, device: str) -> None:
         )
 
 
-def _work_key(conditions: Conditions, graph: str, prompt: list[int]) -> str:
+def _work_key(pair: Pair, conditions: Conditions, graph: str, prompt: list[int]) -> str:
     """What must be equal for timed runs to be kept."""
     made_by = (conditions.device_name, torch.__version__, code_hash())
-    return combined_hash([*conditions.hashes.values(), *made_by, graph, str(prompt)])
+    return combined_hash([*conditions.hashes.values(), *made_by, graph, pair.cache_dtype, str(prompt)])
 
 
 def _prompt(pair: Pair, source: str, length: int) -> list[int]:

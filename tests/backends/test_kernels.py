@@ -4,6 +4,7 @@ import platform
 from pathlib import Path
 
 import pytest
+import test_half_rows
 import torch
 from torch import Tensor
 
@@ -239,6 +240,9 @@ def test_every_instruction_set_gives_the_same(
     test_a_float_linear_is_that_of_float64(5, 33, 18)
     for rows in (1, 13):
         test_a_bfloat16_linear_is_that_of_float64_on_a_rounded_input(rows, 96, 33)
+    for half in test_half_rows.HALVES:
+        test_half_rows.test_every_half_is_widened_to_itself(half)
+        test_half_rows.test_floats_are_rounded_to_the_nearest_half_to_even(half)
 
 
 @needs_kernels

@@ -38,6 +38,7 @@ from telechat_kit.performance.timed_samples import (
     summarize,
 )
 from telechat_kit.records import read_record, write_record
+from telechat_kit.reports import performance_tables
 
 #: How the float model is timed: without kernels it has no engine, and transformers' own loop is not timed beside it
 FLOATS = ("float",) if library.library() is None else ("float", TRANSFORMERS)
@@ -72,6 +73,26 @@ def test_where_both_models_do_not_fit_one_is_timed_after_the_other(
     assert found == [*floats, *(("w8a8", r, i) for r in (0, 1) for i in (3, 5))]
     assert [size.precision for size in record.sizes] == [*FLOATS, "w8a8"]
     assert not record.in_turn
+
+
+@pytest.mark.skipif(library.library() is None, reason=library.description())
+def test_keys_and_values_in_half_precision_halve_the_bytes_of_the_limit_and_are_said(
+    run: tuple[PerformanceRecord, Path], tiny_folder: Path, tiny_w8a8_folder: Path, tmp_path: Path
+) -> None:
+    grid = Grid([3], [4], repeats=1, check_tokens=0)
+    half = measure_performance(
+        tiny_folder, tiny_w8a8_folder, grid, run_folder=tmp_path, cache_dtype="bfloat16", device="cpu"
+    )
+    of = {
+        record.cache_dtype: {size.precision: size.cache_bytes_per_token for size in record.sizes}
+        for record in (run[0], half)
+    }
+    assert of["bfloat16"] == {
+        name: size if name == TRANSFORMERS else size // 2 for name, size in of["auto"].items()
+    }
+    said = "The engine kept keys and values of both in bfloat16, rounded once."
+    assert said in performance_tables.verdict(half)
+    assert said not in performance_tables.verdict(run[0])
 
 
 def test_every_case_is_timed_as_often_as_asked_in_both_precisions(

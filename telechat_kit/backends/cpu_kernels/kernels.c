@@ -9,7 +9,8 @@
  *                  instruction takes. A panel is read front to back, so weights stream from memory.
  *   float weights  [outputs][inputs], as on disk, float32 or bfloat16.
  *   key cache      [layer][head][position/16][head_dim][16]: 16 positions are the lanes of a vector.
- *   value cache    [layer][head][position][head_dim].
+ *   value cache    [layer][head][position][head_dim]. Both in float32, or in bfloat16 or float16, which `append` rounds to
+ *                  and attention widens where it reads.
  *
  * Integer sums are exact. A bfloat16 linear rounds its input to bfloat16 and sums in float; all between the linears is
  * float32, whatever the weights. Float steps round as the torch path does (no contraction of a*b+c, division by the input
@@ -36,6 +37,7 @@
 
 #define LANES 16     /* outputs of a panel, positions of a key block */
 #define CHUNK 48     /* rows of the prompt that pass through a block together: their activations stay in the L2 cache */
+#define WIDE_CHUNK 192 /* the same where weights are float: four times as large, they are worth reading less often */
 #define SLICE 768    /* inputs of a float linear that are summed in one go */
 #define TILED 8      /* rows from which a linear is multiplied in tiles of the processor, where it has them */
 #define AHEAD 8      /* outputs by which a float weight that is read for one row is fetched before it is needed: its rows are short */
@@ -165,9 +167,60 @@ INLINE piece dot2(piece sum, pair_piece weights, pair_piece x) {
 #endif
 }
 
-/* A piece of a float32 row, or of a bfloat16 one. */
-INLINE piece wide(const void *row, int64_t k, int bfloat16) {
-    if (!bfloat16) return *(const piece *)((const float *)row + k);
+/* What a row of floats is stored in. Linears know the first two, and call the second one `bfloat16`. */
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+static int float_bytes(int type) { return type == FLOAT32 ? 4 : 2; }
+
+/* float16 to float32, exact: infinity and NaN stay, denormals too. */
+INLINE float from_float16(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
+    uint32_t bits = rest >= 0x7c00 ? rest << 13 | 0x7f800000u : (rest << 13) + ((127 - 15) << 23);
+    float value;
+    if (rest < 0x400) { /* in units of 2^-24 */
+        value = (float)rest * 5.9604644775390625e-8f;
+        memcpy(&bits, &value, 4);
+    }
+    if (rest > 0x7c00) bits |= 0x400000; /* a NaN becomes a quiet one, as in hardware */
+    bits |= sign;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* To the nearest float16, half to even; beyond its range infinity, NaN stays NaN. */
+INLINE uint16_t to_float16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x1ff));
+    if (bits >= 0x47800000) return sign | 0x7c00;           /* from 2^16 on */
+    if (bits < 0x38800000) {                                /* below 2^-14: adding 0.5 leaves units of 2^-24 */
+        float value;
+        memcpy(&value, &bits, 4);
+        value += 0.5f;
+        memcpy(&bits, &value, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | ((bits - ((127 - 15) << 23) + 0xfff + (bits >> 13 & 1)) >> 13));
+}
+
+/* A piece of a row in float32, bfloat16 or float16. */
+INLINE piece wide(const void *row, int64_t k, int type) {
+    if (type == FLOAT32) return *(const piece *)((const float *)row + k);
+    if (type == FLOAT16) {
+        const uint16_t *halves = (const uint16_t *)row + k;
+#if defined(__AVX512F__)
+        return (piece)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+#elif defined(__F16C__) && defined(__FMA__)
+        return (piece)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
+#elif defined(__aarch64__)
+        return (piece)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
+#else
+        piece found;
+        for (int i = 0; i < WIDTH; i++) ((float *)&found)[i] = from_float16(halves[i]);
+        return found;
+#endif
+    }
 #if defined(__AVX2__) && !defined(__AVX512F__) && defined(__FMA__) /* gcc widens half a vector at a time */
     return (piece)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)((const uint16_t *)row + k))), 16);
 #else
@@ -175,8 +228,9 @@ INLINE piece wide(const void *row, int64_t k, int bfloat16) {
 #endif
 }
 
-INLINE float wide_one(const void *row, int64_t k, int bfloat16) {
-    if (!bfloat16) return ((const float *)row)[k];
+INLINE float wide_one(const void *row, int64_t k, int type) {
+    if (type == FLOAT32) return ((const float *)row)[k];
+    if (type == FLOAT16) return from_float16(((const uint16_t *)row)[k]);
     const uint32_t bits = (uint32_t)((const uint16_t *)row)[k] << 16;
     float value;
     memcpy(&value, &bits, 4);
@@ -189,6 +243,32 @@ INLINE uint16_t to_bfloat16(float x) {
     memcpy(&bits, &x, 4);
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return (uint16_t)(x == x ? rounded : 0x7fc0);
+}
+
+/* A piece to float16, as `to_float16` rounds. */
+INLINE void store_float16(uint16_t *halves, piece x) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)halves, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__) && defined(__FMA__)
+    _mm_storeu_si128((__m128i *)halves, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    vst1_u16(halves, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
+#else
+    for (int i = 0; i < WIDTH; i++) halves[i] = to_float16(((const float *)&x)[i]);
+#endif
+}
+
+/* x[count] into a row of this type. */
+static void store(const float *x, int count, int type, void *row) {
+    uint16_t *halves = row;
+    int i = 0;
+    if (type == FLOAT32) memcpy(row, x, count * sizeof(float));
+    else if (type == BFLOAT16)
+        for (; i < count; i++) halves[i] = to_bfloat16(x[i]);
+    else {
+        for (; i + WIDTH <= count; i += WIDTH) store_float16(halves + i, *(const piece *)(x + i));
+        for (; i < count; i++) halves[i] = to_float16(x[i]);
+    }
 }
 
 /* Else the compiler loads a vector again for every product, and loads, not products, take the time. */
@@ -247,10 +327,11 @@ typedef struct {
     linear head;              /* float */
     linear screen;            /* int8 copy of the head, deq_scale its weight scale; weight NULL: none */
     const float *screen_error, *head_norm; /* [vocab]: Euclidean norm of (row - its int8 copy), and of the row */
+    int32_t cache_type;       /* of keys and values: FLOAT32, BFLOAT16 or FLOAT16 */
 } network;
 
 typedef struct {
-    float *keys, *values;
+    void *keys, *values;      /* of the type that the network names */
     int64_t capacity;         /* positions, a multiple of BLOCK */
 } cache;
 
@@ -320,14 +401,14 @@ INLINE void int8_tile(int rows, int vectors, const uint8_t *x, int64_t stride, c
         for (int v = 0; v < vectors; v++) sums[r * 4 + v] = joined(sum[r][v]);
 }
 
-/* out[rows][16 * vectors] (+)= x[rows][steps] . right, whose vector v of step k stands at v * across + k * along. */
-INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, const float *right, int64_t across,
-                       int64_t along, int steps, float *out, int64_t out_stride, int add) {
+/* out[rows][16 * vectors] (+)= x[rows][steps] . right, whose vector v of step k stands at v * across + k * along, from `first` on. */
+INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, const void *right, int64_t first, int64_t across,
+                       int64_t along, int steps, float *out, int64_t out_stride, int add, int type) {
     piece sum[6][4][PIECES] = {{{{0}}}};
     for (int k = 0; k < steps; k++) {
         piece w[4][PIECES];
         for (int v = 0; v < vectors; v++)
-            for (int i = 0; i < PIECES; i++) w[v][i] = *(const piece *)(right + v * across + k * along + i * WIDTH);
+            for (int i = 0; i < PIECES; i++) w[v][i] = wide(right, first + v * across + k * along + i * WIDTH, type);
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++)
                 for (int i = 0; i < PIECES; i++) sum[r][v][i] = fused(all(x[r * stride + k]), w[v][i], sum[r][v][i]);
@@ -718,15 +799,15 @@ static const void *weight_at(const linear *l, int64_t n, int k) {
 
 /* Float inputs; a bfloat16 weight is widened. */
 static void float_panels(const linear *l, const float *x, int64_t x_stride, int rows, int begin, int end, float *out, int64_t stride, int origin) {
-#define TILE(R, V) dot_tile(R, V, x + r * x_stride + k, x_stride, weight_at(l, n, k), l->inputs, count, bias, out + r * stride + n - origin, stride, k > 0, BFLOAT16)
+#define TILE(R, V) dot_tile(R, V, x + r * x_stride + k, x_stride, weight_at(l, n, k), l->inputs, count, bias, out + r * stride + n - origin, stride, k > 0, TYPE)
     if (l->bfloat16) {
-#define BFLOAT16 1
+#define TYPE BFLOAT16
         EACH_SLICE(TILE);
-#undef BFLOAT16
+#undef TYPE
     } else {
-#define BFLOAT16 0
+#define TYPE FLOAT32
         EACH_SLICE(TILE);
-#undef BFLOAT16
+#undef TYPE
     }
 #undef TILE
 }
@@ -899,7 +980,7 @@ static int whole_rows(const network *m, const block *b) { return m->products.ord
 
 /* silu(gate) * up for these panels, in the form that `down` reads; floats where that one needs whole rows. */
 static void gated(const network *m, const block *b, const float *x, narrow n, int rows, range panels, narrow wide, float *act) {
-    float gate[CHUNK * BLOCK], up[CHUNK * BLOCK];
+    float gate[WIDE_CHUNK * BLOCK], up[WIDE_CHUNK * BLOCK];
     for (int p = panels.begin; p < panels.end; p += 4) {
         const int end = MIN(p + 4, panels.end), first = p * LANES, count = MIN(end * LANES, m->ffn) - first;
         apply(&b->gate, x, m->hidden, n, rows, p, end, gate, BLOCK, first);
@@ -916,17 +997,22 @@ static void gated(const network *m, const block *b, const float *x, narrow n, in
 
 /* ---- attention ---- */
 
-static float *keys_of(const network *m, const cache *c, int layer, int head) {
-    return c->keys + ((int64_t)layer * m->kv_heads + head) * c->capacity * m->head_dim;
+static char *slot(const network *m, void *slots, const cache *c, int layer, int head) {
+    return (char *)slots + ((int64_t)layer * m->kv_heads + head) * c->capacity * m->head_dim * float_bytes(m->cache_type);
 }
-static float *values_of(const network *m, const cache *c, int layer, int head) {
-    return c->values + ((int64_t)layer * m->kv_heads + head) * c->capacity * m->head_dim;
-}
+static void *keys_of(const network *m, const cache *c, int layer, int head) { return slot(m, c->keys, c, layer, head); }
+static void *values_of(const network *m, const cache *c, int layer, int head) { return slot(m, c->values, c, layer, head); }
 
 /* A key into its lane of a key block. */
-static void put_key(float *keys, int position, const float *key, int dim) {
-    float *lane = keys + (int64_t)(position / LANES) * LANES * dim + position % LANES;
-    for (int i = 0; i < dim; i++) lane[i * LANES] = key[i];
+static void put_key(void *keys, int position, const float *key, int dim, int type) {
+    const int64_t lane = (int64_t)(position / LANES) * LANES * dim + position % LANES;
+    if (type == FLOAT32) {
+        for (int i = 0; i < dim; i++) ((float *)keys)[lane + i * LANES] = key[i];
+        return;
+    }
+    uint16_t halves[dim];
+    store(key, dim, type, halves);
+    for (int i = 0; i < dim; i++) ((uint16_t *)keys)[lane + i * LANES] = halves[i];
 }
 
 /* Rotates the key of one position and head, out of `key_value [kv_heads][2][head_dim]`; it and its value go into the cache. */
@@ -934,8 +1020,8 @@ static void append(const network *m, const cache *c, int layer, int position, in
     const int dim = m->head_dim;
     float key[dim];
     rotate(key_value + head * 2 * dim, m->cos + (int64_t)position * dim, m->sin + (int64_t)position * dim, dim, key);
-    put_key(keys_of(m, c, layer, head), position, key, dim);
-    memcpy(values_of(m, c, layer, head) + (int64_t)position * dim, key_value + (head * 2 + 1) * dim, dim * sizeof(float));
+    put_key(keys_of(m, c, layer, head), position, key, dim, m->cache_type);
+    store(key_value + (head * 2 + 1) * dim, dim, m->cache_type, (char *)values_of(m, c, layer, head) + (int64_t)position * dim * float_bytes(m->cache_type));
 }
 
 /* exp(score * scale - maximum) in place for the first `count` scores, zero up to `width`; gives the sum. */
@@ -955,12 +1041,12 @@ static float softmax_terms(float *scores, int count, int width, float scale, flo
     return lane_sum(sum);
 }
 
-/* out[rows][dim] += terms[rows] . the first `count` of the values. */
-static void add_values(int dim, const float *terms, int64_t stride, int rows, const float *values, int count, float *out, int64_t out_stride) {
+/* out[rows][dim] += terms[rows] . `count` values from position `first` on. */
+INLINE void add_values(int dim, const float *terms, int64_t stride, int rows, const void *values, int first, int count, float *out, int64_t out_stride, int type) {
     for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r))
         for (int v = 0, vectors; v < dim; v += vectors * LANES) {
             vectors = tile_vectors(FLOAT_STREAM, rows, (dim - v) / LANES);
-#define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1)
+#define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values, (int64_t)first * dim + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1, type)
             EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
 #undef TILE
         }
@@ -968,13 +1054,13 @@ static void add_values(int dim, const float *terms, int64_t stride, int rows, co
 
 /* out[rows][dim] = terms . values over the positions begin .. end, not yet divided by sums[rows]. Row r sees the
  * positions below first_end + r * causal. `begin` is a multiple of BLOCK. */
-static void attend(int dim, const float *query, int64_t stride, int rows, const float *keys, const float *values,
-                   int begin, int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums) {
+INLINE void attend_to(int dim, const float *query, int64_t stride, int rows, const void *keys, const void *values, int begin,
+                      int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums, int type) {
     const int end = first_end + (rows - 1) * causal, width = (end - begin + BLOCK - 1) / BLOCK * BLOCK;
     const int vectors = tile_vectors(FLOAT_STREAM, rows, 4);
     for (int t = 0; t < width; t += vectors * LANES)
         for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r)) {
-#define TILE(R, V) float_tile(R, V, query + r * stride, stride, keys + (int64_t)(begin + t) * dim, LANES * dim, LANES, dim, scores + (int64_t)r * width + t, width, 0)
+#define TILE(R, V) float_tile(R, V, query + r * stride, stride, keys, (int64_t)(begin + t) * dim, LANES * dim, LANES, dim, scores + (int64_t)r * width + t, width, 0, type)
             EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
 #undef TILE
         }
@@ -983,7 +1069,17 @@ static void attend(int dim, const float *query, int64_t stride, int rows, const 
         memset(out + r * out_stride, 0, dim * sizeof(float));
     }
     for (int t = 0; t < end - begin; t += VALUES)
-        add_values(dim, scores + t, width, rows, values + (int64_t)(begin + t) * dim, MIN(VALUES, end - begin - t), out, out_stride);
+        add_values(dim, scores + t, width, rows, values, begin + t, MIN(VALUES, end - begin - t), out, out_stride, type);
+}
+
+/* The same with the type of keys and values as a constant. */
+static void attend(int type, int dim, const float *query, int64_t stride, int rows, const void *keys, const void *values, int begin,
+                   int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums) {
+#define ATTEND(type) attend_to(dim, query, stride, rows, keys, values, begin, first_end, causal, scores, out, out_stride, maxima, sums, type)
+    if (type == FLOAT16) ATTEND(FLOAT16);
+    else if (type == BFLOAT16) ATTEND(BFLOAT16);
+    else ATTEND(FLOAT32);
+#undef ATTEND
 }
 
 /* One query: the positions in parts of PART, whatever the number of threads, so that the sums are always the same. */
@@ -1003,13 +1099,13 @@ static void join_parts(int dim, int parts, const float *partial, const float *ma
 }
 
 /* The queries of a prompt from `first` on, of one head: out[rows][dim]. */
-static void attend_prompt(int dim, const float *query, int64_t stride, int first, int rows, const float *keys, const float *values,
+static void attend_prompt(int type, int dim, const float *query, int64_t stride, int first, int rows, const void *keys, const void *values,
                           float *scores, float *out, int64_t out_stride) {
     float maxima[SCORE_ROWS], sums[SCORE_ROWS];
     for (int start = 0; start < rows; start += SCORE_ROWS) {
         const int count = MIN(SCORE_ROWS, rows - start);
         float *target = out + start * out_stride;
-        attend(dim, query + start * stride, stride, count, keys, values, 0, first + start + 1, 1, scores, target, out_stride, maxima, sums);
+        attend(type, dim, query + start * stride, stride, count, keys, values, 0, first + start + 1, 1, scores, target, out_stride, maxima, sums);
         for (int r = 0; r < count; r++)
             for (int i = 0; i < dim; i++) target[r * out_stride + i] /= sums[r];
     }
@@ -1178,7 +1274,8 @@ static narrow take_narrow(char **next, int64_t rows, int inputs) {
 }
 
 static space plan(const network *m, extent e, char **next) {
-    const int turns = e.threads * ((e.rows + e.threads * CHUNK - 1) / (e.threads * CHUNK));
+    const int most = e.threads * (m->blocks->gate.deq_scale ? CHUNK : WIDE_CHUNK);
+    const int turns = e.threads * ((e.rows + most - 1) / most);
     space s = {.chunk = (e.rows + turns - 1) / turns, .size = e};
     const int64_t rows = (int64_t)e.threads * s.chunk, size = sizeof(float), key_value = 2 * m->kv_heads * m->head_dim;
     s.x = take(next, (int64_t)e.rows * m->hidden, size);
@@ -1276,7 +1373,7 @@ static void attend_rows(const network *m, const batch *t, int layer, const space
         const cache *c = t->caches + t->sequence[start];
         for (stop = start + 1; stop < end && t->sequence[stop] == t->sequence[start];) stop++;
         for (int h = 0; h < m->heads; h++)
-            attend_prompt(dim, s->query + (int64_t)start * m->hidden + h * dim, m->hidden, t->position[start], stop - start, keys_of(m, c, layer, h / group),
+            attend_prompt(m->cache_type, dim, s->query + (int64_t)start * m->hidden + h * dim, m->hidden, t->position[start], stop - start, keys_of(m, c, layer, h / group),
                           values_of(m, c, layer, h / group), w->scores, w->mixed + (int64_t)(start - first) * m->hidden + h * dim, m->hidden);
     }
 }
@@ -1373,7 +1470,7 @@ static void attend_share(const network *m, const batch *t, int layer, const spac
         for (int h = 0; h < group; h++)
             rotate(s->query + (int64_t)row * m->hidden + (first + h) * dim, m->cos + angle, m->sin + angle, dim, query + h * dim);
         if (end == position + 1) append(m, c, layer, position, head, s->key_value + (int64_t)row * 2 * m->kv_heads * dim);
-        attend(dim, query, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
+        attend(m->cache_type, dim, query, dim, group, keys_of(m, c, layer, head), values_of(m, c, layer, head), begin, end, 0, scores,
                s->partial + record * dim, dim, s->maxima + record, s->sums + record);
     }
 }
@@ -1542,7 +1639,7 @@ static void attend_one(const attention_shape *a, const float *query, const float
     const int parts = parts_of(a->positions);
     float *maxima = scores + PART, *sums = maxima + parts, *partial = sums + parts;
     for (int p = 0; p < parts; p++)
-        attend(a->dim, query, 0, 1, keys, values, p * PART, MIN((p + 1) * PART, a->positions), 0, scores, partial + (int64_t)p * a->dim, 0, maxima + p, sums + p);
+        attend(FLOAT32, a->dim, query, 0, 1, keys, values, p * PART, MIN((p + 1) * PART, a->positions), 0, scores, partial + (int64_t)p * a->dim, 0, maxima + p, sums + p);
     join_parts(a->dim, parts, partial, maxima, sums, 1, out);
 }
 
@@ -1557,8 +1654,24 @@ void attention(const attention_shape *a, const float *query, const float *key, c
         const float *q = query + b * a->query[0] + h * a->query[1], *k = key + b * a->key[0] + shared * a->key[1];
         const float *values = value + b * a->value[0] + shared * a->value[1];
         float *target = out + b * a->queries * row + (int64_t)h * a->dim;
-        for (int t = 0; t < a->positions; t++) put_key(keys, t, k + t * a->key[2], a->dim);
+        for (int t = 0; t < a->positions; t++) put_key(keys, t, k + t * a->key[2], a->dim, FLOAT32);
         if (a->queries == 1) attend_one(a, q, keys, values, scores, target);
-        else attend_prompt(a->dim, q, a->query[2], 0, a->queries, keys, values, scores, target, row);
+        else attend_prompt(FLOAT32, a->dim, q, a->query[2], 0, a->queries, keys, values, scores, target, row);
     }
+}
+
+/* ---- how floats are stored, for tests: the fast form beside the plain one ---- */
+
+/* out[count], a multiple of LANES, from a row of this type. */
+void widen_row(const void *row, int64_t count, int32_t type, int32_t plain, float *out) {
+    for (int64_t k = 0; k < count; k += plain ? 1 : WIDTH) {
+        if (plain) out[k] = wide_one(row, k, type);
+        else if (type == FLOAT16) *(piece *)(out + k) = wide(row, k, FLOAT16);
+        else *(piece *)(out + k) = wide(row, k, BFLOAT16);
+    }
+}
+
+void store_row(const float *x, int64_t count, int32_t type, int32_t plain, uint16_t *row) {
+    for (int64_t k = 0; k < count && plain; k++) row[k] = type == FLOAT16 ? to_float16(x[k]) : to_bfloat16(x[k]);
+    if (!plain) store(x, (int)count, type, row);
 }

@@ -77,7 +77,12 @@ class Network(Structure):
         ("screen", Linear),
         ("screen_error", c_void_p),
         ("head_norm", c_void_p),
+        ("cache_type", c_int32),
     )
+
+
+#: Types of keys and values, as the kernels number them
+CACHE_TYPES = ("float32", "bfloat16", "float16")
 
 
 #: Phases of a decode step, as its profile counts them
@@ -85,7 +90,7 @@ PHASES = (marked("norms and quantization"), "linears", "attention", marked("wait
 
 
 class Cache(Structure):
-    """Keys and values; `capacity` in positions."""
+    """Keys and values, of the network's `cache_type`; `capacity` in positions."""
 
     _fields_ = (("keys", c_void_p), ("values", c_void_p), ("capacity", c_int64))
 
@@ -148,6 +153,9 @@ def _declare(found: ctypes.CDLL) -> None:
     found.silu_product.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int32]
     found.turn_rows.restype = None
     found.turn_rows.argtypes = [POINTER(Turn), c_void_p, c_int64, c_void_p, c_int32]
+    # count, type, plain
+    for row in (found.widen_row, found.store_row):
+        row.restype, row.argtypes = None, [c_void_p, c_int64, c_int32, c_int32, c_void_p]
     found.attention_scratch.restype, found.attention_scratch.argtypes = c_int64, [POINTER(AttentionShape)]
     found.attention.restype = None
     found.attention.argtypes = [POINTER(AttentionShape), *[c_void_p] * 5, c_int32]
