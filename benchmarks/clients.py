@@ -39,7 +39,7 @@ from telechat_kit.precision import Evaluation
 from telechat_kit.provenance import code_hash, combined_hash, machine
 from telechat_kit.rows import read_rows
 from telechat_kit.statistics import Estimate, bootstrap
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 SCHEMA = "telechat-kit/clients/2"
 RESULT = "build/clients.json"

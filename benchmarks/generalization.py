@@ -26,7 +26,8 @@ from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.precision import measure_divergence
 from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.statistics import Estimate
-from telechat_kit.texts import PYDOC_TOPICS, Block, joined_ids, kit_texts, load_text, token_blocks
+from telechat_kit.texts import PYDOC_TOPICS, kit_texts, load_text
+from telechat_kit.token_samples import Block, joined_ids, token_blocks
 
 #: Every method of the kit; best with what every format carries, and with what the kit alone runs
 METHODS: dict[str, dict[str, Any]] = {

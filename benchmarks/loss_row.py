@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from telechat_kit.files import write_json
 from telechat_kit.precision.positions import compare_states, log_probabilities
-from telechat_kit.texts import Block
+from telechat_kit.token_samples import Block
 
 #: Largest difference of a log-probability between the tool's float model and the kit's that rounding explains
 FLOAT_TOLERANCE = 2e-3

@@ -28,7 +28,8 @@ from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.progress import track
 from telechat_kit.provenance import Conditions
 from telechat_kit.statistics import Estimate, median
-from telechat_kit.texts import chat_ids, load_text
+from telechat_kit.texts import load_text
+from telechat_kit.token_samples import chat_ids
 
 SCHEMA = "telechat-kit/peers/1"
 #: What shows that the engines compute one model: next ids after so many windows of the text, and one continuation

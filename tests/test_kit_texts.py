@@ -8,17 +8,8 @@ import pytest
 from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.model.tiny import byte_tokenizer
 from telechat_kit.quantization.calibration.samples import CalibrationSet, calibration_set
-from telechat_kit.texts import (
-    HALVES,
-    KIT_TEXTS,
-    PYDOC_TOPICS,
-    Text,
-    joined_ids,
-    kit_texts,
-    load_text,
-    text_files,
-    token_blocks,
-)
+from telechat_kit.texts import HALVES, KIT_TEXTS, PYDOC_TOPICS, Text, kit_texts, load_text, text_files
+from telechat_kit.token_samples import joined_ids, token_blocks
 
 TOKENIZER = byte_tokenizer()
 

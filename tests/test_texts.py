@@ -9,16 +9,8 @@ import pytest
 
 from telechat_kit.errors import CheckpointError, DataError, ParameterError
 from telechat_kit.model.tiny import byte_tokenizer
-from telechat_kit.texts import (
-    PYDOC_TOPICS,
-    Block,
-    Text,
-    chat_ids,
-    line_ranges,
-    line_samples,
-    load_text,
-    token_blocks,
-)
+from telechat_kit.texts import PYDOC_TOPICS, Text, load_text
+from telechat_kit.token_samples import Block, chat_ids, line_ranges, line_samples, token_blocks
 
 TOKENIZER = byte_tokenizer()  # one token a byte
 TEXT = Text("a text", ("abcdefghijklmnopqrstuvwxyz" * 4,))  # 104 tokens

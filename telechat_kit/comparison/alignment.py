@@ -12,7 +12,7 @@ from telechat_kit.messages import Message, marked
 from telechat_kit.precision.bundle import BUNDLE, Bundle, read_bundle, save_bundle
 from telechat_kit.provenance import combined_hash
 from telechat_kit.statistics import Estimate, bootstrap
-from telechat_kit.texts import common_prefix
+from telechat_kit.token_samples import common_prefix
 
 __all__ = [
     "BUNDLE",

@@ -28,7 +28,7 @@ from telechat_kit.precision.similarity import similarity
 from telechat_kit.quantization.pipeline import QuantizeRecord
 from telechat_kit.records import finite
 from telechat_kit.statistics import share
-from telechat_kit.texts import common_prefix
+from telechat_kit.token_samples import common_prefix
 
 FIGURES, ANSWERS, SPEEDS, SETTINGS = (
     marked("figures"),

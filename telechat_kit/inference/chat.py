@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from telechat_kit.inference import generation
 from telechat_kit.model.network import TelechatForCausalLM
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 
 def generate(

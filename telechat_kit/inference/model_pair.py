@@ -24,7 +24,8 @@ from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.model.network_values import require_one_network
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.provenance import Conditions
-from telechat_kit.texts import Block, Text, load_text, token_blocks
+from telechat_kit.texts import Text, load_text
+from telechat_kit.token_samples import Block, token_blocks
 
 #: How many of the two models may be in memory: both, one at a time, or as the free memory allows
 MEMORY = ("both", "one", "auto")

@@ -8,7 +8,7 @@ from telechat_kit.messages import marked
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.timed_samples import Answer
 from telechat_kit.progress import track
-from telechat_kit.texts import common_prefix
+from telechat_kit.token_samples import common_prefix
 
 
 @dataclass(frozen=True)

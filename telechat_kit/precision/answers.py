@@ -20,7 +20,7 @@ from telechat_kit.progress import track
 from telechat_kit.provenance import code_hash, combined_hash
 from telechat_kit.rows import read_numbered_rows
 from telechat_kit.strict_json import parse
-from telechat_kit.texts import chat_ids, common_prefix
+from telechat_kit.token_samples import chat_ids, common_prefix
 
 
 @dataclass(frozen=True)

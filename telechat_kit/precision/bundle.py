@@ -22,7 +22,7 @@ from telechat_kit.inference.model_pair import Pair
 from telechat_kit.messages import Message
 from telechat_kit.precision.positions import CHUNK, last_states, log_probabilities
 from telechat_kit.progress import track
-from telechat_kit.texts import Block
+from telechat_kit.token_samples import Block
 
 SCHEMA = "telechat-kit/bundle/1"
 BUNDLE = "bundle.safetensors"

@@ -10,7 +10,8 @@ from telechat_kit.errors import DataError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision.positions import FIGURES, PositionFigures, compare_positions
 from telechat_kit.statistics import Estimate, bootstrap, quantile
-from telechat_kit.texts import Block, load_text
+from telechat_kit.texts import load_text
+from telechat_kit.token_samples import Block
 
 KL_QUANTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 CHANGE_QUANTILES = (0.1, 1.0, 5.0, 50.0, 95.0, 99.0, 99.9)

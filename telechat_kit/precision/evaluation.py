@@ -20,7 +20,8 @@ from telechat_kit.progress import resumable
 from telechat_kit.provenance import Conditions
 from telechat_kit.records import require_types
 from telechat_kit.rows import read_rows
-from telechat_kit.texts import Block, evaluation_texts, load_text
+from telechat_kit.texts import evaluation_texts, load_text
+from telechat_kit.token_samples import Block
 
 SCHEMA = "telechat-kit/precision/2"
 

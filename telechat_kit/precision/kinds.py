@@ -7,7 +7,8 @@ from typing import Any
 from telechat_kit.inference.model_pair import Pair, unseen_blocks
 from telechat_kit.precision.divergence import Group, summarize_group
 from telechat_kit.precision.positions import compare_positions
-from telechat_kit.texts import Block, Text, evaluation_texts
+from telechat_kit.texts import Text, evaluation_texts
+from telechat_kit.token_samples import Block
 
 #: Fewer sequences of a kind give no interval, so no figure either
 FEWEST = 2

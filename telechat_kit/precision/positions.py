@@ -21,7 +21,7 @@ from telechat_kit.messages import marked
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.progress import track
 from telechat_kit.temporary import temporary_folder
-from telechat_kit.texts import Block
+from telechat_kit.token_samples import Block
 
 #: Positions whose distributions are compared at a time: bounds the memory at large vocabularies
 CHUNK = 128

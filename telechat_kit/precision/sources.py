@@ -30,7 +30,7 @@ from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.levels.fallback import input_groups
 from telechat_kit.quantization.methods.rotation import open_shards
 from telechat_kit.statistics import Estimate, bootstrap
-from telechat_kit.texts import Block as TextBlock
+from telechat_kit.token_samples import Block as TextBlock
 
 
 @dataclass(frozen=True)

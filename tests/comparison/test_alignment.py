@@ -19,7 +19,7 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks, measure_divergence
 from telechat_kit.precision.bundle import KEPT, read_bundle
-from telechat_kit.texts import Block
+from telechat_kit.token_samples import Block
 
 TOPICS = "pydoc_data.topics"
 #: The tiny model's vocabulary is small and its predictions flat: what is not listed is a quarter of the mass

@@ -10,7 +10,7 @@ from telechat_kit.inference import generation
 from telechat_kit.inference.chat import generate
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model import TelechatForCausalLM, load_tokenizer
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 QUESTION = "天翼云是什么?"
 

@@ -12,7 +12,7 @@ from telechat_kit.inference.generation import Generation, generate, generate_bat
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.model import TelechatForCausalLM
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 PROMPT = [4, 80, 90, 100, 5]
 

@@ -17,7 +17,8 @@ from telechat_kit.inference.network_run import PreallocatedCache
 from telechat_kit.model import demo
 from telechat_kit.model.demo import GGUF_FILE, GGUF_SHA256, demo_weights
 from telechat_kit.model.folder import origin
-from telechat_kit.texts import PYDOC_TOPICS, chat_ids, load_text
+from telechat_kit.texts import PYDOC_TOPICS, load_text
+from telechat_kit.token_samples import chat_ids
 
 #: Of the comparison in `make soak`, and of the one in every run of the tests
 TOKENS, FEWER = 2000, 400

@@ -24,7 +24,7 @@ from telechat_kit.model.tokenization import (
     load_tokenizer,
     register_tokenizers,
 )
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 OFFICIAL = Path(__file__).parent.parent / "data" / "tokenizer-12b"
 GOLDEN = json.loads((OFFICIAL / "encodings.json").read_text(encoding="utf-8"))["encodings"]

@@ -12,7 +12,7 @@ from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import Answer, answer_lines, write_answers
 from telechat_kit.precision import answers as answers_module
 from telechat_kit.precision.answers import part_file
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 
 def test_answers_are_those_of_both_models(pair: Pair, questions: Path) -> None:

@@ -12,7 +12,7 @@ from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import CHUNK, evaluation_blocks, measure_divergence, measure_languages
 from telechat_kit.precision.divergence import LANGUAGE_TOKENS, language_blocks, language_of
 from telechat_kit.precision.positions import compare_positions
-from telechat_kit.texts import Block
+from telechat_kit.token_samples import Block
 
 TEXTS = "params/data/texts-zh-en.jsonl"
 

@@ -15,7 +15,7 @@ from telechat_kit.precision.channel_scales import block_bases, dense_weight, spl
 from telechat_kit.quantization import Calibration, Recipe, quantize
 from telechat_kit.quantization.blocks import Block as QuantBlock
 from telechat_kit.quantization.blocks import load_block
-from telechat_kit.texts import Block
+from telechat_kit.token_samples import Block
 
 
 def blocks(count: int, length: int) -> list[Block]:

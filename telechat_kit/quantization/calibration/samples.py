@@ -10,7 +10,8 @@ from torch import Tensor
 
 from telechat_kit.errors import ParameterError
 from telechat_kit.provenance import combined_hash
-from telechat_kit.texts import Text, line_ranges, line_samples, load_text, texts_by_kind, token_blocks
+from telechat_kit.texts import Text, load_text, texts_by_kind
+from telechat_kit.token_samples import line_ranges, line_samples, token_blocks
 
 #: "blocks" of equal length cut from the joined text; "lines" as they are; "chat": lines as questions to the model
 CALIBRATION_FORMATS = ("blocks", "lines", "chat")

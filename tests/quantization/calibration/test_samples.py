@@ -15,7 +15,7 @@ from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
 from telechat_kit.quantization import Calibration, QuantizeRecord, Recipe, quantize
 from telechat_kit.reports import quantization_tables
-from telechat_kit.texts import chat_ids
+from telechat_kit.token_samples import chat_ids
 
 TEXTS = ["What is the capital of France?", "首都在哪里?", "a", "A longer line of text. " * 20, "last one"]
 

@@ -21,7 +21,8 @@ from telechat_kit.quantization.levels import measured_levels
 from telechat_kit.quantization.levels.fallback import partners
 from telechat_kit.quantization.levels.head_divergence import kl_divergences
 from telechat_kit.quantization.levels.measured_levels import Budget, MeasuredLevel, parse_budget
-from telechat_kit.texts import load_text, token_blocks
+from telechat_kit.texts import load_text
+from telechat_kit.token_samples import token_blocks
 
 SAMPLES, TOKENS = 3, 48
 
