@@ -3,7 +3,7 @@
 A loop is a process that only counts. Each run quantizes and measures anew, in a copy of PROFILE with folders of its own
 and the checkpoint made before; a run that ends with an error stops the comparison. On an otherwise idle machine:
 
-    python benchmarks/busy_machine.py                                    # params/demo.yaml: some 40 minutes on two cores
+    python benchmarks/busy_machine.py                                    # params/demo.yaml: 25 to 60 minutes on two cores
     python benchmarks/busy_machine.py --profile params/tiny.yaml         # a first look
 """
 

@@ -151,12 +151,12 @@ class LlamaCpp:
         options = self.lib.llama_context_default_params()
         options.n_ctx, options.n_seq_max, options.n_batch, options.n_ubatch = positions, rows, 2048, 512
         options.n_threads = options.n_threads_batch = self.threads
-        self._flash(options, rows)
+        self._flash(options)
         self.context, self.rows = self.lib.llama_init_from_model(self.model, options), rows
         if not self.context:
             raise RuntimeError(f"no context of {positions} positions for {rows} sequences")
 
-    def _flash(self, options: Any, rows: int) -> None:
+    def _flash(self, options: Any) -> None:
         options.flash_attn_type = 1
 
     def _forget(self) -> None:
@@ -219,16 +219,15 @@ class IkLlamaCpp(LlamaCpp):
         self.settings = {
             "n_batch": 2048,
             "n_ubatch": 512,
-            "flash_attn": "on at batch 1, off else",
+            "flash_attn": "on",
             "type_k": "f16",
             "repack_tensors": True,
             "built": "GGML_NATIVE",
         }
         self.vocabulary = _ctypes_api.llama_vocab_n_tokens(_ctypes_api.llama_model_get_vocab(self.model))
 
-    def _flash(self, options: Any, rows: int) -> None:
-        # over several sequences it meets positions of others alone and stops: GGML_ASSERT(S > 0)
-        options.flash_attn = rows == 1
+    def _flash(self, options: Any) -> None:
+        options.flash_attn = True
 
     def _forget(self) -> None:
         self.lib.llama_kv_cache_clear(self.context)
@@ -377,7 +376,8 @@ PEERS = (
     Peer(KIT, None, Kit),
     Peer("telechat-kit W8A8, float16 cache", None, lambda path, threads: Kit(path, threads, "float16")),
     Peer("llama.cpp Q8_0", "q8_0", LlamaCpp),
-    Peer("ik_llama.cpp Q8_0", "q8_0", IkLlamaCpp, environment="ik"),
+    # Over several sequences its flash attention stops (GGML_ASSERT(S > 0)); without it every token reads the cells of all
+    Peer("ik_llama.cpp Q8_0", "q8_0", IkLlamaCpp, batches=False, environment="ik"),
     Peer("OpenVINO GenAI int8", "openvino", OpenVino),
     Peer("vLLM W8A8", "w8a8_llama", Vllm, environment="clients"),
     Peer("CTranslate2 int8", "ctranslate2", CTranslate2, batches=False),
