@@ -89,10 +89,7 @@ PEERS = {
     ),
     "llm-compressor, nearest, dynamic": _compressor(),
 }
-KIT = {
-    f"kit, {name}": {"anti_outlier": "none", "level": "L0", "activations": "dynamic"} | recipe
-    for name, recipe in {"none L0 dynamic": {}, **RECIPES}.items()
-}
+KIT = {f"kit, {name}": recipe for name, recipe in RECIPES.items()}
 
 
 @dataclass(frozen=True)
