@@ -71,7 +71,9 @@ def _pair(folder: Path) -> str:
 
 def _tokenizer(folder: Path) -> str:
     tokenizer = known("load_tokenizer", "model.tokenization")(folder)
-    question = known("chat_ids", "texts", "generation", "inference.generation")(tokenizer, "天气 how?")
+    question = known("chat_ids", "token_samples", "texts", "generation", "inference.generation")(
+        tokenizer, "天气 how?"
+    )
     ids = tokenizer("é <_user>a\n\n1 😀", add_special_tokens=False)["input_ids"]
     return digest((question, ids, tokenizer.decode(ids), tokenizer.decode(list(range(250)))))
 
