@@ -917,11 +917,9 @@ static void turn_base(const rotation *t, const float *x, int width, float *out) 
         }
 }
 
-/* x[width] times Hadamard's matrix of order `width`, a multiple of LANES: sums and differences of vectors, then inside each. */
-static void turn_vectors(float *x, int width, float scale) {
-    float inner[LANES][LANES];
-    for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < LANES; j++) inner[i][j] = __builtin_popcount(i & j) & 1 ? -scale : scale;
+/* x[width] times Hadamard's matrix of order `width`, a multiple of LANES: sums and differences of vectors, then `inner`,
+ * the matrix of order LANES, inside each. */
+static void turn_vectors(float *x, int width, float inner[LANES][LANES]) {
     for (int half = LANES; half < width; half *= 2)
         for (int first = 0; first < width; first += 2 * half)
             for (int i = first; i < first + half; i += WIDTH) {
@@ -964,7 +962,10 @@ static void turn_row(const rotation *t, const float *x, float *out) {
     }
     if (t->base) turn_base(t, x, width, out);
     else memcpy(out, x, width * sizeof(float));
-    for (int i = 0; i < t->order; i++) turn_vectors(out + (int64_t)i * width, width, scale);
+    float inner[LANES][LANES];
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) inner[i][j] = __builtin_popcount(i & j) & 1 ? -scale : scale;
+    for (int i = 0; i < t->order; i++) turn_vectors(out + (int64_t)i * width, width, inner);
 }
 
 /* Rows of ffn channels turned in place; `room` is for one. */

@@ -84,7 +84,6 @@ class Network(Structure):
 #: Types of keys and values, as the kernels number them
 CACHE_TYPES = ("float32", "bfloat16", "float16")
 
-
 #: Phases of a decode step, as its profile counts them
 PHASES = (marked("norms and quantization"), "linears", "attention", marked("waiting for each other"), "head")
 

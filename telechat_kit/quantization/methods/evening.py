@@ -38,7 +38,7 @@ def scale_for_range(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
     scale = _evened(torch.stack([x[0].square().sum(0) for x in inputs]).sum(0), weight)
     sizes = torch.cat([(x[0] / scale).square().sum(1) for x in inputs])
     count, taken = sizes.topk(min(LARGEST, len(sizes)))
-    squares = torch.cat([x[0] for x in inputs])[taken].square()
+    squares = _tokens(inputs, taken).square()
     best, found = torch.inf, scale
     for _ in range(ROUNDS):
         scale = _evened(count @ squares, weight)
@@ -48,6 +48,16 @@ def scale_for_range(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
             best, found = error, scale
         count = count * sizes / (count @ sizes)
     return found
+
+
+def _tokens(inputs: Sequence[Tensor], taken: Tensor) -> Tensor:
+    """`[len(taken), in]`: these tokens of all samples, counted through; no more than they are copied."""
+    rows, start = inputs[0].new_empty(len(taken), inputs[0].shape[-1]), 0
+    for x in inputs:
+        own = (taken >= start) & (taken < start + x.shape[1])
+        rows[own] = x[0][taken[own] - start]
+        start += x.shape[1]
+    return rows
 
 
 def _evened(energy: Tensor, weight: Tensor) -> Tensor:
