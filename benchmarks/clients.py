@@ -38,7 +38,7 @@ from telechat_kit.installed import needed_versions
 from telechat_kit.precision import Evaluation
 from telechat_kit.provenance import code_hash, combined_hash, machine
 from telechat_kit.rows import read_rows
-from telechat_kit.statistics import Estimate, bootstrap
+from telechat_kit.statistics import Estimate, mean_over_sequences
 from telechat_kit.token_samples import chat_ids
 
 SCHEMA = "telechat-kit/clients/2"
@@ -275,7 +275,7 @@ def loss(client: str, of: str, reply: Answer, other: Answer, following: Tensor) 
         same = (p.argmax(-1) == q.argmax(-1)).float()
         rows.append([float(kl.mean()), float(same.mean()), float(q.gather(1, ids[:, None]).mean())])
     means = np.array(rows)
-    kl = bootstrap(means[:, :1], lambda mean: mean[..., 0]).clip(low=0.0)
+    kl = mean_over_sequences(means[:, :1]).clip(low=0.0)
     return Loss(client, of, following.numel(), kl, float(means[:, 1].mean()), float(means[:, 2].mean()))
 
 

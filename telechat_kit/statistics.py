@@ -93,6 +93,11 @@ def bootstrap(
     )
 
 
+def mean_over_sequences(rows: np.ndarray) -> Estimate:
+    """Mean of `rows [sequences, 1]` with the interval of `bootstrap`."""
+    return bootstrap(rows, lambda mean: mean[..., 0])
+
+
 def _jackknife_error(samples: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Standard error `[draws]` of `figure` for each sample of rows `[draws, n, columns]`."""
     n = samples.shape[1]

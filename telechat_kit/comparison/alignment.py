@@ -11,7 +11,7 @@ from telechat_kit.errors import DataError, ParameterError
 from telechat_kit.messages import Message, marked
 from telechat_kit.precision.bundle import BUNDLE, Bundle, read_bundle, save_bundle
 from telechat_kit.provenance import combined_hash
-from telechat_kit.statistics import Estimate, bootstrap
+from telechat_kit.statistics import Estimate, mean_over_sequences
 from telechat_kit.token_samples import common_prefix
 
 __all__ = [
@@ -101,8 +101,8 @@ def compare_bundles(first: str | Path, second: str | Path, tolerances: Tolerance
     _check_same_text(a, b)
     kl = _divergence(a.tensors, b.tensors)
     same = (a.tensors["ids"][..., 0] == b.tensors["ids"][..., 0]).astype(float)
-    kl_mean = bootstrap(kl.mean(axis=1, keepdims=True), lambda mean: mean[..., 0]).clip(low=0.0)
-    top1 = bootstrap(same.mean(axis=1, keepdims=True), lambda mean: mean[..., 0]).clip(0.0, 1.0)
+    kl_mean = mean_over_sequences(kl.mean(axis=1, keepdims=True)).clip(low=0.0)
+    top1 = mean_over_sequences(same.mean(axis=1, keepdims=True)).clip(0.0, 1.0)
     verdict, reasons = _verdict(kl_mean, top1, tolerances)
     differences = _differences(a.meta, b.meta)
     comparable = a.meta["questions"] == b.meta["questions"]

@@ -15,7 +15,7 @@ from telechat_kit.errors import DataError
 from telechat_kit.messages import Message, marked
 from telechat_kit.performance.measurement import CaseResult
 from telechat_kit.precision.positions import FIGURES
-from telechat_kit.statistics import Estimate, bootstrap, share
+from telechat_kit.statistics import Estimate, bootstrap, mean_over_sequences, share
 
 #: Mean KL on `text_path`; `kl_mean[KIND]` on a kind of text
 LOSS = "kl_mean"
@@ -127,7 +127,7 @@ def _precision(run: RunData) -> dict[str, Figure]:
             ),
         }
     if answers:
-        alike = bootstrap(np.array([[answer.similarity] for answer in answers]), lambda mean: mean[..., 0])
+        alike = mean_over_sequences(np.array([[answer.similarity] for answer in answers]))
         rows["answer_similarity"] = Figure(
             marked("answers, W8A8 like float"), marked("share"), alike.clip(0, 1)
         )
@@ -259,7 +259,7 @@ def _paired_precision(name: str, first: RunData, second: RunData) -> Change | No
         return None
     before, after = (of_sequences(found) for found in (rows, others))
     if name.startswith("perplexity"):  # losses: their difference is the logarithm of the ratio
-        ratio = bootstrap((after - before)[:, None], lambda mean: mean[..., 0]).map(exp)
+        ratio = mean_over_sequences((after - before)[:, None]).map(exp)
     else:  # by its logarithm: no end of the interval of a ratio lies below 0
         with np.errstate(divide="ignore", invalid="ignore"):
             pairs = np.stack([before, after], axis=1)

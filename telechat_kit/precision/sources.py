@@ -29,7 +29,7 @@ from telechat_kit.progress import track
 from telechat_kit.quantization.blocks import Block, embed, load_block
 from telechat_kit.quantization.levels.fallback import input_groups
 from telechat_kit.quantization.methods.rotation import open_shards
-from telechat_kit.statistics import Estimate, bootstrap
+from telechat_kit.statistics import Estimate, bootstrap, mean_over_sequences
 from telechat_kit.token_samples import Block as TextBlock
 
 
@@ -105,7 +105,7 @@ def measure_sources(
             with walk.kept(names):
                 rows = _kl_rows(reference, model)
             share = sum(linear.estimated_share for linear in linears if linear.name in names)
-            change = bootstrap(rows - base, lambda mean: mean[..., 0])
+            change = mean_over_sequences(rows - base)
             kept.append(KeptInFloat(names, share, _kl(rows), change))
     return Sources(len(text), sum(len(b.ids) - 1 for b in text), _kl(base), linears, residual, kept)
 
@@ -269,4 +269,4 @@ def _kl_rows(reference: Reference, model: TelechatForCausalLM) -> np.ndarray:
 
 
 def _kl(rows: np.ndarray) -> Estimate:
-    return bootstrap(rows, lambda mean: mean[..., 0]).clip(low=0.0)
+    return mean_over_sequences(rows).clip(low=0.0)

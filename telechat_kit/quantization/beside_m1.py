@@ -1,6 +1,6 @@
 """Method best beside m1 on text that neither was calibrated on: where m1 loses less, the record says so.
 
-A network without outliers, of random weights say, loses more by what best does against them than it gains. All of the
+A network without outliers, of random weights say, has nothing that best could do against them, and may lose more by it than it gains. All of the
 linears that best keeps in float stay so for m1, whose scales and ranges are found on a few of the samples.
 """
 
@@ -18,7 +18,7 @@ from telechat_kit.quantization.blocks import stream
 from telechat_kit.quantization.partial import Pass
 from telechat_kit.quantization.recipe import AppliedRecipe
 from telechat_kit.quantization.streaming import Analyzer, Quantized, Quantizer, variant_pass
-from telechat_kit.statistics import Estimate, bootstrap
+from telechat_kit.statistics import Estimate, mean_over_sequences
 
 #: Samples that are held back, of at most so many tokens, and samples that m1 is calibrated on: few, for the whole comparison
 #: is to take a fraction of the quantization
@@ -60,7 +60,7 @@ def beside_m1(
     kl_m1 = _measured(
         _by_m1(Shards(shards.folder), samples[:CALIBRATED], recipe, kept, folder, device), held, 4
     )
-    change = bootstrap(kl_m1 - kl, lambda mean: mean[..., 0])
+    change = mean_over_sequences(kl_m1 - kl)
     return BesideM1(len(held), sum(sample.numel() for sample in held), _kl(kl), _kl(kl_m1), change)
 
 
@@ -92,4 +92,4 @@ def _number(number: int) -> str:
 
 
 def _kl(rows: np.ndarray) -> Estimate:
-    return bootstrap(rows, lambda mean: mean[..., 0]).clip(low=0.0)
+    return mean_over_sequences(rows).clip(low=0.0)
