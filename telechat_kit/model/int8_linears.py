@@ -160,6 +160,14 @@ class DynamicW8A8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
+def int8_linear_of(tensors: Mapping[str, Tensor]) -> W8A8Linear | DynamicW8A8Linear:
+    """The W8A8 linear of `tensors` as on disk, on their device and in the form that it multiplies with."""
+    static = "deq_scale" in tensors
+    linear = W8A8Linear(tensors) if static else DynamicW8A8Linear(tensors)
+    linear.prepare()
+    return linear
+
+
 class FloatLinear(nn.Linear):
     """A linear that a W8A8 model keeps in float: the backend multiplies, as in the rest of the model."""
 

@@ -1,6 +1,7 @@
 """One block of the network at a time: its float32 weights from the shards, and hidden states that flow through it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,18 @@ class Block:
     def replace(self, name: str, module: nn.Module) -> None:
         """Put another module in the place of the linear or norm `name`."""
         self.module.set_submodule(name.removeprefix(self.prefix), module)
+
+    @contextlib.contextmanager
+    def having(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """While active, `modules` stand in the places that they are named by; what was there comes back afterwards."""
+        own = {name: self.submodule(name) for name in modules}
+        try:
+            for name, module in modules.items():
+                self.replace(name, module)
+            yield
+        finally:
+            for name, module in own.items():
+                self.replace(name, module)
 
     def run(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Hidden states after the block, from those before it, each `[1, T, H]`."""

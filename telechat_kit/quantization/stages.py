@@ -6,9 +6,9 @@ take a pass for each of these. A scale that goes into the rows of the linear bef
 a row's int8 values do not depend on the size of the row, only on its sign.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from telechat_kit.backends import backend_for
 from telechat_kit.errors import DataError
+from telechat_kit.model.int8_linears import int8_linear_of
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block
 from telechat_kit.quantization.calibration.channels import ChannelMaxima
@@ -26,14 +27,13 @@ from telechat_kit.quantization.calibration.groups import (
     reader_scales,
     value_rows,
 )
-from telechat_kit.quantization.calibration.linear_quality import LinearFigures, watched
+from telechat_kit.quantization.calibration.linear_quality import LinearFigures, float_products, watched
 from telechat_kit.quantization.calibration.passes import (
     SENSITIVITY_SAMPLES,
     Observer,
     fold,
     group_scale,
     observed,
-    with_weights,
 )
 from telechat_kit.quantization.calibration.refinement import (
     InputMoments,
@@ -45,7 +45,7 @@ from telechat_kit.quantization.calibration.refinement import (
 from telechat_kit.quantization.calibration.sensitivity import SensitivityScore
 from telechat_kit.quantization.formats.w8a8_folder import as_stored
 from telechat_kit.quantization.int8.observers import make_observer
-from telechat_kit.quantization.int8.packing import weight_scale
+from telechat_kit.quantization.int8.packing import pack
 from telechat_kit.quantization.methods.evening import scale_for_range, scale_for_tokens
 from telechat_kit.quantization.methods.rotation import turn_products
 from telechat_kit.quantization.methods.smoothing import GroupStatistics
@@ -96,16 +96,19 @@ class Stages:
             inputs, last = self._normed(block.prefix + norm, states), block.prefix + exit_
             residual = inputs if block.module.residual_after_norm else states
             self._quantize(names, inputs, [_energy(x) for x in states[: self.samples]])
-            exit_module = block.submodule(last)
-            block.replace(last, nn.Identity())  # what it reads is wanted
-            inner = self._multiplied(names, inputs, through)
-            block.replace(last, exit_module)
+            with block.having({last: nn.Identity()}):  # what it reads is wanted
+                inner = self._multiplied(names, inputs, through)
             energies = self._energies_after(last, residual, inner)
             self._rescale(block.prefix + feeder, inner, energies)
             self._quantize([last], inner, energies)
-            added = self._multiplied([last], inner, block.submodule(last))
+            added = self._multiplied([last], inner, partial(self._through, last))
             states = [x.add_(y) for x, y in zip(added, residual, strict=True)]
         return list(states)
+
+    def _through(self, name: str, x: Tensor) -> Tensor:
+        """What stands in the place of the linear `name` now makes of `x`."""
+        y: Tensor = self.block.submodule(name)(x)
+        return y
 
     def _normed(self, norm: str, states: Sequence[Tensor]) -> list[Tensor]:
         """What `norm` makes of the states, its channels scaled."""
@@ -218,34 +221,18 @@ class Stages:
         self, names: Sequence[str], inputs: Sequence[Tensor], through: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
         """What `through` makes of the inputs with the linears `names` in int8; their figures are taken."""
-        block, samples, probes = self.block, inputs[: self.samples], inputs[self.samples :]
-        weights = {
-            name: self.rounded[name] * weight_scale(block.parameter(f"{name}.weight").data) for name in names
-        }
-        figures = {name: self.figures[name] for name in names}
-        quantize = input_quantizer(self.observers.get(names[0]))
-        after = []
-        for part, counted in ((samples, figures), (probes, {})):
-            with ExitStack() as stack:
-                stack.enter_context(watched(block, counted, names))
-                stack.enter_context(with_weights(block, weights))
-                stack.enter_context(
-                    observed(block, {name: self._quantizing(name, quantize, counted) for name in names})
-                )
-                after += [through(x) for x in part]
-        return after
-
-    def _quantizing(
-        self, name: str, quantize: Callable[[Tensor], Tensor], figures: Mapping[str, LinearFigures]
-    ) -> Callable[[Tensor], Tensor]:
-        observer, taken = self.observers.get(name), figures.get(name)
-
-        def update(x: Tensor) -> Tensor:
-            if observer is not None and taken is not None:
-                taken.take_range(x, *observer.parameters())
-            return quantize(x)
-
-        return update
+        block, observer = self.block, self.observers.get(names[0])
+        input_range = observer.parameters() if observer else None
+        packed = {name: pack(block.submodule(name), input_range, self.rounded[name]) for name in names}
+        exact, figures = float_products(block, names), {name: self.figures[name] for name in names}
+        cut: dict[str, Callable[[Tensor], None]] = {}
+        if input_range is not None:
+            scale, offset = input_range
+            cut = {name: partial(of.take_range, scale=scale, offset=offset) for name, of in figures.items()}
+        with block.having({name: int8_linear_of(tensors) for name, tensors in packed.items()}):
+            with watched(block, figures, exact), observed(block, cut):
+                after = [through(x) for x in inputs[: self.samples]]
+            return after + [through(x) for x in inputs[self.samples :]]
 
 
 def _bounds(inputs: Sequence[Tensor]) -> Tensor:

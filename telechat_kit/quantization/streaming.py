@@ -37,7 +37,7 @@ from telechat_kit.quantization.calibration.passes import (
 from telechat_kit.quantization.calibration.samples import random_samples
 from telechat_kit.quantization.formats.w8a8_folder import as_stored, block_tensors
 from telechat_kit.quantization.int8.observers import make_observer
-from telechat_kit.quantization.int8.packing import pack_dynamic_linear, pack_linear
+from telechat_kit.quantization.int8.packing import pack
 from telechat_kit.quantization.levels.fallback import AUTO, FloatLinear, choose_float_linears
 from telechat_kit.quantization.levels.hidden_states import VariantPass
 from telechat_kit.quantization.levels.measured_levels import MeasuredLevel, choose_measured
@@ -301,12 +301,9 @@ class Quantizer:
         self, block: Block, name: str, observer: Observer | None, rounded: Tensor | None
     ) -> dict[str, Tensor]:
         """Tensors of an int8 linear; without an observer its activations are dynamic."""
-        parts = dict(block.submodule(name).named_parameters())
-        bias = parts["bias"].data if "bias" in parts else None
-        if observer is None:
-            return pack_dynamic_linear(parts["weight"].data, bias, rounded)
-        packed = pack_linear(parts["weight"].data, bias, *observer.parameters(), rounded)
-        if self.shards.dtype == torch.bfloat16:  # loaders of bfloat16 models expect float32, not bit patterns
+        packed = pack(block.submodule(name), observer.parameters() if observer else None, rounded)
+        if "deq_scale" in packed and self.shards.dtype == torch.bfloat16:
+            # loaders of bfloat16 models expect float32, not bit patterns
             packed["deq_scale"] = decode_scale(packed["deq_scale"])
         return packed
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from telechat_kit import load_model
 from telechat_kit.errors import CheckpointError, KitError
 from telechat_kit.files import LOCK, OWNER, working_in
 from telechat_kit.quantization import Calibration, Recipe, blocks, quantize
-from telechat_kit.quantization.partial import partial_folder
+from telechat_kit.quantization.partial import Pass, partial_folder
 
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 RECIPE = Recipe("L3", anti_outlier="m2")
@@ -31,6 +32,7 @@ CALIBRATION = Calibration("pydoc_data.topics", calibration_samples=6, calibratio
 PROCESS = """
 import json, os, signal, sys
 from pathlib import Path
+from typing import Any
 import torch
 from telechat_kit.quantization import Calibration, Recipe, quantize
 
@@ -353,3 +355,34 @@ def test_dead_channels_are_recorded_and_not_smoothed(
     with torch.inference_mode():
         ours, expected = (load_model(folder)(ids).logits for folder in (target, with_dead_channels))
     assert (ours - expected).std() / expected.std() < 0.7  # unrelated logits give 1.4
+
+
+@pytest.mark.parametrize(("activations", "ingredients"), [("static", "all"), ("dynamic", "rounding, bias")])
+def test_best_calibrates_each_block_on_the_states_that_the_w8a8_model_has_there(
+    activations: str, ingredients: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To float rounding: a scale goes into rows before or after their product."""
+    left: dict[str, list[torch.Tensor]] = {}
+    ids: list[torch.Tensor] = []
+    write, embed = Pass.write, blocks.embed
+
+    def keeping(self: Pass, index: int, tensors: Any, details: Any, states: list[torch.Tensor]) -> None:
+        left[f"{self.name} {index}"] = [state.clone() for state in states]
+        write(self, index, tensors, details, states)
+
+    def embedding(shards: Any, samples: Any, device: torch.device) -> list[torch.Tensor]:
+        ids.extend(samples)
+        return embed(shards, samples, device)
+
+    monkeypatch.setattr(Pass, "write", keeping)
+    monkeypatch.setattr(blocks, "embed", embedding)
+    recipe = Recipe("L0", anti_outlier="best", activations=activations, ingredients=ingredients)
+    quantize(tiny_folder, tmp_path / "w8a8", recipe, CALIBRATION)
+    model = load_model(tmp_path / "w8a8", "cpu")
+    with torch.inference_mode():
+        seen = model(ids[0], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(seen[1], left["block 0"][0], rtol=0, atol=1e-5)
+    in_float = load_model(tiny_folder, "cpu")
+    assert not torch.allclose(
+        in_float(ids[0], output_hidden_states=True).hidden_states[1], seen[1], rtol=0, atol=1e-3
+    )

@@ -93,17 +93,21 @@ def some_tokens(x: Tensor, sample: int) -> Tensor:
     return rows[sample % step :: step]
 
 
-@contextlib.contextmanager
-def watched(block: Block, figures: Mapping[str, LinearFigures], int8: Collection[str]) -> Iterator[None]:
-    """While active, `figures[name]` takes in what the linear `name` reads and gives; those of `int8` are compared.
+#: What a linear gives in float
+Product = Callable[[Tensor], Tensor]
 
-    To be entered while weights are float, and before inputs are quantized.
+
+@contextlib.contextmanager
+def watched(
+    block: Block, figures: Mapping[str, LinearFigures], exact: Mapping[str, Product]
+) -> Iterator[None]:
+    """While active, `figures[name]` takes in what the linear `name` reads and gives, beside its `exact` product.
+
+    To be entered before inputs are quantized. A linear without a product in `exact` is one in float.
     """
     hooks = []
     for name, taken in figures.items():
-        linear = block.submodule(name)
-        exact = _float_product(linear) if name in int8 else None
-        hooks += _watch(name, linear, taken, exact)
+        hooks += _watch(name, block.submodule(name), taken, exact.get(name))
     try:
         yield
     finally:
@@ -111,14 +115,18 @@ def watched(block: Block, figures: Mapping[str, LinearFigures], int8: Collection
             hook.remove()
 
 
-def _float_product(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The product of `linear` with the weights that it has now."""
-    weights = {name: parameter.data for name, parameter in linear.named_parameters()}
-    return lambda x: functional.linear(x, **weights)
+def float_products(block: Block, names: Collection[str]) -> dict[str, Product]:
+    """The products of the linears `names` with the weights that they have now."""
+
+    def product(linear: nn.Module) -> Product:
+        weights = {name: parameter.data for name, parameter in linear.named_parameters()}
+        return lambda x: functional.linear(x, **weights)
+
+    return {name: product(block.submodule(name)) for name in names}
 
 
 def _watch(
-    name: str, linear: nn.Module, taken: LinearFigures, exact: Callable[[Tensor], Tensor] | None
+    name: str, linear: nn.Module, taken: LinearFigures, exact: Product | None
 ) -> list[torch.utils.hooks.RemovableHandle]:
     rows: list[Tensor] = []  # of the float input, from before the product to after it
 

@@ -15,7 +15,7 @@ from telechat_kit.quantization.calibration.groups import (
     smoothing_groups,
     value_rows,
 )
-from telechat_kit.quantization.calibration.linear_quality import LinearFigures, watched
+from telechat_kit.quantization.calibration.linear_quality import LinearFigures, float_products, watched
 from telechat_kit.quantization.calibration.sensitivity import SensitivityScore
 from telechat_kit.quantization.int8.observers import (
     HistogramObserver,
@@ -135,7 +135,7 @@ def calibrate(
     so that deeper linears see what they will see in the int8 model. Weights are restored afterwards.
     """
     with (
-        watched(block, figures, observers),
+        watched(block, figures, float_products(block, observers)),
         _quantized_weights(block, observers),
         _quantized_inputs(block, observers, figures),
     ):
@@ -150,7 +150,7 @@ def calibrate_dynamic(
     No range is to be found, but deeper blocks shall see what they will see in the int8 model.
     """
     with (
-        watched(block, figures, names),
+        watched(block, figures, float_products(block, names)),
         _quantized_weights(block, names),
         observed(block, dict.fromkeys(names, fake_quantize_per_token)),
     ):
@@ -201,20 +201,14 @@ def _quantized_inputs(
     )
 
 
-def _quantized_weights(block: Block, names: Iterable[str]) -> contextlib.AbstractContextManager[None]:
-    return with_weights(
-        block, {name: fake_quantize_weight(block.parameter(f"{name}.weight").data) for name in names}
-    )
-
-
 @contextlib.contextmanager
-def with_weights(block: Block, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """While active, the linears named in `weights` have these; their own come back afterwards."""
-    parameters = {name: block.parameter(f"{name}.weight") for name in weights}
+def _quantized_weights(block: Block, names: Iterable[str]) -> Iterator[None]:
+    """While active, the weights of the linears `names` are rounded; their own come back afterwards."""
+    parameters = {name: block.parameter(f"{name}.weight") for name in names}
     originals = {name: parameter.data for name, parameter in parameters.items()}
     try:
-        for name, weight in weights.items():
-            parameters[name].data = weight
+        for parameter in parameters.values():
+            parameter.data = fake_quantize_weight(parameter.data)
         yield
     finally:
         for name, parameter in parameters.items():

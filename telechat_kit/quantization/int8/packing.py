@@ -6,7 +6,7 @@ A static activation's scale and offset come from `observers`; fast products are 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from telechat_kit.errors import CheckpointError
 from telechat_kit.model.int8_linears import decode_scale, encode_scale, product_scale, quantized_bias
@@ -103,6 +103,16 @@ def pack_dynamic_linear(
     quantized = quantized if rounded is None else rounded
     packed = {"weight": quantized, "weight_scale": scale, "weight_offset": torch.zeros_like(scale)}
     return packed if bias is None else {**packed, "bias": bias}
+
+
+def pack(
+    linear: nn.Module, input_range: tuple[Tensor, Tensor] | None, rounded: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Tensors of the W8A8 linear that a float `linear` becomes: of a static `input_range` (scale, offset), or dynamic."""
+    parts = {name: parameter.data for name, parameter in linear.named_parameters()}
+    if input_range is None:
+        return pack_dynamic_linear(parts["weight"], parts.get("bias"), rounded)
+    return pack_linear(parts["weight"], parts.get("bias"), *input_range, rounded)
 
 
 def int8_accumulator(x: Tensor, packed: Mapping[str, Tensor]) -> Tensor:

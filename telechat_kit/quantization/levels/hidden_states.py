@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, RUNTIME_TENSORS, DynamicW8A8Linear, W8A8Linear
+from telechat_kit.model.int8_linears import DYNAMIC_TENSORS, RUNTIME_TENSORS, int8_linear_of
 from telechat_kit.model.w8a8 import stored_name
 from telechat_kit.model.weight_shards import Shards
 from telechat_kit.quantization.blocks import Block, stream
@@ -87,11 +87,8 @@ class VariantPass:
         for name in block.linear_names:
             stored = stored_name(name, self.shards.config)
             parts = {part: tensors[key] for part in ALL_PARTS if (key := f"{stored}.{part}") in tensors}
-            if "deq_scale" in parts:
-                found[name] = linear = W8A8Linear(parts).to(self.device)
-                linear.prepare()
-            elif "weight_scale" in parts:
-                found[name] = DynamicW8A8Linear(parts).to(self.device)
+            if "weight_scale" in parts:
+                found[name] = int8_linear_of({part: value.to(self.device) for part, value in parts.items()})
         return found
 
 
