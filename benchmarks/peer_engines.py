@@ -295,7 +295,7 @@ class Vllm:
         self.sampling: Any = SamplingParams
         self.settings = {
             "dtype": "bfloat16",
-            "enforce_eager": True,
+            "enforce_eager": False,
             "max_model_len": CAPACITY,
             "max_num_batched_tokens": TOGETHER,
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
