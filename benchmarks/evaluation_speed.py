@@ -45,7 +45,7 @@ def kit_pair(folders: Folders, sequences: Sequences) -> Callable[[], float]:
     """All figures of `03_precision` on one text: both models, KL, agreement, probability changes, intervals."""
     from telechat_kit.inference.model_pair import Pair  # noqa: PLC0415  (each way imports its own)
     from telechat_kit.precision import measure_divergence  # noqa: PLC0415
-    from telechat_kit.texts import Block  # noqa: PLC0415
+    from telechat_kit.token_samples import Block  # noqa: PLC0415
 
     pair = Pair(folders.floats, folders.w8a8, "cpu")
     assert pair.models

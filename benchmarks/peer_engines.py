@@ -131,10 +131,16 @@ class LlamaCpp:
         self.lib: Any = llama_cpp
         self.threads, self.context, self.rows = threads, None, 0
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
-        self.settings = {"n_batch": 2048, "n_ubatch": 512, "flash_attn": "on", "type_k": "f16"}
+        options = llama_cpp.llama_model_default_params()
+        options.use_mmap = False  # what is mapped from a file gets no huge pages
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+        self.settings = {
+            "n_batch": 2048,
+            "n_ubatch": 512,
+            "flash_attn": "on",
+            "type_k": "f16",
+            "use_mmap": False,
+        }
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def answer(self, request: Request) -> Reply:
@@ -214,7 +220,7 @@ class IkLlamaCpp(LlamaCpp):
         self.threads, self.context, self.rows = threads, None, 0
         _ctypes_api.llama_backend_init()
         options = _ctypes_api.llama_model_default_params()
-        options.repack_tensors, options.use_mmap = True, False
+        options.repack_tensors, options.use_mmap, options.use_thp = True, False, True
         self.model = _ctypes_api.llama_model_load_from_file(str(path).encode(), options)
         self.settings = {
             "n_batch": 2048,
@@ -222,6 +228,7 @@ class IkLlamaCpp(LlamaCpp):
             "flash_attn": "on",
             "type_k": "f16",
             "repack_tensors": True,
+            "use_thp": True,
             "built": "GGML_NATIVE",
         }
         self.vocabulary = _ctypes_api.llama_vocab_n_tokens(_ctypes_api.llama_model_get_vocab(self.model))

@@ -36,6 +36,8 @@ SCHEMA = "telechat-kit/peers/2"
 #: What shows that the engines compute one model: next ids after so many windows of the text, and one continuation
 WINDOWS, WINDOW_TOKENS, CONTINUED = 16, 64, 32
 QUESTION = "What is the capital of France, and what is it known for?"
+#: glibc asks for huge pages for whatever an engine allocates; the kit does so for its weights by itself
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 #: Threads of an engine may spin for a while after its turn; seconds until the next turn
 PAUSE = 0.5
 
@@ -117,7 +119,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, **HUGE_PAGES, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
         )
         loaded = json.loads(self._line())
         self.versions: dict[str, str] = loaded["versions"]
@@ -383,7 +385,7 @@ def markdown(record: PeersRecord) -> str:
         ),
         "",
         *(f"- left out: {name} ({reason})" for name, reason in record.skipped.items()),
-        f"- {found.threads} threads, {found.system}; load of the machine before and after: "
+        f"- {found.threads} threads, {found.system}, {listed(HUGE_PAGES)}; load of the machine before and after: "
         f"{record.load_before[0]:.2f}, {record.load_after[0]:.2f}; {record.seconds:.0f} s in all",
     ]
     return "\n".join(lines) + "\n"

@@ -4,11 +4,14 @@ All take turns, round by round, and ratios are taken within a round. On an other
 
     python benchmarks/precisions.py models/smollm2-135m-telechat models/smollm2-135m-telechat-w8a8
     python benchmarks/precisions.py ... --caches        # with keys and values in half precision too
+    python benchmarks/precisions.py ... --contexts 10,100,500,1000,2000 --tokens 10,100,500,1000,2000 --rounds 1
 """
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import click
@@ -21,6 +24,7 @@ from telechat_kit.inference.generation import generate, generate_by_transformers
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.roofline import ModelSize, model_size
+from telechat_kit.progress import track
 from telechat_kit.statistics import Estimate, median
 
 TRANSFORMERS = "float32, transformers"
@@ -38,13 +42,19 @@ RATIOS = (
 
 @dataclass(frozen=True)
 class Speed:
-    """One run: seconds of the prompt, and of each further token of all rows."""
+    """One run: seconds of the prompt, and of each of the `tokens` further ones of all rows."""
 
     way: str
     batch: int
     context: int
+    tokens: int
     prefill: float
     step: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole case."""
+        return self.prefill + (self.tokens - 1) * self.step
 
 
 @click.command()
@@ -52,7 +62,7 @@ class Speed:
 @click.argument("w8a8_folder", type=click.Path(path_type=Path))
 @click.option("--contexts", default="100,1000,2000", show_default=True)
 @click.option("--batches", default="1", show_default=True, help="transformers' loop runs batch 1 only")
-@click.option("--tokens", default=32, show_default=True, help="behind each prompt")
+@click.option("--tokens", default="32", show_default=True, help="behind each prompt; several make a grid")
 @click.option("--rounds", default=6, show_default=True)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
 @click.option("--caches", is_flag=True, help="also with keys and values in float16 and bfloat16")
@@ -62,7 +72,7 @@ def main(
     w8a8_folder: Path,
     contexts: str,
     batches: str,
-    tokens: int,
+    tokens: str,
     rounds: int,
     threads: int,
     caches: bool,
@@ -83,21 +93,29 @@ def main(
         models["w8a8, bfloat16 cache"] = load_model(w8a8_folder, "cpu", cache_dtype="bfloat16")
     assert all(engine_for(model) for model in models.values()), "no compiled kernels here"
     sizes = {name: model_size(name, model, name != TRANSFORMERS) for name, model in models.items()}
-    cases = [(b, c) for b in map(int, batches.split(",")) for c in map(int, contexts.split(","))]
-    runs = [(name, b, c) for b, c in cases for name in models if b == 1 or name != TRANSFORMERS]
-    for name, batch, context in runs:
-        if context == cases[0][1]:
-            timed(name, models[name], batch, context, tokens)  # warms up
-    clock, bandwidth = CoreClock.now(), cpu.read_bandwidth()[0]
-    found = [timed(name, models[name], b, c, tokens) for _ in range(rounds) for name, b, c in runs]
-    bandwidth = max(bandwidth, cpu.read_bandwidth()[0])
+    cases = list(product(*([int(part) for part in each.split(",")] for each in (batches, contexts, tokens))))
+    runs = [(name, *case) for case in cases for name in models if case[0] == 1 or name != TRANSFORMERS]
+    for name, *case in runs:
+        if case[1:] == list(cases[0][1:]):
+            timed(name, models[name], *case)  # warms up
+    clock, bandwidths = CoreClock.now(), [cpu.read_bandwidth()[0]]
+    turns, found = track([run for _ in range(rounds) for run in runs], "timed runs"), []
+    for number, (name, *case) in enumerate(turns):
+        if number % len(models) == 0:
+            bandwidths.append(cpu.read_bandwidth()[0])
+        found.append(timed(name, models[name], *case))
+    bandwidth = median(bandwidths).value
     print(
-        f"{cpu.device_name()}, {cpu.operators()['int8_linear']}, reads {bandwidth / 1e9:.1f} GB/s", end="; "
+        f"{cpu.device_name()}, {cpu.operators()['int8_linear']}, reads {bandwidth / 1e9:.1f} GB/s in the median of "
+        f"{len(bandwidths)} probes among the runs, {min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f}",
+        end="; ",
     )
     print(f"others took {clock.busy_since()}")
-    for batch, context in cases:
-        own = [speed for speed in found if (speed.batch, speed.context) == (batch, context)]
-        report(own, sizes, bandwidth, context + tokens / 2)
+    for case in cases:
+        own = [speed for speed in found if (speed.batch, speed.context, speed.tokens) == case]
+        report(own, sizes, bandwidth)
+    if len(cases) > 1:
+        over_all(found)
     if keep is not None:
         keep.write_text("".join(json.dumps(asdict(speed)) + "\n" for speed in found))
 
@@ -113,28 +131,55 @@ def timed(name: str, model: TelechatForCausalLM, batch: int, context: int, token
         run = generate_copies(model, prompt, batch, tokens)
     assert run.time_per_output_token is not None
     time.sleep(0.05)  # what ran before has put its threads to sleep
-    return Speed(name, batch, context, run.time_to_first_token, run.time_per_output_token)
+    return Speed(name, batch, context, tokens, run.time_to_first_token, run.time_per_output_token)
 
 
-def report(speeds: list[Speed], sizes: dict[str, ModelSize], bandwidth: float, positions: float) -> None:
+def report(speeds: list[Speed], sizes: dict[str, ModelSize], bandwidth: float) -> None:
     """Medians of each way, its share of the memory's limit, and the ratios within the rounds."""
-    batch, context = speeds[0].batch, speeds[0].context
-    own = {name: [speed for speed in speeds if speed.way == name] for name in sizes}
+    batch, context, tokens = speeds[0].batch, speeds[0].context, speeds[0].tokens
+    own, positions = by_way(speeds), context + tokens / 2
     for name, rows in ((name, rows) for name, rows in own.items() if rows):
         prefill = median([batch * context / row.prefill for row in rows])
         decode = median([batch / row.step for row in rows])
         read = sizes[name].read_bytes_per_token + batch * positions * sizes[name].cache_bytes_per_token
         limit = batch * bandwidth / read
         print(
-            f"batch {batch:2} context {context:5}  {name:24} prefill {in_words(prefill):26} decode {in_words(decode):24} "
-            f"= {decode.value / limit:4.0%} of {limit:.0f} ({read / 1e6:.0f} MB a step)"
+            f"batch {batch:2} context {context:5} + {tokens:<4}  {name:24} prefill {in_words(prefill):26} "
+            f"decode {in_words(decode):24} = {decode.value / limit:4.0%} of {limit:.0f} ({read / 1e6:.0f} MB a step), "
+            f"whole {in_words(median([batch * tokens / row.total for row in rows]), 1)}"
         )
+    for name, base, pairs in compared(own):
+        prefill, decode = (
+            median([getattr(b, part) / getattr(a, part) for a, b in pairs]) for part in ("prefill", "step")
+        )
+        print(f"    {name} / {base}: prefill {in_words(prefill, 2)}, decode {in_words(decode, 2)}")
+
+
+def over_all(speeds: list[Speed]) -> None:
+    """Ratios of the whole cases over all of them: the median, its interval, the least and the most."""
+    for name, base, pairs in compared(by_way(speeds)):
+        ratios = [b.total / a.total for a, b in pairs]
+        found = in_words(median(ratios), 2)
+        print(
+            f"all {len(ratios)} runs, {name} / {base}: {found}, from {min(ratios):.2f} to {max(ratios):.2f}"
+        )
+
+
+def by_way(speeds: list[Speed]) -> dict[str, list[Speed]]:
+    """The runs of each way, in the order in which they were made."""
+    return {
+        name: [speed for speed in speeds if speed.way == name]
+        for name in dict.fromkeys(s.way for s in speeds)
+    }
+
+
+def compared(own: dict[str, list[Speed]]) -> Iterator[tuple[str, str, list[tuple[Speed, Speed]]]]:
+    """What is compared with what, and their runs of the same case and round."""
     for name, base in RATIOS:
-        pairs = list(zip(own[name], own[base], strict=False))
-        if pairs:
-            prefill = median([b.prefill / a.prefill for a, b in pairs])
-            decode = median([b.step / a.step for a, b in pairs])
-            print(f"    {name} / {base}: prefill {in_words(prefill, 2)}, decode {in_words(decode, 2)}")
+        theirs = {(s.batch, s.context, s.tokens) for s in own.get(base, [])}
+        mine = [s for s in own.get(name, []) if (s.batch, s.context, s.tokens) in theirs]
+        if mine:
+            yield name, base, list(zip(mine, own[base], strict=True))
 
 
 def in_words(found: Estimate, digits: int = 0) -> str:

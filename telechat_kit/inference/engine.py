@@ -15,6 +15,7 @@ from torch import Tensor
 
 from telechat_kit.backends import cpu
 from telechat_kit.backends.cores import keep_to_granted_cores
+from telechat_kit.backends.cpu_kernels.huge_pages import empty
 from telechat_kit.backends.cpu_kernels.library import PHASES, Batch, Cache, Extent, library
 from telechat_kit.backends.cpu_kernels.operators import kernels
 from telechat_kit.backends.cpu_kernels.panels import LANES
@@ -161,9 +162,7 @@ class EngineBatch:
         self.capacities = [-(-capacity // BLOCK) * BLOCK for capacity in capacities]
         self.lengths = [0] * len(capacities)
         shape, dtype = (2, config.n_layer, config.kv_heads), engine.slot_dtype
-        self._slots = [
-            torch.empty(*shape, capacity, config.head_dim, dtype=dtype) for capacity in self.capacities
-        ]
+        self._slots = [empty((*shape, capacity, config.head_dim), dtype) for capacity in self.capacities]
         self._logits = torch.empty(len(capacities), config.vocab_size)
         self._ids = torch.empty(len(capacities), dtype=torch.int32)
         self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), b""

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from telechat_kit.backends import backend_for, resolve_device, split_devices
+from telechat_kit.backends.cpu_kernels import huge_pages
 from telechat_kit.errors import CheckpointError
 from telechat_kit.files import absolute
 from telechat_kit.inference.engine import require_cache_dtype, set_cache_dtype
@@ -68,6 +69,8 @@ def load_model(
     else:
         model = load_part(folder, beside, dtype, device)
         prepare(model)
+        if model.device.type == "cpu":
+            huge_pages.gather([*model.parameters(), *model.buffers()])
     set_cache_dtype(model, cache_dtype)
     return model
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from telechat_kit.backends.cpu_kernels.huge_pages import empty
 from telechat_kit.backends.cpu_kernels.library import Linear, activation_shift
 from telechat_kit.backends.cpu_kernels.panels import OUTPUTS, pack_weight
 
@@ -45,8 +46,13 @@ def screen_of(head: Tensor) -> Screen:
     """The screen of a float head `[vocab, hidden]`."""
     parts = [_rows(head[start : start + ROWS].float()) for start in range(0, len(head), ROWS)]
     assert ROWS % OUTPUTS == 0
-    weight, scale, bias, error, norm = (torch.cat(column) for column in zip(*parts, strict=True))
+    weight, scale, bias, error, norm = (_joined(column) for column in zip(*parts, strict=True))
     return Screen(weight, scale, bias, error, norm, head.shape[1])
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    shape = sum(map(len, parts)), *parts[0].shape[1:]
+    return torch.cat(parts, out=empty(shape, parts[0].dtype))
 
 
 def _rows(rows: Tensor) -> tuple[Tensor, ...]:
