@@ -2,7 +2,7 @@
 
 The reference is the float model with its keys and values in float32; judged are it and its W8A8 form with each type of
 cache. In nats per token with 95 % intervals over sequences, beside the bytes of a position. The kinds are the kit's
-evaluation texts and `pydoc_data.topics`. What it gains: `benchmarks/precisions.py --caches`.
+evaluation texts and `pydoc_data.topics`. A third model is W8A8 with its float tensors in bfloat16. What it gains: `benchmarks/precisions.py --caches`.
 
     python benchmarks/cache_loss.py models/smollm2-135m-telechat models/smollm2-135m-telechat-w8a8
 """
@@ -12,15 +12,20 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 
 from telechat_kit.inference.engine import CACHE_DTYPES, engine_for, set_cache_dtype
+from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.model_pair import Pair
 from telechat_kit.precision import evaluation_blocks
 from telechat_kit.precision.divergence import summarize
 from telechat_kit.precision.positions import compare_with, reference_of
-from telechat_kit.texts import PYDOC_TOPICS, Block, joined_ids, kit_texts, token_blocks
+from telechat_kit.texts import PYDOC_TOPICS, kit_texts
+from telechat_kit.token_samples import Block, joined_ids, token_blocks
 
 KIND_TOKENS = 256
+#: Linears that W8A8 keeps in float, the embedding and the head, all rounded to bfloat16
+HALF = "w8a8, float parts in bfloat16"
 
 
 @click.command()
@@ -54,7 +59,7 @@ def of_kinds(pair: Pair, half: str, most: int) -> dict[str, list[Block]]:
 def report(pair: Pair, kind: str, blocks: Sequence[Block]) -> None:
     """A row for each model and type of cache; that of the reference itself must be 0."""
     with reference_of(pair, blocks) as reference:
-        for name, model in pair.models.items():
+        for name, model in {**pair.models, HALF: load_model(pair.w8a8_folder, "cpu", torch.bfloat16)}.items():
             for cache_dtype in CACHE_DTYPES:
                 set_cache_dtype(model, cache_dtype)
                 engine = engine_for(model)

@@ -66,11 +66,11 @@ def stepwise(feed: Callable[[list[list[int]]], list[int]], request: Request) -> 
 
 
 class Kit:
-    """telechat-kit on a W8A8 folder."""
+    """telechat-kit on a W8A8 folder. `dtype`: of the linears kept in float, the embedding and the head."""
 
     packages = ("telechat-kit", "torch")
 
-    def __init__(self, folder: Path, threads: int, cache_dtype: str = "auto") -> None:
+    def __init__(self, folder: Path, threads: int, cache_dtype: str = "auto", dtype: str = "float32") -> None:
         import torch  # noqa: PLC0415
 
         from telechat_kit.backends.cpu_kernels.library import description  # noqa: PLC0415
@@ -79,10 +79,10 @@ class Kit:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.model = load_model(folder, "cpu", cache_dtype=cache_dtype)
+        self.model = load_model(folder, "cpu", getattr(torch, dtype), cache_dtype=cache_dtype)
         self.engine = engine_for(self.model)
         assert self.engine is not None, description()
-        self.settings = {"kernels": description(), "cache_dtype": cache_dtype}
+        self.settings = {"kernels": description(), "dtype": dtype, "cache_dtype": cache_dtype}
 
     def answer(self, request: Request) -> Reply:
         assert self.engine is not None
@@ -382,6 +382,12 @@ REFERENCE = "transformers float32"
 PEERS = (
     Peer(KIT, None, Kit),
     Peer("telechat-kit W8A8, float16 cache", None, lambda path, threads: Kit(path, threads, "float16")),
+    # as most of the others: what is not int8 takes two bytes
+    Peer(
+        "telechat-kit W8A8, bfloat16, float16 cache",
+        None,
+        lambda path, threads: Kit(path, threads, "float16", "bfloat16"),
+    ),
     Peer("llama.cpp Q8_0", "q8_0", LlamaCpp),
     # Over several sequences its flash attention stops (GGML_ASSERT(S > 0)); without it every token reads the cells of all
     Peer("ik_llama.cpp Q8_0", "q8_0", IkLlamaCpp, batches=False, environment="ik"),

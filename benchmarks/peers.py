@@ -32,7 +32,7 @@ from telechat_kit.statistics import Estimate, median
 from telechat_kit.texts import load_text
 from telechat_kit.token_samples import chat_ids
 
-SCHEMA = "telechat-kit/peers/2"
+SCHEMA = "telechat-kit/peers/3"
 #: What shows that the engines compute one model: next ids after so many windows of the text, and one continuation
 WINDOWS, WINDOW_TOKENS, CONTINUED = 16, 64, 32
 QUESTION = "What is the capital of France, and what is it known for?"
@@ -95,6 +95,7 @@ class PeersRecord:
     schema: str
     conditions: Conditions
     tokens: int
+    beside: str
     versions: dict[str, dict[str, str]]
     settings: dict[str, dict[str, str]]
     skipped: dict[str, str]
@@ -173,6 +174,7 @@ def numbers(text: str) -> list[int]:
 @click.option("--batch-rounds", default=3, show_default=True, help="At batches above 1.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", multiple=True, help="Only engines whose name contains this.")
+@click.option("--beside", default=KIT, show_default=True, help="The form of the kit that ratios are of.")
 def main(
     quant_path: str,
     weights: str,
@@ -185,11 +187,12 @@ def main(
     batch_rounds: int,
     threads: int,
     only: tuple[str, ...],
+    beside: str,
 ) -> None:
     """Time the demo model in every engine; write peers.json and peers.md."""
     started, load = time.perf_counter(), os.getloadavg()
     folder = resolve(quant_path)
-    chosen = [p for p in PEERS if not only or p.name == KIT or any(part in p.name for part in only)]
+    chosen = [p for p in PEERS if not only or p.name in (KIT, beside) or any(part in p.name for part in only)]
     workers, skipped = start(chosen, folder, resolve(weights), threads)
     tokenizer = load_tokenizer(folder)
     ids = tokenizer("\n".join(load_text("pydoc_data.topics").lines), add_special_tokens=False)["input_ids"]
@@ -205,12 +208,13 @@ def main(
         schema=SCHEMA,
         conditions=conditions(torch.device("cpu"), w8a8=folder),
         tokens=tokens,
+        beside=beside,
         versions={worker.name: worker.versions for worker in workers},
         settings={worker.name: worker.settings for worker in workers},
         skipped=skipped,
         agreement=agreement,
         figures=[
-            figures(timings, worker.name, case, tokens)
+            figures(timings, worker.name, beside, case, tokens)
             for case in cases
             for worker in taking(workers, case)
             if any((t.engine, t.batch, t.context) == (worker.name, case.batch, case.context) for t in timings)
@@ -340,10 +344,10 @@ def prompts_of(ids: list[int], case: Case) -> list[list[int]]:
     return [ids[row * case.context : (row + 1) * case.context] for row in range(case.batch)]
 
 
-def figures(timings: list[Timing], engine: str, case: Case, tokens: int) -> Figures:
-    """Medians of one engine in one case, and of the ratios to the kit's turn in the same round."""
+def figures(timings: list[Timing], engine: str, beside: str, case: Case, tokens: int) -> Figures:
+    """Medians of one engine in one case, and of the ratios to the turn of `beside` in the same round."""
     there = [t for t in timings if (t.batch, t.context) == (case.batch, case.context)]
-    own, kit = [t for t in there if t.engine == engine], {t.round: t for t in there if t.engine == KIT}
+    own, kit = [t for t in there if t.engine == engine], {t.round: t for t in there if t.engine == beside}
     pairs = [(timing, kit[timing.round]) for timing in own]
     return Figures(
         engine,
@@ -364,8 +368,8 @@ def markdown(record: PeersRecord) -> str:
         f"# Engines on the demo model, {found.device_name}, {found.started}",
         "",
         "Median of the interleaved rounds and its interval, tokens/s of all rows; decode of "
-        f"{record.tokens} tokens behind the context. Ratio: speed of the kit over that of the engine, within each "
-        "round; above 1 the kit is faster.",
+        f"{record.tokens} tokens behind the context. Ratio: speed of {record.beside} over that of the engine, within "
+        "each round; above 1 the kit is faster.",
         "",
         "| batch | context | rounds, coverage | engine | prefill | decode | ratio, prefill | ratio, decode |",
         "|---|---|---|---|---|---|---|---|",
