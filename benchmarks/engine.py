@@ -1,10 +1,13 @@
-"""Prefill and decode on the CPU: compiled kernels beside the torch path, interleaved, with share of the limit.
+"""Prefill and decode on the CPU: compiled kernels beside themselves without huge pages, and beside the torch path.
+
+All take turns, with the share of each one's limit.
 
 Each path has a process of its own, which waits while the other one is timed. On an otherwise idle machine:
 
     python benchmarks/engine.py models/smollm2-135m-telechat-w8a8 --threads 2
 """
 
+import ctypes
 import json
 import os
 import statistics
@@ -22,9 +25,14 @@ from telechat_kit.backends.cpu_kernels.library import OFF
 from telechat_kit.inference.engine import EngineRun, engine_for
 from telechat_kit.inference.generation import start_run
 from telechat_kit.inference.loading import load_model
+from telechat_kit.model.folder import is_w8a8
 from telechat_kit.performance.roofline import model_size
+from telechat_kit.statistics import Estimate, median
 
-PATHS = {"kernels": {}, "torch": {OFF: "1"}}
+KERNELS, COMMON, TORCH = "kernels", "kernels, common pages", "torch"
+PATHS = {KERNELS: {}, COMMON: {}, TORCH: {OFF: "1"}}
+#: Of `prctl`: a process and its children get no huge pages
+PR_SET_THP_DISABLE = 41
 #: Phases of a token that read weights or the cache; the others are overhead
 PRODUCTS = ("linears", "attention", "head")
 
@@ -45,12 +53,14 @@ class Timing:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--contexts", default="100,1000,2000", show_default=True)
 @click.option("--tokens", default=32, show_default=True, help="decode steps behind each prompt")
-@click.option("--repeats", default=5, show_default=True)
+@click.option("--repeats", default=6, show_default=True)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
-@click.option("--worker", is_flag=True, hidden=True)
-def main(folder: Path, contexts: str, tokens: int, repeats: int, threads: int, worker: bool) -> None:
-    """Time the W8A8 checkpoint in FOLDER."""
+@click.option("--worker", type=click.Choice(list(PATHS)), hidden=True)
+def main(folder: Path, contexts: str, tokens: int, repeats: int, threads: int, worker: str | None) -> None:
+    """Time the checkpoint in FOLDER, W8A8 or float."""
     torch.set_num_threads(threads)
+    if worker == COMMON:
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     if worker:
         serve(folder, tokens)
         return
@@ -64,7 +74,7 @@ def main(folder: Path, contexts: str, tokens: int, repeats: int, threads: int, w
 def serve(folder: Path, tokens: int) -> None:
     """Answer each context length on stdin with a `Timing` on stdout."""
     model = load_model(folder, device="cpu")
-    size = model_size("w8a8", model)
+    size = model_size("w8a8" if is_w8a8(folder) else "float32", model)
     engine_for(model)
     for line in sys.stdin:
         context = int(line)
@@ -92,7 +102,7 @@ def interleave(
     folder: Path, contexts: list[int], tokens: int, repeats: int, threads: int
 ) -> list[tuple[str, Timing]]:
     """All timings with the name of their path; the first turn of each path warms up and is left out."""
-    workers = {name: _worker(folder, tokens, threads, extra) for name, extra in PATHS.items()}
+    workers = {name: _worker(name, folder, tokens, threads) for name in PATHS}
     turns = [contexts[0], *contexts * repeats]
     found = [(name, _ask(worker, context)) for context in turns for name, worker in workers.items()]
     for worker in workers.values():
@@ -100,12 +110,16 @@ def interleave(
     return found[len(PATHS) :]
 
 
-def _worker(folder: Path, tokens: int, threads: int, extra: dict[str, str]) -> subprocess.Popen[str]:
-    options = [str(folder), "--worker", "--tokens", str(tokens), "--threads", str(threads)]
-    environment = {**os.environ, **extra, "OMP_NUM_THREADS": str(threads)}
+def _worker(name: str, folder: Path, tokens: int, threads: int) -> subprocess.Popen[str]:
+    options = [str(folder), "--worker", name, "--tokens", str(tokens), "--threads", str(threads)]
+    environment = {**os.environ, **PATHS[name], "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, *options]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
 
 
@@ -117,21 +131,30 @@ def _ask(worker: subprocess.Popen[str], context: int) -> Timing:
 
 def report(context: int, timings: list[tuple[str, Timing]], bandwidth: float) -> None:
     """Medians of both paths, their ratio, the share of the bandwidth limit, and where a token's time goes."""
-    prefill, decode = {}, {}
-    for name in PATHS:
-        own = [timing for path, timing in timings if path == name]
-        prefill[name] = context / statistics.median(timing.prefill for timing in own)
-        decode[name] = 1 / statistics.median(timing.per_token for timing in own)
-        limit = bandwidth / own[0].read_bytes
+    own = {name: [timing for path, timing in timings if path == name] for name in PATHS}
+    for name, turns in own.items():
+        prefill = median([context / turn.prefill for turn in turns])
+        decode = median([1 / turn.per_token for turn in turns])
+        limit = bandwidth / turns[0].read_bytes
         print(
-            f"context {context:5}  {name:8} prefill {prefill[name]:7.0f} tokens/s   decode {decode[name]:6.1f} tokens/s "
-            f"= {decode[name] / limit:4.0%} of the limit {limit:.0f} ({own[0].read_bytes / 1e6:.0f} MB a token)"
+            f"context {context:5}  {name:22} prefill {_said(prefill, 0)} tokens/s   decode {_said(decode, 1)} tokens/s "
+            f"= {decode.value / limit:4.0%} of the limit {limit:.0f} ({turns[0].read_bytes / 1e6:.0f} MB a token)"
         )
+    for name in (COMMON, TORCH):
+        pairs = list(zip(own[KERNELS], own[name], strict=True))
+        prefill = median([other.prefill / kernels.prefill for kernels, other in pairs])
+        decode = median([other.per_token / kernels.per_token for kernels, other in pairs])
+        print(f"context {context:5}  over {name}: prefill {_said(prefill, 2)}   decode {_said(decode, 2)}")
     ids = {tuple(timing.ids) for _, timing in timings}
-    ratios = (speeds["kernels"] / speeds["torch"] for speeds in (prefill, decode))
-    print("context {:5}  ratio    prefill {:7.2f}            decode {:6.2f}".format(context, *ratios), end="")
-    print(f"   ids {'equal' if len(ids) == 1 else 'differ: rounding moves int8 activations'}")
-    print_profile([timing for _, timing in timings if timing.profile])
+    print(
+        f"context {context:5}  ids {'equal' if len(ids) == 1 else 'differ: rounding moves int8 activations'}"
+    )
+    print_profile([timing for timing in own[KERNELS] if timing.profile])
+
+
+def _said(found: Estimate, digits: int) -> str:
+    """The median and its interval."""
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def print_profile(timings: list[Timing]) -> None:

@@ -40,7 +40,7 @@
 #define WIDE_CHUNK 192 /* the same where weights are float: four times as large, they are worth reading less often */
 #define SLICE 768    /* inputs of a float linear that are summed in one go */
 #define TILED 8      /* rows from which a linear is multiplied in tiles of the processor, where it has them */
-#define AHEAD 8      /* outputs by which a float weight that is read for one row is fetched before it is needed: its rows are short */
+#define AHEAD 16384  /* bytes by which a float weight that is read for one row is fetched before it is needed, in the order of memory: its rows are short */
 #define BLOCK 64     /* positions, or outputs, that a tile of four vectors covers */
 #define SCORE_ROWS 24 /* queries of a prompt whose scores are held together */
 #define PART 128     /* positions of the cache that make one item of work in a decode step */
@@ -430,7 +430,7 @@ INLINE void dot_tile(int rows, int columns, const float *x, int64_t stride, cons
     for (; k + LANES <= inputs; k += LANES) {
         if (rows == 1)
             for (int c = 0; c < columns; c++)
-                __builtin_prefetch((const char *)weight + ((c + AHEAD) * weight_stride + k) * (bfloat16 ? 2 : 4));
+                __builtin_prefetch((const char *)weight + AHEAD + ((int64_t)k * columns + c * LANES) * (bfloat16 ? 2 : 4));
         for (int i = 0; i < PIECES; i++) {
             piece w[4];
             for (int c = 0; c < columns; c++) {
@@ -462,7 +462,8 @@ INLINE void half_tile(int rows, int columns, const uint16_t *x, int64_t stride, 
     int k = 0;
     for (; k + 2 * LANES <= inputs; k += 2 * LANES) {
         if (rows == 1)
-            for (int c = 0; c < columns; c++) __builtin_prefetch(weight + (c + AHEAD) * weight_stride + k);
+            for (int c = 0; c < columns; c++)
+                __builtin_prefetch((const char *)weight + AHEAD + ((int64_t)k * columns + c * 2 * LANES) * 2);
         for (int i = 0; i < PIECES; i++) {
             pair_piece w[4];
             for (int c = 0; c < columns; c++) {
