@@ -7,7 +7,7 @@ evaluation texts and `pydoc_data.topics`. A third model is W8A8 with its float t
     python benchmarks/cache_loss.py models/smollm2-135m-telechat models/smollm2-135m-telechat-w8a8
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ import torch
 from telechat_kit.inference.engine import CACHE_DTYPES, engine_for, set_cache_dtype
 from telechat_kit.inference.loading import load_model
 from telechat_kit.inference.model_pair import Pair
+from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.precision import evaluation_blocks
 from telechat_kit.precision.divergence import summarize
 from telechat_kit.precision.positions import compare_with, reference_of
@@ -43,8 +44,9 @@ def main(
     print("|---|---|---|---|---|---|")
     pair = Pair(model_path.resolve(), quant_path.resolve(), "cpu")
     kinds = {"pydoc": evaluation_blocks(pair, PYDOC_TOPICS, tokens, sequences, 0)}
+    models = {**pair.models, HALF: load_model(pair.w8a8_folder, "cpu", torch.bfloat16)}
     for kind, blocks in {**kinds, **of_kinds(pair, half, kind_sequences)}.items():
-        report(pair, kind, blocks)
+        report(pair, models, kind, blocks)
 
 
 def of_kinds(pair: Pair, half: str, most: int) -> dict[str, list[Block]]:
@@ -56,10 +58,10 @@ def of_kinds(pair: Pair, half: str, most: int) -> dict[str, list[Block]]:
     return found
 
 
-def report(pair: Pair, kind: str, blocks: Sequence[Block]) -> None:
+def report(pair: Pair, models: Mapping[str, TelechatForCausalLM], kind: str, blocks: Sequence[Block]) -> None:
     """A row for each model and type of cache; that of the reference itself must be 0."""
     with reference_of(pair, blocks) as reference:
-        for name, model in {**pair.models, HALF: load_model(pair.w8a8_folder, "cpu", torch.bfloat16)}.items():
+        for name, model in models.items():
             for cache_dtype in CACHE_DTYPES:
                 set_cache_dtype(model, cache_dtype)
                 engine = engine_for(model)
@@ -71,7 +73,7 @@ def report(pair: Pair, kind: str, blocks: Sequence[Block]) -> None:
                 )
                 print(
                     f"| {kind} | {name} | {cache_dtype} | {engine.cache_bytes_per_position} | "
-                    f"{kl.value:.7f} [{kl.low:.7f}, {kl.high:.7f}] | {1 - same:.2%} |",
+                    f"{kl:.7f} | {1 - same:.2%} |",
                     flush=True,
                 )
             set_cache_dtype(model, CACHE_DTYPES[0])

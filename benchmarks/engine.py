@@ -27,7 +27,7 @@ from telechat_kit.inference.generation import start_run
 from telechat_kit.inference.loading import load_model
 from telechat_kit.model.folder import is_w8a8
 from telechat_kit.performance.roofline import model_size
-from telechat_kit.statistics import Estimate, median
+from telechat_kit.statistics import median
 
 KERNELS, COMMON, TORCH = "kernels", "kernels, common pages", "torch"
 PATHS = {KERNELS: {}, COMMON: {}, TORCH: {OFF: "1"}}
@@ -115,11 +115,7 @@ def _worker(name: str, folder: Path, tokens: int, threads: int) -> subprocess.Po
     environment = {**os.environ, **PATHS[name], "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, *options]
     return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
 
 
@@ -130,31 +126,26 @@ def _ask(worker: subprocess.Popen[str], context: int) -> Timing:
 
 
 def report(context: int, timings: list[tuple[str, Timing]], bandwidth: float) -> None:
-    """Medians of both paths, their ratio, the share of the bandwidth limit, and where a token's time goes."""
+    """Medians of all paths, their ratios, the share of the bandwidth limit, and where a token's time goes."""
     own = {name: [timing for path, timing in timings if path == name] for name in PATHS}
     for name, turns in own.items():
         prefill = median([context / turn.prefill for turn in turns])
         decode = median([1 / turn.per_token for turn in turns])
         limit = bandwidth / turns[0].read_bytes
         print(
-            f"context {context:5}  {name:22} prefill {_said(prefill, 0)} tokens/s   decode {_said(decode, 1)} tokens/s "
+            f"context {context:5}  {name:22} prefill {prefill:.0f} tokens/s   decode {decode:.1f} tokens/s "
             f"= {decode.value / limit:4.0%} of the limit {limit:.0f} ({turns[0].read_bytes / 1e6:.0f} MB a token)"
         )
     for name in (COMMON, TORCH):
         pairs = list(zip(own[KERNELS], own[name], strict=True))
         prefill = median([other.prefill / kernels.prefill for kernels, other in pairs])
         decode = median([other.per_token / kernels.per_token for kernels, other in pairs])
-        print(f"context {context:5}  over {name}: prefill {_said(prefill, 2)}   decode {_said(decode, 2)}")
+        print(f"context {context:5}  over {name}: prefill {prefill:.2f}   decode {decode:.2f}")
     ids = {tuple(timing.ids) for _, timing in timings}
     print(
         f"context {context:5}  ids {'equal' if len(ids) == 1 else 'differ: rounding moves int8 activations'}"
     )
     print_profile([timing for timing in own[KERNELS] if timing.profile])
-
-
-def _said(found: Estimate, digits: int) -> str:
-    """The median and its interval."""
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def print_profile(timings: list[Timing]) -> None:

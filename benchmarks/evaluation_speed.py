@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from telechat_kit.files import project_root, resolve
-from telechat_kit.statistics import Estimate, median
+from telechat_kit.statistics import median
 
 Sequences = list[list[int]]
 #: Seconds, and the perplexity: engines that compute one model agree in it
@@ -237,12 +237,7 @@ def report(found: dict[str, list[Timed]], positions: int) -> None:
     for name, turns in found.items():
         speed = median([positions / seconds for seconds, _ in turns])
         ratio = median([own / base for (own, _), (base, _) in zip(turns, found[ALONE], strict=True)])
-        print(f"| {name} | {said(speed, 0)} | {said(ratio, 2)} | {turns[0][1]:.3f} |")
-
-
-def said(found: Estimate, digits: int) -> str:
-    """The median and its interval."""
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+        print(f"| {name} | {speed:.0f} | {ratio:.2f} | {turns[0][1]:.3f} |")
 
 
 if __name__ == "__main__":

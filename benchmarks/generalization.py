@@ -94,7 +94,7 @@ def judged_blocks(tokenizer: Any, half: str, recipe: Mapping[str, Any]) -> dict[
 
 def _row(name: str, found: Mapping[str, Estimate], seconds: float) -> str:
     worst = max(kl.value for kl in found.values())
-    cells = [f"{kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}]" for kl in found.values()]
+    cells = [f"{kl:.4f}" for kl in found.values()]
     return f"| {name} | {worst / found['pydoc'].value:.1f} | {' | '.join(cells)} | {seconds:.0f} |"
 
 

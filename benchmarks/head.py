@@ -47,7 +47,7 @@ def main(model_path: Path, quant_path: Path, sequences: int, turns: int) -> None
     for name, weight in forms.items():
         losses = np.array([_losses(states, head, weight) for states in hidden])
         kl, other = bootstrap(losses, lambda means: means[..., 0]), losses[:, 1].mean()
-        print(f"| {name} | {kl.value:.6f} [{kl.low:.6f}, {kl.high:.6f}] | {other:.2%} |")
+        print(f"| {name} | {kl:.6f} | {other:.2%} |")
     prompt = list(blocks[0].ids[:PROMPT])
     engines = {"screened": Engine(model), "float head": Engine(model, screened_head=False)}
     found = [{name: _decode(engine, prompt) for name, engine in engines.items()} for _ in range(turns + 1)][

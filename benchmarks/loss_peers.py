@@ -246,7 +246,7 @@ def table(found: list[Judged]) -> str:
 def line(judged: Judged) -> str:
     """One row of the table."""
     row, worst = judged.row, judged.kinds[judged.worst].value
-    cells = [f"{kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}]" for kl in judged.kinds.values()]
+    cells = [f"{kl:.4f}" for kl in judged.kinds.values()]
     ratio = f"{worst / judged.kinds['pydoc'].value:.1f}"
     spent = [f"{row.cpu_seconds:.0f}", f"{row.peak_bytes / 1e9:.2f} GB"]
     return f"| {' | '.join([judged.name, f'{judged.worst} {worst:.4f}', ratio, *cells, *spent])} |"

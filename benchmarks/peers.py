@@ -375,8 +375,8 @@ def markdown(record: PeersRecord) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(
             f"| {f.batch} | {f.context} | {f.rounds}, {f.decode.coverage:.0%} | {f.engine} | "
-            f"{_interval(f.prefill, 0)} | {_interval(f.decode, 1)} | "
-            f"{_interval(f.prefill_ratio, 2)} | {_interval(f.decode_ratio, 2)} |"
+            f"{f.prefill:.0f} | {f.decode:.1f} | "
+            f"{f.prefill_ratio:.2f} | {f.decode_ratio:.2f} |"
             for f in record.figures
         ),
         "",
@@ -398,10 +398,6 @@ def markdown(record: PeersRecord) -> str:
 def listed(named: dict[str, str]) -> str:
     """Names and values in one cell."""
     return ", ".join(f"{name} {value}" for name, value in named.items())
-
-
-def _interval(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from telechat_kit.inference.loading import load_model
 from telechat_kit.model.network import TelechatForCausalLM
 from telechat_kit.performance.roofline import ModelSize, model_size
 from telechat_kit.progress import track
-from telechat_kit.statistics import Estimate, median
+from telechat_kit.statistics import median
 
 TRANSFORMERS = "float32, transformers"
 #: Each is compared with the one named beside it
@@ -42,7 +42,7 @@ RATIOS = (
 
 @dataclass(frozen=True)
 class Speed:
-    """One run: seconds of the prompt, and of each of the `tokens` further ones of all rows."""
+    """One run: seconds of the prompt, and of each further one of the `tokens` of all rows."""
 
     way: str
     batch: int
@@ -144,24 +144,23 @@ def report(speeds: list[Speed], sizes: dict[str, ModelSize], bandwidth: float) -
         read = sizes[name].read_bytes_per_token + batch * positions * sizes[name].cache_bytes_per_token
         limit = batch * bandwidth / read
         print(
-            f"batch {batch:2} context {context:5} + {tokens:<4}  {name:24} prefill {in_words(prefill):26} "
-            f"decode {in_words(decode):24} = {decode.value / limit:4.0%} of {limit:.0f} ({read / 1e6:.0f} MB a step), "
-            f"whole {in_words(median([batch * tokens / row.total for row in rows]), 1)}"
+            f"batch {batch:2} context {context:5} + {tokens:<4}  {name:24} prefill {f'{prefill:.0f}':26} "
+            f"decode {f'{decode:.0f}':24} = {decode.value / limit:4.0%} of {limit:.0f} ({read / 1e6:.0f} MB a step), "
+            f"whole {median([batch * tokens / row.total for row in rows]):.1f}"
         )
     for name, base, pairs in compared(own):
         prefill, decode = (
             median([getattr(b, part) / getattr(a, part) for a, b in pairs]) for part in ("prefill", "step")
         )
-        print(f"    {name} / {base}: prefill {in_words(prefill, 2)}, decode {in_words(decode, 2)}")
+        print(f"    {name} / {base}: prefill {prefill:.2f}, decode {decode:.2f}")
 
 
 def over_all(speeds: list[Speed]) -> None:
     """Ratios of the whole cases over all of them: the median, its interval, the least and the most."""
     for name, base, pairs in compared(by_way(speeds)):
         ratios = [b.total / a.total for a, b in pairs]
-        found = in_words(median(ratios), 2)
         print(
-            f"all {len(ratios)} runs, {name} / {base}: {found}, from {min(ratios):.2f} to {max(ratios):.2f}"
+            f"all {len(ratios)} runs, {name} / {base}: {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
         )
 
 
@@ -180,11 +179,6 @@ def compared(own: dict[str, list[Speed]]) -> Iterator[tuple[str, str, list[tuple
         mine = [s for s in own.get(name, []) if (s.batch, s.context, s.tokens) in theirs]
         if mine:
             yield name, base, list(zip(mine, own[base], strict=True))
-
-
-def in_words(found: Estimate, digits: int = 0) -> str:
-    """The median and its interval."""
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 if __name__ == "__main__":

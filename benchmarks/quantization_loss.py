@@ -59,10 +59,7 @@ def _row(source: Path, method: str, used: str, level: str, activations: str) -> 
         pair = Pair(source, folder)
         found = measure_divergence(pair, evaluation_blocks(pair, "pydoc_data.topics", 512, 16, 0))
     kl = found.kl_mean
-    return (
-        f"{kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}] | {found.perplexity_w8a8.value:.3f} | "
-        f"{found.top1_agreement.value:.1%}"
-    )
+    return f"{kl:.4f} | {found.perplexity_w8a8.value:.3f} | {found.top1_agreement.value:.1%}"
 
 
 if __name__ == "__main__":

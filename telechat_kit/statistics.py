@@ -27,7 +27,11 @@ class Estimate:
     coverage: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self:.4g}"
+
+    def __format__(self, spec: str) -> str:
+        """The figure and its interval, each number as `spec` says; `str` without one."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
 
     def map(self, increasing: Callable[[float], float]) -> "Estimate":
         """The estimate of an increasing function of the figure."""

@@ -217,3 +217,5 @@ def test_the_bootstrap_repeats_with_its_seed() -> None:
 
 def test_an_estimate_prints_its_interval() -> None:
     assert str(Estimate(12.3456, 11.0, 14.25, 0.95)) == "12.35 [11, 14.25]"
+    assert f"{Estimate(12.3456, 11.0, 14.25, 0.95)}" == "12.35 [11, 14.25]"
+    assert f"{Estimate(12.3456, 11.0, 14.25, 0.95):.1f}" == "12.3 [11.0, 14.2]"
