@@ -128,20 +128,25 @@ class LlamaCpp:
     def __init__(self, path: Path, threads: int) -> None:
         import llama_cpp  # noqa: PLC0415
 
-        self.lib: Any = llama_cpp
-        self.threads, self.context, self.rows = threads, None, 0
-        llama_cpp.llama_backend_init()
-        options = llama_cpp.llama_model_default_params()
-        options.use_mmap = False  # what is mapped from a file gets no huge pages
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
-        self.settings = {
+        # what is mapped from a file gets no huge pages
+        self._load(llama_cpp, path, threads, use_mmap=False)
+
+    def _load(self, lib: Any, path: Path, threads: int, **options: bool) -> None:
+        """Load the weights at `path` through `lib`, the binding's C interface, with these options of a model."""
+        self.lib, self.threads, self.context, self.rows = lib, threads, None, 0
+        lib.llama_backend_init()
+        chosen = lib.llama_model_default_params()
+        for name, value in options.items():
+            setattr(chosen, name, value)
+        self.model = lib.llama_model_load_from_file(str(path).encode(), chosen)
+        self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
+        self.settings: dict[str, Any] = {
             "n_batch": 2048,
             "n_ubatch": 512,
             "flash_attn": "on",
             "type_k": "f16",
-            "use_mmap": False,
+            **options,
         }
-        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def answer(self, request: Request) -> Reply:
         rows = len(request.prompts)
@@ -216,22 +221,8 @@ class IkLlamaCpp(LlamaCpp):
         ctypes.CDLL(str(Path(found.origin).parent / "lib" / "libggml.so"))
         from ik_llama_cpp import _ctypes_api  # noqa: PLC0415
 
-        self.lib: Any = _ctypes_api
-        self.threads, self.context, self.rows = threads, None, 0
-        _ctypes_api.llama_backend_init()
-        options = _ctypes_api.llama_model_default_params()
-        options.repack_tensors, options.use_mmap, options.use_thp = True, False, True
-        self.model = _ctypes_api.llama_model_load_from_file(str(path).encode(), options)
-        self.settings = {
-            "n_batch": 2048,
-            "n_ubatch": 512,
-            "flash_attn": "on",
-            "type_k": "f16",
-            "repack_tensors": True,
-            "use_thp": True,
-            "built": "GGML_NATIVE",
-        }
-        self.vocabulary = _ctypes_api.llama_vocab_n_tokens(_ctypes_api.llama_model_get_vocab(self.model))
+        self._load(_ctypes_api, path, threads, repack_tensors=True, use_mmap=False, use_thp=True)
+        self.settings["built"] = "GGML_NATIVE"
 
     def _flash(self, options: Any) -> None:
         options.flash_attn = True

@@ -1,5 +1,6 @@
 """Weights and caches in huge pages: what moves, what stays as it was, and where there are none."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ SIZE = 1 << 21
 def pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were huge pages; where there are none, the memory is a common one."""
     monkeypatch.setattr(huge_pages, "page_size", lambda: SIZE)
+
+
+@pytest.fixture
+def enabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The file, not there yet, in which the system says whether there are huge pages."""
+    monkeypatch.setattr(huge_pages, "ENABLED", tmp_path / "enabled")
+    huge_pages.page_size.cache_clear()
+    yield tmp_path / "enabled"
+    huge_pages.page_size.cache_clear()
 
 
 def network() -> nn.Module:
@@ -53,25 +63,18 @@ def test_what_shares_its_data_still_does_and_strided_tensors_stay() -> None:
     assert columns.data_ptr() == stays
 
 
-def test_nothing_moves_where_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "enabled").write_text("always madvise [never]\n")
-    monkeypatch.setattr(huge_pages, "ENABLED", tmp_path / "enabled")
-    huge_pages.page_size.cache_clear()
+def test_nothing_moves_where_there_are_none(enabled: Path) -> None:
+    enabled.write_text("always madvise [never]\n")
     tensor = torch.randn(1024, 1024)
     address = tensor.data_ptr()
     huge_pages.gather([tensor])
     assert tensor.data_ptr() == address
     assert huge_pages.empty((1024, 1024), torch.float32).shape == (1024, 1024)
-    monkeypatch.undo()
-    huge_pages.page_size.cache_clear()
 
 
-def test_a_kernel_without_them_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huge_pages, "ENABLED", tmp_path / "missing")
-    huge_pages.page_size.cache_clear()
+@pytest.mark.usefixtures("enabled")
+def test_a_kernel_without_them_is_no_error() -> None:
     assert huge_pages.page_size() is None
-    monkeypatch.undo()
-    huge_pages.page_size.cache_clear()
 
 
 @pytest.mark.usefixtures("pages")

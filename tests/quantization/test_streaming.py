@@ -32,7 +32,6 @@ CALIBRATION = Calibration("pydoc_data.topics", calibration_samples=6, calibratio
 PROCESS = """
 import json, os, signal, sys
 from pathlib import Path
-from typing import Any
 import torch
 from telechat_kit.quantization import Calibration, Recipe, quantize
 
