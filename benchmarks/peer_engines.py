@@ -369,16 +369,13 @@ def _transformers(dtype: str) -> Callable[[Path, int], Engine]:
 
 
 KIT = "telechat-kit W8A8"
+HALF_KIT = "telechat-kit W8A8, bfloat16, bfloat16 cache"
 REFERENCE = "transformers float32"
 PEERS = (
     Peer(KIT, None, Kit),
-    Peer("telechat-kit W8A8, float16 cache", None, lambda path, threads: Kit(path, threads, "float16")),
-    # as most of the others: what is not int8 takes two bytes
-    Peer(
-        "telechat-kit W8A8, bfloat16, float16 cache",
-        None,
-        lambda path, threads: Kit(path, threads, "float16", "bfloat16"),
-    ),
+    Peer("telechat-kit W8A8, bfloat16 cache", None, lambda path, threads: Kit(path, threads, "bfloat16")),
+    # as the others: what is not int8 takes two bytes
+    Peer(HALF_KIT, None, lambda path, threads: Kit(path, threads, "bfloat16", "bfloat16")),
     Peer("llama.cpp Q8_0", "q8_0", LlamaCpp),
     # Over several sequences its flash attention stops (GGML_ASSERT(S > 0)); without it every token reads the cells of all
     Peer("ik_llama.cpp Q8_0", "q8_0", IkLlamaCpp, batches=False, environment="ik"),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 import torch
-from peer_engines import KIT, PEERS, REFERENCE, Peer, Reply, Request
+from peer_engines import HALF_KIT, KIT, PEERS, REFERENCE, Peer, Reply, Request
 
 from telechat_kit.files import project_root, resolve, write_json, write_text
 from telechat_kit.inference.conditions import conditions
@@ -174,7 +174,7 @@ def numbers(text: str) -> list[int]:
 @click.option("--batch-rounds", default=3, show_default=True, help="At batches above 1.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", multiple=True, help="Only engines whose name contains this.")
-@click.option("--beside", default=KIT, show_default=True, help="The form of the kit that ratios are of.")
+@click.option("--beside", default=HALF_KIT, show_default=True, help="The form of the kit that ratios are of.")
 def main(
     quant_path: str,
     weights: str,

@@ -115,8 +115,9 @@ class Engine:
     ) -> None:
         """`screened_head=False` computes every logit in float for every token; the ids are the same.
 
-        `cache_dtype`: one of `CACHE_DTYPES`. Keys and values are rounded to it once, as they are stored; attention
-        computes in float32.
+        `cache_dtype`: one of `CACHE_DTYPES`. Keys and values are rounded to it once, as they are stored. Attention
+        computes in float32, but with bfloat16, whose products processors know, it rounds queries and the terms of the
+        softmax to it, too, and sums in float32.
         """
         config = model.config
         self.config, self.state, self.cache_dtype = config, _state(model), cache_dtype

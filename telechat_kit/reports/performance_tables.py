@@ -34,7 +34,7 @@ def verdict(record: PerformanceRecord) -> str:
     )
     lines.append(reached.format(**{name: f"{share:.0%}" for name, share in shares.items()}))
     if record.cache_dtype != "auto":
-        kept = _("The engine kept keys and values of both in {cache_dtype}, rounded once.")
+        kept = _("The engine kept keys and values of both in {cache_dtype}.")
         lines.append(kept.format(cache_dtype=record.cache_dtype))
     return "\n".join(map(closed_up, lines))
 

@@ -90,7 +90,7 @@ def test_keys_and_values_in_half_precision_halve_the_bytes_of_the_limit_and_are_
     assert of["bfloat16"] == {
         name: size if name == TRANSFORMERS else size // 2 for name, size in of["auto"].items()
     }
-    said = "The engine kept keys and values of both in bfloat16, rounded once."
+    said = "The engine kept keys and values of both in bfloat16."
     assert said in performance_tables.verdict(half)
     assert said not in performance_tables.verdict(run[0])
 

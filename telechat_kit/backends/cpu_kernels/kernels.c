@@ -9,8 +9,10 @@
  *                  instruction takes. A panel is read front to back, so weights stream from memory.
  *   float weights  [outputs][inputs], as on disk, float32 or bfloat16.
  *   key cache      [layer][head][position/16][head_dim][16]: 16 positions are the lanes of a vector.
- *   value cache    [layer][head][position][head_dim]. Both in float32, or in bfloat16 or float16, which `append` rounds to
- *                  and attention widens where it reads.
+ *   value cache    [layer][head][position][head_dim]. Both in float32, or in float16, which `append` rounds to and attention
+ *                  widens where it reads.
+ *   in bfloat16    keys [layer][head][position/16][head_dim/2][16][2], values [layer][head][position/2][head_dim][2]: pairs of
+ *                  what a product sums over, as an instruction takes them. Attention rounds queries and weights to pairs, too.
  *
  * Integer sums are exact. A bfloat16 linear rounds its input to bfloat16 and sums in float; all between the linears is
  * float32, whatever the weights. Float steps round as the torch path does (no contraction of a*b+c, division by the input
@@ -413,6 +415,37 @@ INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, co
             for (int v = 0; v < vectors; v++)
                 for (int i = 0; i < PIECES; i++) sum[r][v][i] = fused(all(x[r * stride + k]), w[v][i], sum[r][v][i]);
     }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < PIECES; i++) {
+                piece *target = (piece *)(out + r * out_stride + v * LANES + i * WIDTH);
+                if (add) sum[r][v][i] += *target;
+                *target = sum[r][v][i];
+            }
+}
+
+/* Two steps of `pair_tile`; `kept`: the halves of each right pair that count. */
+INLINE void pair_step(int rows, int vectors, const uint16_t *x, int64_t stride, const uint16_t *right, int64_t across, uint32_t kept, piece sum[6][4][PIECES]) {
+    pair_piece w[4][PIECES];
+    for (int v = 0; v < vectors; v++)
+        for (int i = 0; i < PIECES; i++) w[v][i] = *(const pair_piece *)(right + v * across + 2 * i * WIDTH) & kept;
+    for (int r = 0; r < rows; r++) {
+        uint32_t two;
+        memcpy(&two, x + r * stride, 4);
+        const pair_piece row = two - (pair_piece){0};
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < PIECES; i++) sum[r][v][i] = dot2(sum[r][v][i], w[v][i], row);
+    }
+}
+
+/* `float_tile` of bfloat16 on both sides, pairs of steps side by side: of the right operand vector v of the pair k stands at
+ * v * across + k * along. Where `steps` is odd, the pair of the last one counts half: nobody has written the other one yet. */
+INLINE void pair_tile(int rows, int vectors, const uint16_t *x, int64_t stride, const uint16_t *right, int64_t across, int64_t along, int steps,
+                      float *out, int64_t out_stride, int add) {
+    piece sum[6][4][PIECES] = {{{{0}}}};
+    int k = 0;
+    for (; k < steps / 2; k++) pair_step(rows, vectors, x + 2 * k, stride, right + k * along, across, 0xffffffffu, sum);
+    if (steps % 2) pair_step(rows, vectors, x + 2 * k, stride, right + k * along, across, 0xffffu, sum);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++)
             for (int i = 0; i < PIECES; i++) {
@@ -1014,7 +1047,20 @@ static void put_key(void *keys, int position, const float *key, int dim, int typ
     }
     uint16_t halves[dim];
     store(key, dim, type, halves);
-    for (int i = 0; i < dim; i++) ((uint16_t *)keys)[lane + i * LANES] = halves[i];
+    if (type == FLOAT16)
+        for (int i = 0; i < dim; i++) ((uint16_t *)keys)[lane + i * LANES] = halves[i];
+    else
+        for (int i = 0; i < dim; i++) ((uint16_t *)keys)[lane + position % LANES + i / 2 * 2 * LANES + i % 2] = halves[i];
+}
+
+/* A value into its place, `values [position][dim]` or pairs of positions. */
+static void put_value(void *values, int position, const float *value, int dim, int type) {
+    if (type != BFLOAT16) {
+        store(value, dim, type, (char *)values + (int64_t)position * dim * float_bytes(type));
+        return;
+    }
+    uint16_t *pairs = (uint16_t *)values + (int64_t)(position / 2) * 2 * dim + position % 2;
+    for (int i = 0; i < dim; i++) pairs[2 * i] = to_bfloat16(value[i]);
 }
 
 /* Rotates the key of one position and head, out of `key_value [kv_heads][2][head_dim]`; it and its value go into the cache. */
@@ -1023,7 +1069,7 @@ static void append(const network *m, const cache *c, int layer, int position, in
     float key[dim];
     rotate(key_value + head * 2 * dim, m->cos + (int64_t)position * dim, m->sin + (int64_t)position * dim, dim, key);
     put_key(keys_of(m, c, layer, head), position, key, dim, m->cache_type);
-    store(key_value + (head * 2 + 1) * dim, dim, m->cache_type, (char *)values_of(m, c, layer, head) + (int64_t)position * dim * float_bytes(m->cache_type));
+    put_value(values_of(m, c, layer, head), position, key_value + (head * 2 + 1) * dim, dim, m->cache_type);
 }
 
 /* exp(score * scale - maximum) in place for the first `count` scores, zero up to `width`; gives the sum. */
@@ -1043,14 +1089,46 @@ static float softmax_terms(float *scores, int count, int width, float scale, flo
     return lane_sum(sum);
 }
 
-/* out[rows][dim] += terms[rows] . `count` values from position `first` on. */
-INLINE void add_values(int dim, const float *terms, int64_t stride, int rows, const void *values, int first, int count, float *out, int64_t out_stride, int type) {
+/* x[count], a multiple of LANES, to bfloat16 in the first half of its own memory. A NaN may become another number: the sum of
+ * the terms is NaN then, too. */
+static void round_terms(float *x, int count) {
+    for (int i = 0; i < count; i += LANES) {
+        const vu bits = *(const vu *)(x + i);
+        *(vh *)((uint16_t *)(void *)x + i) = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, vh);
+    }
+}
+
+/* scores[rows][width] = query . keys from position `begin` on; `halves` is the query in bfloat16, for keys that are. */
+INLINE void score(int dim, const float *query, int64_t stride, const uint16_t *halves, int rows, const void *keys, int begin, int width, float *scores, int type) {
+    const int vectors = tile_vectors(FLOAT_STREAM, rows, 4);
+    for (int t = 0; t < width; t += vectors * LANES)
+        for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r)) {
+            const int64_t first = (int64_t)(begin + t) * dim;
+            float *out = scores + (int64_t)r * width + t;
+#define TILE(R, V) float_tile(R, V, query + r * stride, stride, keys, first, LANES * dim, LANES, dim, out, width, 0, type)
+#define PAIRS(R, V) pair_tile(R, V, halves + r * dim, dim, (const uint16_t *)keys + first, LANES * dim, 2 * LANES, dim, out, width, 0)
+            if (type == BFLOAT16) EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, PAIRS);
+            else EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
+#undef TILE
+#undef PAIRS
+        }
+}
+
+/* out[rows][dim] += terms . `count` values from position `first` on. The terms of a row, which stand `width` floats apart,
+ * are those from `skip` on; for values in bfloat16 they have been rounded. */
+INLINE void add_values(int dim, const float *terms, int width, int skip, int rows, const void *values, int first, int count, float *out, int64_t out_stride, int type) {
     for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r))
         for (int v = 0, vectors; v < dim; v += vectors * LANES) {
+            const float *row = terms + (int64_t)r * width;
             vectors = tile_vectors(FLOAT_STREAM, rows, (dim - v) / LANES);
-#define TILE(R, V) float_tile(R, V, terms + r * stride, stride, values, (int64_t)first * dim + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1, type)
-            EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
+#define TILE(R, V) float_tile(R, V, row + skip, width, values, (int64_t)first * dim + v, LANES, dim, count, out + r * out_stride + v, out_stride, 1, type)
+#define PAIRS(R, V)                                                                                                                       \
+    pair_tile(R, V, (const uint16_t *)(const void *)row + skip, 2 * (int64_t)width, (const uint16_t *)values + (int64_t)first * dim + 2 * v, \
+              2 * LANES, 2 * dim, count, out + r * out_stride + v, out_stride, 1)
+            if (type == BFLOAT16) EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, PAIRS);
+            else EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
 #undef TILE
+#undef PAIRS
         }
 }
 
@@ -1059,19 +1137,18 @@ INLINE void add_values(int dim, const float *terms, int64_t stride, int rows, co
 INLINE void attend_to(int dim, const float *query, int64_t stride, int rows, const void *keys, const void *values, int begin,
                       int first_end, int causal, float *scores, float *out, int64_t out_stride, float *maxima, float *sums, int type) {
     const int end = first_end + (rows - 1) * causal, width = (end - begin + BLOCK - 1) / BLOCK * BLOCK;
-    const int vectors = tile_vectors(FLOAT_STREAM, rows, 4);
-    for (int t = 0; t < width; t += vectors * LANES)
-        for (int r = 0; r < rows; r += tile_rows(FLOAT_ROWS, rows - r)) {
-#define TILE(R, V) float_tile(R, V, query + r * stride, stride, keys, (int64_t)(begin + t) * dim, LANES * dim, LANES, dim, scores + (int64_t)r * width + t, width, 0, type)
-            EACH_TILE(FLOAT_ROWS, FLOAT_STREAM, rows - r, vectors, TILE);
-#undef TILE
-        }
+    uint16_t halves[type == BFLOAT16 ? rows * dim : 1];
+    if (type == BFLOAT16)
+        for (int r = 0; r < rows; r++) store(query + r * stride, dim, BFLOAT16, halves + r * dim);
+    score(dim, query, stride, halves, rows, keys, begin, width, scores, type);
     for (int r = 0; r < rows; r++) {
-        sums[r] = softmax_terms(scores + (int64_t)r * width, first_end + r * causal - begin, width, 1.0f / sqrtf(dim), maxima + r);
+        float *terms = scores + (int64_t)r * width;
+        sums[r] = softmax_terms(terms, first_end + r * causal - begin, width, 1.0f / sqrtf(dim), maxima + r);
+        if (type == BFLOAT16) round_terms(terms, width);
         memset(out + r * out_stride, 0, dim * sizeof(float));
     }
     for (int t = 0; t < end - begin; t += VALUES)
-        add_values(dim, scores + t, width, rows, values, begin + t, MIN(VALUES, end - begin - t), out, out_stride, type);
+        add_values(dim, scores, width, t, rows, values, begin + t, MIN(VALUES, end - begin - t), out, out_stride, type);
 }
 
 /* The same with the type of keys and values as a constant. */
