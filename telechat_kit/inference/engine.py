@@ -6,7 +6,7 @@ largest logit, which alone are computed in float.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import addressof, c_int32, c_int64
+from ctypes import Array, addressof, c_double, c_int32, c_int64
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -165,10 +165,10 @@ class EngineBatch:
         shape, dtype = (2, config.n_layer, config.kv_heads), engine.slot_dtype
         self._slots = [empty((*shape, capacity, config.head_dim), dtype) for capacity in self.capacities]
         self._logits = torch.empty(len(capacities), config.vocab_size)
-        self._ids = torch.empty(len(capacities), dtype=torch.int32)
-        self._scratch, self._scratch_for = torch.empty(0, dtype=torch.uint8), b""
-        self._profile = torch.zeros(len(PHASES), dtype=torch.float64)
+        self._ids = (c_int32 * len(capacities))()
+        self._profile = (c_double * len(PHASES))()
         self._engine, self._kernels = engine, kernels()
+        self._most_rows, self._steps = self._kernels.step_rows(), dict[int, _Step]()
 
     def best(self, ids: Mapping[int, Sequence[int]]) -> list[int]:
         """The id of the largest logit behind the ids of each of these sequences, which follow those given before."""
@@ -187,7 +187,7 @@ class EngineBatch:
 
     def profile(self) -> dict[str, float]:
         """Seconds of all decode steps so far by what they went into, on the first thread."""
-        return dict(zip(PHASES, self._profile.tolist(), strict=True))
+        return dict(zip(PHASES, self._profile, strict=True))
 
     def _feed(self, ids: Mapping[int, Sequence[int]], full: bool) -> list[int]:
         for row, new in ids.items():
@@ -212,33 +212,34 @@ class EngineBatch:
         batch = _rows(list(ids), rows, [token for new in ids.values() for token in new], self._cache)
         for row, new in ids.items():
             self.lengths[row] = len(new)
-        extent = self._extent(list(ids), len(rows))
-        output = full, self._logits.data_ptr(), states, self._ids.data_ptr(), self._scratch.data_ptr(), extent
+        extent, scratch = self._room(list(ids), len(rows))
+        output = full, self._logits.data_ptr(), states, self._ids, scratch.data_ptr(), extent
         self._kernels.prefill(self._engine.network, batch.record, *output)
-        return self._ids[: len(ids)].tolist()
+        return self._ids[: len(ids)]
 
     def _step(self, tokens: Mapping[int, int], full: bool) -> list[int]:
         """One token of each sequence, so many sequences at a time as the kernels take."""
         found: list[int] = []
-        sequences, most = list(tokens), self._kernels.step_rows()
+        sequences, most = list(tokens), self._most_rows
         for first in range(0, len(sequences), most):
             own = sequences[first : first + most]
-            places = [(row, self.lengths[row]) for row in own]
-            batch = _rows(own, places, [tokens[row] for row in own], self._cache)
-            for row in own:
+            step = self._prepared(first, own)
+            for i, row in enumerate(own):
+                step.rows.tokens[i], step.rows.positions[i] = tokens[row], self.lengths[row]
                 self.lengths[row] += 1
-            extent, logits = self._extent(own, len(own)), self._logits[first:].data_ptr()
-            output = (
-                full,
-                logits,
-                self._ids.data_ptr(),
-                self._scratch.data_ptr(),
-                extent,
-                self._profile.data_ptr(),
-            )
-            self._kernels.decode(self._engine.network, batch.record, *output)
-            found += self._ids[: len(own)].tolist()
+            self._kernels.decode(self._engine.network, step.rows.record, full, *step.output)
+            found += self._ids[: len(own)]
         return found
+
+    def _prepared(self, first: int, own: list[int]) -> "_Step":
+        """The step of these sequences, the same one as long as they go on: to make it takes longer than a thread waits awake."""
+        step, threads = self._steps.get(first), torch.get_num_threads()
+        if step is None or step.sequences != own or step.threads != threads:
+            rows = _rows(own, [(row, 0) for row in own], [0] * len(own), self._cache)
+            extent, scratch = self._room(own, len(own))
+            output = self._logits[first:].data_ptr(), self._ids, scratch.data_ptr(), extent, self._profile
+            step = self._steps[first] = _Step(own, threads, rows, output, scratch)
+        return step
 
     def _sound(self, found: list[int]) -> list[int]:
         """The ids that the kernels chose; where no logit is a number there is none."""
@@ -258,16 +259,13 @@ class EngineBatch:
         keys, values = (slots.data_ptr() for slots in self._slots[row])
         return Cache(keys, values, self.capacities[row])
 
-    def _extent(self, sequences: Sequence[int], rows: int) -> Extent:
-        """Sizes of a call, for which the scratch is made large enough: for all that the caches can hold."""
+    def _room(self, sequences: Sequence[int], rows: int) -> tuple[Extent, Tensor]:
+        """Sizes of a call, and scratch for all that the caches can hold."""
         capacities = [self.capacities[row] for row in sequences]
         parts = sum(-(-capacity // self._kernels.part_positions()) for capacity in capacities)
         extent = Extent(len(sequences), rows, max(capacities), parts, torch.get_num_threads())
-        wanted = bytes(extent)
-        if self._scratch_for != wanted:
-            size = self._kernels.scratch_bytes(self._engine.network, extent)
-            self._scratch, self._scratch_for = torch.empty(size, dtype=torch.uint8), wanted
-        return extent
+        size = self._kernels.scratch_bytes(self._engine.network, extent)
+        return extent, torch.empty(size, dtype=torch.uint8)
 
 
 class EngineRun:
@@ -301,10 +299,23 @@ class EngineRun:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A batch as the kernels read it, and what it points to."""
+    """A batch as the kernels read it, the tokens and positions of its rows, and what else it points to."""
 
     record: Batch
+    tokens: Array[c_int64]
+    positions: Array[c_int32]
     kept: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A call of `decode` for one token of each of `sequences`, whose tokens and positions are written anew each time."""
+
+    sequences: list[int]
+    threads: int
+    rows: _Rows
+    output: tuple[object, ...]
+    scratch: Tensor
 
 
 def _rows(
@@ -322,6 +333,5 @@ def _rows(
     ends = {row: index for index, (row, _) in enumerate(rows)}
     last = (c_int32 * len(sequences))(*(ends[row] for row in sequences))
     addresses = (addressof(part) for part in (ids, sequence, position, last))
-    return _Rows(
-        Batch(len(sequences), len(rows), caches, *addresses), (caches, ids, sequence, position, last)
-    )
+    record = Batch(len(sequences), len(rows), caches, *addresses)
+    return _Rows(record, ids, position, (caches, sequence, last))
