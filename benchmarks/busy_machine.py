@@ -39,7 +39,7 @@ def main(profile: str, loops: str) -> None:
     with tempfile.TemporaryDirectory(dir=project_root() / "build") as scratch:
         copy = own_profile(settings, Path(scratch))
         print(
-            f"{cores} cores, load {os.getloadavg()[0]:.2f}\n\n| loops per core | seconds | times as long | others took |"
+            f"{cores} cores, load {os.getloadavg()[0]:.2f}\n\n| loops per core | seconds | times as long | cores in use |"
         )
         print("|---|---|---|---|", flush=True)
         for count in map(int, loops.split(",")):
