@@ -403,6 +403,17 @@ INLINE void int8_tile(int rows, int vectors, const uint8_t *x, int64_t stride, c
         for (int v = 0; v < vectors; v++) sums[r * 4 + v] = joined(sum[r][v]);
 }
 
+/* out[rows][16 * vectors] (+)= the sums of a tile of floats. */
+INLINE void put_tile(int rows, int vectors, piece sum[6][4][PIECES], float *out, int64_t out_stride, int add) {
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++)
+            for (int i = 0; i < PIECES; i++) {
+                piece *target = (piece *)(out + r * out_stride + v * LANES + i * WIDTH);
+                if (add) sum[r][v][i] += *target;
+                *target = sum[r][v][i];
+            }
+}
+
 /* out[rows][16 * vectors] (+)= x[rows][steps] . right, whose vector v of step k stands at v * across + k * along, from `first` on. */
 INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, const void *right, int64_t first, int64_t across,
                        int64_t along, int steps, float *out, int64_t out_stride, int add, int type) {
@@ -415,13 +426,7 @@ INLINE void float_tile(int rows, int vectors, const float *x, int64_t stride, co
             for (int v = 0; v < vectors; v++)
                 for (int i = 0; i < PIECES; i++) sum[r][v][i] = fused(all(x[r * stride + k]), w[v][i], sum[r][v][i]);
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            for (int i = 0; i < PIECES; i++) {
-                piece *target = (piece *)(out + r * out_stride + v * LANES + i * WIDTH);
-                if (add) sum[r][v][i] += *target;
-                *target = sum[r][v][i];
-            }
+    put_tile(rows, vectors, sum, out, out_stride, add);
 }
 
 /* Two steps of `pair_tile`; `kept`: the halves of each right pair that count. */
@@ -446,13 +451,7 @@ INLINE void pair_tile(int rows, int vectors, const uint16_t *x, int64_t stride, 
     int k = 0;
     for (; k < steps / 2; k++) pair_step(rows, vectors, x + 2 * k, stride, right + k * along, across, 0xffffffffu, sum);
     if (steps % 2) pair_step(rows, vectors, x + 2 * k, stride, right + k * along, across, 0xffffu, sum);
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            for (int i = 0; i < PIECES; i++) {
-                piece *target = (piece *)(out + r * out_stride + v * LANES + i * WIDTH);
-                if (add) sum[r][v][i] += *target;
-                *target = sum[r][v][i];
-            }
+    put_tile(rows, vectors, sum, out, out_stride, add);
 }
 
 /* out[rows][columns] (+)= x . weight rows + bias: dot products along the memory of both. The weight may be bfloat16. */
